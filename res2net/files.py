@@ -1,0 +1,110 @@
+"""Model folders (`arch.json`, `model.safetensors`), and files that are never half-written."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import safetensors.torch
+import torch
+
+from res2net.arch import Arch
+from res2net.errors import UserError
+from res2net.model import Res2Net
+
+ARCH_FILE, WEIGHTS_FILE = "arch.json", "model.safetensors"
+
+
+def write_atomic(path: Path, content: bytes | str) -> None:
+    """Write under a temporary name beside `path`, flush to disk, rename."""
+    data = content.encode() if isinstance(content, str) else content
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
+    """Let `fill` write into a temporary folder, then put it in `folder`'s place as a whole."""
+    folder = folder.absolute()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        temporary.chmod(0o755)
+        fill(temporary)
+        if folder.exists():
+            old = temporary.with_name(temporary.name + ".old")
+            os.replace(folder, old)
+            os.replace(temporary, folder)
+            shutil.rmtree(old)
+        else:
+            os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def weights_bytes(model: Res2Net) -> bytes:
+    """The state dict as the content of a safetensors file."""
+    state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    return safetensors.torch.save(state, metadata={"format": "pt"})
+
+
+def save(model: Res2Net, folder: str | Path) -> None:
+    """Write the model folder, atomically; other files of an existing one are kept only if `folder` is new to them."""
+    arch, weights = model.arch.to_json(), weights_bytes(model)
+
+    def fill(temporary: Path) -> None:
+        write_atomic(temporary / ARCH_FILE, arch)
+        write_atomic(temporary / WEIGHTS_FILE, weights)
+
+    write_folder(Path(folder), fill)
+
+
+def load_arch(folder: str | Path) -> Arch:
+    """The architecture of a model folder, or of an `arch.json`."""
+    path = Path(folder)
+    path = path / ARCH_FILE if path.is_dir() else path
+    if not path.is_file():
+        raise UserError(f"model folder {str(folder)!r}: {path.name} is missing; accepted: a folder with {ARCH_FILE}")
+    try:
+        return Arch.from_json(path.read_text())
+    except (UserError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def load(folder: str | Path) -> Res2Net:
+    """The network of a model folder, in eval mode; `UserError` for a missing file or weights that do not fit."""
+    arch = load_arch(folder)
+    path = Path(folder) / WEIGHTS_FILE
+    if not path.is_file():
+        raise UserError(f"model folder {str(folder)!r}: {WEIGHTS_FILE} is missing; accepted: a folder with both files")
+    try:
+        state = safetensors.torch.load_file(path)
+    except Exception as error:  # safetensors raises its own, undocumented kinds for truncated and foreign files
+        raise UserError(f"{path}: not a readable safetensors file ({error})") from None
+    model = Res2Net(arch)
+    _load_state(model, state, path)
+    return model.eval()
+
+
+def _load_state(model: Res2Net, state: dict[str, torch.Tensor], path: Path) -> None:
+    expected = model.state_dict()
+    for key in expected.keys() - state.keys():
+        raise UserError(f"{path}: weight {key!r} is missing; {ARCH_FILE} asks for {list(expected[key].shape)}")
+    for key in state.keys() - expected.keys():
+        raise UserError(f"{path}: weight {key!r} is not one of {ARCH_FILE}'s network")
+    for key, tensor in state.items():
+        if tensor.shape != expected[key].shape:
+            wanted = list(expected[key].shape)
+            raise UserError(f"{path}: weight {key!r} has shape {list(tensor.shape)}; {ARCH_FILE} asks for {wanted}")
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise UserError(f"{path}: weight {key!r} holds values that are not finite")
+    model.load_state_dict(state)

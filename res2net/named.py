@@ -1,0 +1,82 @@
+"""The networks of the paper's tables by the names that released checkpoints use (residual line)."""
+
+from __future__ import annotations
+
+from res2net.arch import Arch, Stage
+from res2net.errors import unknown
+
+PLANES = (64, 128, 256, 512)
+
+
+def split_width(planes: int, base_width: int, cardinality: int = 1) -> int:
+    """Channels of one split at `planes`, for a base width given at 64 planes (`6c24w`: 24 a group, 6 groups)."""
+    return planes * base_width // 64 * cardinality
+
+
+def imagenet(depths: tuple[int, ...], width: int, scale: int = 1, cardinality: int = 1, **changes: object) -> Arch:
+    """The four-stage layout of Tables 1 to 3."""
+    stages = tuple(
+        Stage(depth, planes, split_width(planes, width, cardinality), cardinality, scale, stride)
+        for depth, planes, stride in zip(depths, PLANES, (1, 2, 2, 2), strict=True)
+    )
+    return Arch(stages, **changes)  # type: ignore[arg-type]
+
+
+def cifar29(width: int, cardinality: int, scale: int = 1, se: int = 0) -> Arch:
+    """The 29-layer layout of Table 4: three stages of three blocks, all splits of first blocks convolved, 100 classes."""
+    stages = tuple(
+        Stage(3, planes, split_width(planes, width, cardinality), cardinality, scale, stride)
+        for planes, stride in zip(PLANES, (1, 2, 2), strict=False)
+    )
+    return Arch(stages, stem="cifar", first_block="conv", se=se, num_classes=100)
+
+
+_50, _101 = (3, 4, 6, 3), (3, 4, 23, 3)
+_NAMED = {
+    "resnet50": imagenet(_50, 64),
+    "res2net50_48w_2s": imagenet(_50, 48, 2),
+    "res2net50_26w_4s": imagenet(_50, 26, 4),
+    "res2net50_14w_8s": imagenet(_50, 14, 8),
+    "res2net50_26w_6s": imagenet(_50, 26, 6),
+    "res2net50_26w_8s": imagenet(_50, 26, 8),
+    "res2net50_18w_4s": imagenet(_50, 18, 4),
+    "res2net101_26w_4s": imagenet(_101, 26, 4),
+    "resnext50_32x4d": imagenet(_50, 4, 1, 32),
+    "res2next50": imagenet(_50, 4, 4, 8),
+    "seresnet50": imagenet(_50, 64, se=16),
+    "se_res2net50_26w_4s": imagenet(_50, 26, 4, se=16),
+    "res2net50_v1b": imagenet(_50, 26, 4, stem="deep", shortcut="avgpool"),
+    "res2net101_v1b": imagenet(_101, 26, 4, stem="deep", shortcut="avgpool"),
+    "resnext29_8c64w": cifar29(64, 8),
+    "resnext29_16c64w": cifar29(64, 16),
+    "res2next29_6c24w_4s": cifar29(24, 6, 4),
+    "res2next29_8c25w_4s": cifar29(25, 8, 4),
+    "res2next29_6c24w_6s": cifar29(24, 6, 6),
+    "se_resnext29_8c64w": cifar29(64, 8, se=16),
+    "se_resnext29_16c64w": cifar29(64, 16, se=16),
+    "se_res2next29_6c24w_4s": cifar29(24, 6, 4, se=16),
+    "se_res2next29_8c25w_4s": cifar29(25, 8, 4, se=16),
+    "se_res2next29_6c24w_6s": cifar29(24, 6, 6, se=16),
+}
+# Other names that the same definitions were released under.
+_ALIASES = {
+    "res2net50_l": "res2net50_18w_4s",
+    "res2net50d": "res2net50_v1b",
+    "res2net101d": "res2net101_v1b",
+    "res2net50_v1b_26w_4s": "res2net50_v1b",
+    "res2net101_v1b_26w_4s": "res2net101_v1b",
+    "res2next50_4s": "res2next50",
+}
+
+
+def names() -> tuple[str, ...]:
+    """All names that `named` takes, without the aliases."""
+    return tuple(_NAMED)
+
+
+def named(name: str) -> Arch:
+    """The architecture of that name; `UserError` with the nearest name for an unknown one."""
+    name = _ALIASES.get(name, name)
+    if name not in _NAMED:
+        raise unknown("network name", name, (*_NAMED, *_ALIASES))
+    return _NAMED[name]
