@@ -1,0 +1,133 @@
+"""A whole search, from settings to a folder with the front, plots and the best network."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+import trainers.data
+from search import dashboard, export, report, runs
+from search.driver import Driver
+from search.execute_local import execute as execute_local
+from search.progress import Progress, Silent, front_records
+from search.settings import Settings, check_limits
+from search.study import Study, sqlite_url
+from search.worker import Job, Work, train_trial
+from space import Space
+from trainers.data import Data
+
+REPORT_SECONDS = 30.0  # how old tables and plots may be while a search runs
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a search found. `front` has a row a network, cheapest first; `hypervolume` is in % (see `search.front`)."""
+
+    folder: Path
+    front: pd.DataFrame
+    trials: pd.DataFrame
+    hypervolume: float
+    seconds: float
+    why_stopped: str
+    interrupted: bool = False
+
+
+def search(
+    settings: Settings, out: str | Path | None = None, progress: Progress | None = None, work: Work = train_trial
+) -> Result:
+    """Search as the settings say, in the folder `out` (a new one under `runs/` if None; an earlier search goes on).
+
+    `UserError` for settings, data or a folder that do not go together, before anything is written. Ctrl-C
+    (KeyboardInterrupt) ends the search in good order: the result says so, and the same call goes on.
+    """
+    folder = Path(out) if out is not None else Path("runs") / runs.new_name(settings)
+    data = trainers.data.load(settings.data, settings.data_dir, seed=settings.seed, train_images=settings.train_images)
+    space = settings.get_space(data.num_classes)
+    check_limits(space, settings)
+    runs.check(folder, settings, space)
+    runs.open_run(folder, settings, space, _describe(data))
+    with runs.locked(folder):
+        return _Session(settings, folder, space, data, progress or Silent(), work).run()
+
+
+class _Session:
+    """One driver's time with a run's folder."""
+
+    def __init__(
+        self, settings: Settings, folder: Path, space: Space, data: Data, progress: Progress, work: Work
+    ) -> None:
+        self.settings, self.folder, self.space, self.data = settings, folder, space, data
+        self.progress, self.work = progress, work
+        self.study = Study(
+            sqlite_url(folder), folder.absolute().name, settings.sampler, settings.seed, space.parameters
+        )
+        self.driver = Driver(settings, space, self.study, self._keep, self._changed)
+        self.reported = time.monotonic()
+
+    def run(self) -> Result:
+        begun, interrupted = time.monotonic(), False
+        with self._shown():
+            try:
+                self._execute()
+            except KeyboardInterrupt:
+                interrupted = True
+                self.driver.release_all("the search was interrupted")
+        trials = self._report()
+        found = report.front_frame(trials)
+        if len(found):
+            export.export(self.folder, "best", self.folder / "best")
+        self.study.close()
+        value = report.hypervolume_of(trials, self.space, self.settings)
+        why = "interrupted" if interrupted else self.driver.why_stopped or "all trials are done"
+        return Result(self.folder, found, trials, value, time.monotonic() - begun, why, interrupted)
+
+    @contextlib.contextmanager
+    def _shown(self) -> Iterator[None]:
+        s, n = self.settings, self.space.size
+        title = f"{self.space.name} ({self.space.base}, {n:,} combinations) on {s.data}, {s.sampler}, -> {self.folder}"
+        self.progress.start(self.driver, title)
+        try:
+            yield
+        finally:
+            self.progress.stop()
+
+    def _execute(self) -> None:
+        if self.settings.executor == "local":
+            execute_local(self.driver, self.data, self.work)
+            return
+        from search.execute_tune import execute as execute_tune  # Ray is imported where it is asked for
+
+        execute_tune(self.driver, self.data, self.work, self.settings.workers, self.settings.gpus_per_trial)
+
+    def _keep(self, job: Job, weights: bytes | None) -> None:
+        dashboard.attach_arch(self.study, job.number, job.arch, self.folder / runs.ARTIFACTS)
+        if weights is not None:
+            front = {r.number for r in front_records(self.driver)}
+            runs.keep_weights(self.folder, job.number, weights, front)
+
+    def _changed(self) -> None:
+        self.progress.changed()
+        if time.monotonic() - self.reported > REPORT_SECONDS:
+            self._report()
+            self.reported = time.monotonic()
+
+    def _report(self) -> pd.DataFrame:
+        trials = report.write(self.folder, self.study.records(), self.space, self.settings)
+        dashboard.show_front(self.study, report.pareto_figure(trials, self.folder.name, self.settings))
+        return trials
+
+
+def _describe(data: Data) -> dict[str, object]:
+    return {
+        "name": data.name,
+        "classes": list(data.classes),
+        "train_images": len(data.train.labels),
+        "val_images": len(data.val.labels),
+        "mean": list(data.mean),
+        "std": list(data.std),
+    }

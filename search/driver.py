@@ -1,0 +1,240 @@
+"""The search's decisions, whoever executes the trials: what to try next, what a report means, what is kept.
+
+An executor calls `next_job` when a worker is free, `on_report` after each epoch, and `on_lost` when a worker died.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from res2net.arch import Arch
+from res2net.cost import Cost, cost
+from res2net.errors import UserError
+from search.settings import Settings, limits_of, member
+from search.study import FAILED, ORPHAN, REPEATED, SCORED, SPENT, Proposal, Record, Study
+from search.worker import Job, Report
+from space import Space
+
+MAX_MISSES = 12  # proposals in a row that need no training, before one that does is looked for
+ENUMERABLE = 50_000  # a space of at most so many combinations is gone through, a larger one sampled
+RETRIES = 2  # how often a network is tried again after a failure
+
+
+@dataclass(slots=True)
+class Running:
+    """A trial under way, as the progress display shows it."""
+
+    job: Job
+    cost: Cost
+    params: dict[str, int]
+    started: float
+    reports: list[Report] = field(default_factory=list)
+
+
+class Driver:
+    """Asks the study, screens what it proposes, hands out jobs, and records what comes back.
+
+    `on_scored` is called with the job and the weights of each trial that got its full budget, before it is recorded.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        space: Space,
+        study: Study,
+        on_scored: Callable[[Job, bytes | None], None] = lambda job, weights: None,
+        on_change: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.settings, self.space, self.study = settings, space, study
+        self.on_scored, self.on_change = on_scored, on_change
+        self.limits = limits_of(settings)
+        self.running: dict[int, Running] = {}
+        self.scored: dict[str, Record] = {}
+        self.failures: dict[str, int] = {}
+        self.counts: dict[str, int] = {}
+        self.last_failure = ""
+        self.why_stopped = ""
+        self.started = time.monotonic()
+        self._recover()
+
+    @property
+    def spent(self) -> int:
+        """Trials that count against `--trials`: scored or failed."""
+        return sum(self.counts.get(o, 0) for o in SPENT)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """What is left of `--time`."""
+        return None if self.settings.time is None else self.settings.time - (time.monotonic() - self.started)
+
+    def next_job(self) -> Job | None:
+        """The next network to train, or None: nothing more to start."""
+        if self.why_stopped or self.spent + len(self.running) >= self.settings.trials:
+            return None
+        if self._no_time():
+            self.why_stopped = "the time is up"
+            return None
+        misses = 0
+        while True:
+            job = self._propose()
+            if job is not None:
+                return job
+            misses += 1
+            if misses % MAX_MISSES == 0 and not self._enqueue_unseen():
+                self.why_stopped = "every network of the space that meets the limits is scored or running"
+                return None
+
+    def on_report(self, number: int, report: Report) -> bool:
+        """Take in a trial's report; whether the trial shall go on."""
+        trial = self.running[number]
+        trial.reports.append(report)
+        if report.reason is not None:
+            self._fail(number, report.reason)
+            return False
+        self.study.report(number, report.epoch, report.val_top1)
+        if report.epoch >= trial.job.config.epochs:
+            self._score(number, report)
+            return False
+        if self.seconds_left is not None and self.seconds_left <= 0:
+            self.release(number, f"the time was up after epoch {report.epoch}")
+            self.why_stopped = "the time is up"
+            return False
+        self.on_change()
+        return True
+
+    def on_lost(self, number: int, reason: str) -> None:
+        """A worker died; its trial is recorded as failed and its network asked again."""
+        if number in self.running:
+            self._fail(number, reason)
+
+    def release(self, number: int, reason: str) -> None:
+        """Give a trial up through no fault of its own: a resumed search asks it again."""
+        trial = self.running.pop(number)
+        self.study.enqueue(trial.params, retry_of=number)  # first: killed in between, the trial is not lost
+        self.study.fail(number, ORPHAN, reason)
+        self._count(ORPHAN)
+
+    def release_all(self, reason: str) -> None:
+        for number in list(self.running):
+            self.release(number, reason)
+
+    def _recover(self) -> None:
+        """Take up what the study holds: scores, failures, and trials that another driver left running."""
+        enqueued = {r.attrs.get("retry_of") for r in self.study.records()}
+        for orphan in self.study.running():
+            if orphan.number not in enqueued:
+                self.study.enqueue(orphan.params, retry_of=orphan.number)
+            self.study.adopt(orphan.number)
+            self.study.fail(orphan.number, ORPHAN, "the search was stopped while it ran")
+        for record in self.study.records():
+            self._count(record.outcome)
+            if record.outcome == SCORED:
+                self.scored[record.key] = record
+            elif record.outcome == FAILED and record.key:
+                self.failures[record.key] = self.failures.get(record.key, 0) + 1
+
+    def _propose(self) -> Job | None:
+        """Ask once; None if the proposal could be answered without training."""
+        proposal = self.study.ask()
+        try:
+            arch = member(self.space, proposal.params, self.settings.match_macs)
+        except UserError as error:  # only with --match-macs: no width brings this shape there
+            self.study.infeasible(proposal.number, str(error))
+            return None
+        price = cost(arch, self.space.image_size)
+        violations = self.limits.violations(price)
+        self.study.describe(proposal.number, arch, price, violations)
+        if any(v > 0 for v in violations):
+            self.study.infeasible(proposal.number, "it breaks a limit")
+            return None
+        if self._known(proposal, arch.key(), price):
+            return None
+        job = Job(proposal.number, arch, self.settings.train_config(trial_seed(self.settings.seed, arch)))
+        self.running[proposal.number] = Running(job, price, proposal.params, time.monotonic())
+        self.on_change()
+        return job
+
+    def _known(self, proposal: Proposal, key: str, price: Cost) -> bool:
+        """Whether the network was tried before; the trial is then ended with what is known."""
+        earlier = self.scored.get(key)
+        if earlier is not None and earlier.val_top1 is not None:
+            answer = {"repeat_of": earlier.number, "epochs": earlier.attrs["epochs"]}
+            self.study.complete(proposal.number, earlier.val_top1, price.macs, REPEATED, **answer)
+            return True
+        twin = next((n for n, r in self.running.items() if r.job.arch.key() == key), None)
+        if twin is not None:
+            self.study.fail(proposal.number, REPEATED, f"the same network runs as trial {twin}")
+            return True
+        if self.failures.get(key, 0) > RETRIES:
+            self.study.fail(proposal.number, REPEATED, f"the same network failed {self.failures[key]} times")
+            return True
+        return False
+
+    def _enqueue_unseen(self) -> bool:
+        """Enqueue a member that is within the limits and neither scored nor running; False if there is none."""
+        busy = {r.job.arch.key() for r in self.running.values()}
+        busy |= self.scored.keys() | {k for k, n in self.failures.items() if n > RETRIES}
+        rng = random.Random(f"{self.settings.seed} {len(self.scored)} {len(busy)}")
+        fresh = [p for p in self._candidates(rng) if self._is_fresh(p, busy)]
+        if fresh:
+            self.study.enqueue(rng.choice(fresh))
+        return bool(fresh)
+
+    def _candidates(self, rng: random.Random) -> Iterator[dict[str, int]]:
+        if self.space.size <= ENUMERABLE:
+            yield from self.space.all_params()
+        else:
+            yield from (self.space.sample(rng) for _ in range(ENUMERABLE))
+
+    def _is_fresh(self, params: dict[str, int], busy: set[str]) -> bool:
+        try:
+            arch = member(self.space, params, self.settings.match_macs)
+        except UserError:
+            return False
+        return self.limits.allow(cost(arch, self.space.image_size)) and arch.key() not in busy
+
+    def _score(self, number: int, report: Report) -> None:
+        trial = self.running.pop(number)
+        attrs = {
+            "epochs": report.epoch,
+            "seconds": round(report.seconds, 3),
+            "images_per_second": round(report.images_per_second, 1),
+            "val_loss": report.val_loss,
+            "host": report.host,
+        }
+        self.on_scored(trial.job, report.weights)  # first: a score that the study holds has its weights on disk
+        self.study.complete(number, report.val_top1, trial.cost.macs, SCORED, **attrs)
+        self.scored[trial.job.arch.key()] = self.study.record(number)
+        self._count(SCORED)
+        self.on_change()
+
+    def _fail(self, number: int, reason: str) -> None:
+        trial = self.running.pop(number)
+        key = trial.job.arch.key()
+        self.failures[key] = self.failures.get(key, 0) + 1
+        self.last_failure = f"trial {number}: {reason}"
+        if self.failures[key] <= RETRIES:
+            self.study.enqueue(trial.params, retry_of=number)
+        self.study.fail(number, FAILED, reason)
+        self._count(FAILED)
+        self.on_change()
+
+    def _count(self, outcome: str) -> None:
+        self.counts[outcome] = self.counts.get(outcome, 0) + 1
+
+    def _no_time(self) -> bool:
+        """Whether a trial of the usual length would not end within `--time`."""
+        if self.seconds_left is None:
+            return False
+        usual = [r.attrs["seconds"] for r in self.scored.values()]
+        return self.seconds_left < (statistics.median(usual) if usual else 0)
+
+
+def trial_seed(seed: int, arch: Arch) -> int:
+    """The seed of a network's training: it follows from the search's seed and the network, not from the order tried."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {arch.key()}".encode()).digest()[:4])

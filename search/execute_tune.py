@@ -1,0 +1,174 @@
+"""Run trials on Ray, through Tune: the only file that imports Ray.
+
+Tune places and runs the trials; it decides nothing and remembers nothing. Its `Searcher` hands on what the driver
+proposes, its scheduler asks the driver whether a trial goes on, and a resume is a new Tune run over the same study.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, fields
+from typing import Any
+
+# Read by Ray when it is imported. No statistics leave the machine, no boxes are drawn over our progress display.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+
+import ray
+import torch
+from ray import tune
+from ray.tune import Callback
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from res2net.errors import UserError
+from search.driver import Driver
+from search.worker import Job, Report, Work, guarded
+from trainers.data import Data
+from trainers.meta import cores
+
+# Read by Tune as it starts. Results are in the study: no loggers' files, no checks of metrics, no frequent snapshots.
+TUNE_ENVIRONMENT = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "86400",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+}
+REPORT_FIELDS = [f.name for f in fields(Report)]
+
+
+class TrialActor(tune.Trainable):
+    """A worker: one step is one epoch; kept for the next trial, as starting a process costs a second."""
+
+    def setup(self, config: dict[str, Any], data: Data, work: Work, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self._data, self._work = data, work
+        self.reset_config(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self._reports = guarded(self._work, Job.from_json(new_config["job"]), self._data)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        return asdict(next(self._reports))
+
+
+class _Proposals(Searcher):
+    """Hands the driver's jobs to Tune."""
+
+    def __init__(self, driver: Driver, numbers: dict[str, int]) -> None:
+        super().__init__()
+        self._driver, self._numbers = driver, numbers
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        job = self._driver.next_job()
+        if job is None:
+            return None if self._driver.running else Searcher.FINISHED
+        self._numbers[trial_id] = job.number
+        return {"job": job.to_json()}
+
+    def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
+        pass
+
+
+class _Decisions(FIFOScheduler):
+    """Asks the driver after each epoch, and tells it of workers that died."""
+
+    def __init__(self, driver: Driver, numbers: dict[str, int]) -> None:
+        super().__init__()
+        self._driver, self._numbers = driver, numbers
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        report = Report(**{name: result[name] for name in REPORT_FIELDS})
+        go_on = self._driver.on_report(self._numbers[trial.trial_id], report)
+        return TrialScheduler.CONTINUE if go_on else TrialScheduler.STOP
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        error = trial.get_pickled_error()
+        text = str(error).strip().split("\n")[0] if error else "no reason given"
+        self._driver.on_lost(self._numbers[trial.trial_id], f"the worker died: {type(error).__name__}: {text}")
+
+
+class _DropWeights(Callback):
+    """Takes the weights out of what Tune keeps of a trial, once the driver has them."""
+
+    def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict[str, Any], **info: Any) -> None:
+        result.pop("weights", None)
+
+
+def execute(
+    driver: Driver, data: Data, work: Work, workers: int | None = None, gpus_per_trial: float | None = None
+) -> None:
+    """Run jobs until the driver has no more, as many at a time as cores or GPUs allow."""
+    with _cluster(data):
+        gpus = _gpus_per_trial(gpus_per_trial)
+        workers = workers or _workers(gpus)
+        threads = max(1, cores() // workers) if not gpus else 1
+        actor = tune.with_parameters(TrialActor, data=data, work=work, threads=threads)
+        numbers: dict[str, int] = {}
+        with tempfile.TemporaryDirectory(prefix="tune-") as folder, _environment(TUNE_ENVIRONMENT):
+            tune.Tuner(
+                tune.with_resources(actor, {"cpu": 1, "gpu": gpus}),
+                tune_config=tune.TuneConfig(
+                    search_alg=_Proposals(driver, numbers),
+                    scheduler=_Decisions(driver, numbers),
+                    num_samples=-1,
+                    max_concurrent_trials=workers,
+                    reuse_actors=True,
+                    trial_dirname_creator=lambda trial: trial.trial_id,
+                ),
+                run_config=tune.RunConfig(name="trials", storage_path=folder, callbacks=[_DropWeights()], verbose=0),
+            ).fit()
+
+
+def _gpus_per_trial(asked: float | None) -> float:
+    there = ray.cluster_resources().get("GPU", 0)
+    if asked and asked > there:
+        raise UserError(f"--gpus-per-trial: {asked} is more than the {there:g} GPUs there are; accepted: at most that")
+    return asked if asked is not None else float(there > 0)
+
+
+def _workers(gpus: float) -> int:
+    resources = ray.cluster_resources()
+    by_cpu = int(resources.get("CPU", 1))
+    return max(1, min(by_cpu, int(resources["GPU"] / gpus)) if gpus else by_cpu)
+
+
+@contextlib.contextmanager
+def _cluster(data: Data) -> Iterator[None]:
+    """Ray on this machine, unless the process is in a cluster already."""
+    if ray.is_initialized():
+        yield
+        return
+    images = sum(s.images.nbytes for s in (data.train, data.val))
+    ray.init(
+        address="local",
+        num_cpus=cores(),
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        object_store_memory=2 * images + 200 * 2**20,
+        _node_ip_address="127.0.0.1",
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    before = {k: os.environ.get(k) for k in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            if value is None:
+                os.environ.pop(key, None)
+            else:
+                os.environ[key] = value

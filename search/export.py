@@ -1,0 +1,192 @@
+"""Export a network of a search as an ordinary model folder: `python -m search.export RUN --pick knee --to DIR`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+
+import trainers.data
+from res2net.errors import Parser, UserError, run_main
+from res2net.files import ARCH_FILE, WEIGHTS_FILE, load, write_atomic, write_folder
+from search import runs
+from search.front import front, knee
+from search.settings import Settings
+from search.study import SCORED, Record, arch_of, read
+from search.units import format_count, parse_count
+from trainers.data import Data
+from trainers.train import Images, device_of, evaluate
+
+CARD, TRAINING = "README.md", "training.json"
+
+
+def front_of(folder: Path) -> list[Record]:
+    """The front of a run's folder, cheapest first."""
+    epochs = runs.settings_of(folder).epochs
+    records = [r for r in read(folder) if r.outcome == SCORED and r.attrs["epochs"] == epochs]
+    if not records:
+        raise UserError(f"run folder {str(folder)!r}: no trial has its full budget yet; accepted: a run with one")
+    return [records[i] for i in front([r.val_top1 or 0.0 for r in records], [r.macs for r in records])]
+
+
+def choose(folder: Path, pick: str, under: int | None = None) -> Record:
+    """The trial that `pick` names: `best` or `knee` of the front (within `under` MACs), or a trial's number."""
+    if pick not in ("best", "knee"):
+        return _numbered(folder, pick)
+    records = front_of(folder)
+    within = [r for r in records if under is None or r.macs <= under]
+    if not within:
+        cheapest = format_count(records[0].macs)
+        raise UserError(
+            f"--under: nothing on the front has {format_count(under or 0)} MACs; accepted: {cheapest} or more"
+        )
+    if pick == "best":
+        return within[-1]
+    return within[knee([r.val_top1 or 0.0 for r in within], [r.macs for r in within])]
+
+
+def _numbered(folder: Path, pick: str) -> Record:
+    scored = {str(r.number): r for r in read(folder) if r.outcome == SCORED}
+    if pick not in scored:
+        shown = ", ".join(scored) or "none yet"
+        raise UserError(f"--pick: {pick!r} is not a scored trial; accepted: best, knee, or one of {shown}")
+    return scored[pick]
+
+
+def export(folder: Path, pick: str, to: Path, under: int | None = None, test_top1: float | None = None) -> Record:
+    """Write the model folder of a trial: `arch.json`, `model.safetensors`, `training.json`, and a model card."""
+    record = choose(folder, pick, under)
+    weights = runs.weights_path(folder, record.number)
+    if not weights.is_file():
+        raise UserError(
+            f"--pick: the weights of trial {record.number} are not in {str(weights.parent)!r} (those of dominated "
+            f"networks go first where they take over 2 GiB); accepted: best, knee, or a trial of the front"
+        )
+    if to.exists() and not (to / ARCH_FILE).is_file() and (not to.is_dir() or any(to.iterdir())):
+        raise UserError(f"--to: {str(to)!r} is there and is no model folder; accepted: a new folder or a model folder")
+    run = runs.read(folder)
+    training = _training(run, record, test_top1)
+
+    def fill(temporary: Path) -> None:
+        write_atomic(temporary / ARCH_FILE, arch_of(record).to_json())
+        write_atomic(temporary / WEIGHTS_FILE, weights.read_bytes())
+        write_atomic(temporary / TRAINING, json.dumps(training, indent=2) + "\n")
+        write_atomic(temporary / CARD, card(record, run, training))
+        load(temporary)  # refuses weights that do not fit before they take a name
+
+    write_folder(to, fill)
+    return record
+
+
+def _training(run: dict[str, Any], record: Record, test_top1: float | None) -> dict[str, Any]:
+    session = run["sessions"][-1]
+    return {
+        "trial": record.number,
+        "val_top1": record.val_top1,
+        "test_top1": test_top1,
+        "macs": record.macs,
+        "params": record.attrs["params"],
+        "epochs": record.attrs["epochs"],
+        "seconds": record.attrs["seconds"],
+        "data": run["data"],
+        "settings": run["settings"],
+        "versions": session["versions"],
+        "hardware": session["hardware"],
+        "commit": session["commit"],
+    }
+
+
+def card(record: Record, run: dict[str, Any], training: dict[str, Any]) -> str:
+    """The model card: what it is, what it scored and how, and how to use it."""
+    settings, data, session = run["settings"], run["data"], run["sessions"][-1]
+    stages = "\n".join(
+        f"| {i} | {s['depth']} | {s['planes']} | {s['width']} | {s['scale']} | {s['cardinality']} | {s['stride']} |"
+        for i, s in enumerate(record.attrs["arch_json"]["stages"], 1)
+    )
+    tested = training["test_top1"]
+    test_row = f"| top-1, test split | {tested:.2f} % |\n" if tested is not None else ""
+    mean, std = (", ".join(f"{v:.4f}" for v in data[k]) for k in ("mean", "std"))
+    images, hardware = f"{data['train_images']:,} images", session["hardware"]
+    budget = f"{record.attrs['epochs']} epochs of {images}, batch {settings['batch_size']}, lr {settings['lr']}"
+    machine = ", ".join([hardware["cpu"], f"{hardware['cores']} cores", *hardware["gpus"]])
+    return f"""# {record.attrs["arch"]}
+
+A Res2Net found by searching the space `{run["space"]["name"]}` on `{data["name"]}` (trial {record.number}).
+
+| | |
+|---|---|
+| top-1, validation split | {record.val_top1:.2f} % (n = 1, {data["val_images"]:,} images, last epoch) |
+{test_row}| multiply-accumulates | {record.macs:,} |
+| parameters | {record.attrs["params"]:,} |
+| trained | {budget} |
+| search | {settings["sampler"]}, seed {settings["seed"]}, the best of many: its validation accuracy is optimistic |
+| hardware | {machine} |
+| code | commit {session["commit"] or "unknown"}, torch {session["versions"].get("torch")} |
+
+| stage | depth | planes | width | scale | cardinality | stride |
+|---|---|---|---|---|---|---|
+{stages}
+
+```python
+import res2net
+
+model = res2net.load("path/of/this/folder")  # eval mode
+# images: float [N, 3, H, W] in 0..1, normalised with
+mean = [{mean}]
+std = [{std}]
+```
+
+Classes: {", ".join(data["classes"])}.
+To train it on: `python -m trainers.fit path/of/this/folder --data {data["name"]}`.
+"""
+
+
+def tested(folder: Path, record: Record, data_dir: str | None) -> float:
+    """Top-1 (%) of a trial's weights on the test split."""
+    from res2net.model import create
+
+    run = runs.read(folder)
+    settings = Settings.from_dict(run["settings"])
+    split = trainers.data.load_test(settings.data, data_dir or settings.data_dir)
+    model = create(arch_of(record))
+    model.load_state_dict(safetensors.torch.load_file(runs.weights_path(folder, record.number)))
+    device = device_of("auto")
+    data = run["data"]
+    described = Data(data["name"], tuple(data["classes"]), split, split, tuple(data["mean"]), tuple(data["std"]))
+    return evaluate(model.to(device), Images(split, described, device))[1]
+
+
+def build_parser() -> Parser:
+    parser = Parser(prog="python -m search.export", description="Export a network of a search as a model folder.")
+    parser.add_argument("run", type=Path, help="the folder of a search (its --out)")
+    parser.add_argument("--pick", default="best", help="best or knee of the front, or a trial's number")
+    parser.add_argument("--under", metavar="MACS", help="only networks of at most so many MACs (100M)")
+    parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="the model folder to write")
+    parser.add_argument("--test", action="store_true", help="read the test split, once, and write the accuracy down")
+    parser.add_argument("--data-dir", metavar="DIR", help="where the data set is, for --test, if not where it was")
+    return parser
+
+
+def _main(argv: Sequence[str] | None) -> None:
+    args = build_parser().parse_args(argv)
+    under = parse_count(args.under, "--under") if args.under else None
+    record = choose(args.run, args.pick, under)
+    test_top1 = tested(args.run, record, args.data_dir) if args.test else None
+    export(args.run, str(record.number), args.to, test_top1=test_top1)
+    print(
+        f"{args.to}: trial {record.number}, {record.attrs['arch']}, {format_count(record.macs)} MACs, "
+        f"{format_count(record.attrs['params'])} params, {record.val_top1:.2f} % on the validation split"
+        + (f", {test_top1:.2f} % on the test split" if test_top1 is not None else "")
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_main(_main, "python -m search.export", argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

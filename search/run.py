@@ -1,0 +1,125 @@
+"""Search a space for its front of accuracy against MACs: `python -m search.run --space scale_card_depth`."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+import space as spaces
+import trainers.data
+from res2net.errors import Parser, UserError, run_main
+from search import dashboard, progress, runs
+from search.api import Result, search
+from search.export import front_of
+from search.settings import EXECUTORS, SAMPLERS, Settings
+from search.units import format_seconds, parse_count, parse_seconds
+
+COUNTS = ("max_macs", "min_macs", "max_params", "match_macs")
+
+
+def build_parser() -> Parser:
+    """All options; those not given are left out of the namespace, so that a resume takes them from the run's folder."""
+    parser = Parser(
+        prog="python -m search.run",
+        description="Search a space of Res2Nets for the front of accuracy against multiply-accumulates (MACs).",
+        epilog="Run it again with the same --out to go on with a search that was stopped, or with more --trials.",
+        argument_default=argparse.SUPPRESS,
+        formatter_class=argparse.HelpFormatter,
+    )
+    d = Settings()
+    what = parser.add_argument_group("what is searched")
+    what.add_argument("--space", help=f"{', '.join(spaces.names())}, or a YAML file (default: {d.space})")
+    what.add_argument("--base", help=f"{', '.join(spaces.BASES)} (default: what suits the data set)")
+    what.add_argument("--per-stage", action="store_true", help="every stage has its own values")
+    what.add_argument("--max-macs", metavar="N", help="no network of more MACs (20M, 4.2G)")
+    what.add_argument("--min-macs", metavar="N", help="no network of fewer MACs")
+    what.add_argument("--max-params", metavar="N", help="no network of more weights")
+    what.add_argument("--match-macs", metavar="N", help="compare shapes at so many MACs: the width is solved for each")
+    data = parser.add_argument_group("data")
+    data.add_argument("--data", help=f"{', '.join(trainers.data.names())} (default: {d.data}, which needs no files)")
+    data.add_argument("--data-dir", metavar="DIR", help="where the data set's files are")
+    data.add_argument("--download", action="store_true", help="fetch the data set into --data-dir first")
+    data.add_argument("--train-images", type=int, metavar="N", help="train on so many images only (default: all)")
+    how = parser.add_argument_group("how")
+    how.add_argument("--sampler", help=f"{', '.join(SAMPLERS)} (default: {d.sampler})")
+    how.add_argument("--trials", type=int, metavar="N", help=f"networks to train in all (default: {d.trials})")
+    how.add_argument("--time", metavar="T", help="stop after so long (90s, 30m, 6h; default: no limit)")
+    how.add_argument("--epochs", type=int, metavar="N", help=f"full budget of a trial, in epochs (default: {d.epochs})")
+    how.add_argument("--batch-size", type=int, metavar="N", help=f"images a step (default: {d.batch_size})")
+    how.add_argument("--lr", type=float, metavar="X", help=f"peak learning rate (default: {d.lr})")
+    how.add_argument("--seed", type=int, metavar="N", help=f"of split, proposals and training (default: {d.seed})")
+    where = parser.add_argument_group("where")
+    where.add_argument("--executor", help=f"{', '.join(EXECUTORS)} (default: {d.executor}, which is Ray Tune)")
+    where.add_argument("--workers", type=int, metavar="N", help="trials at a time (default: as cores or GPUs allow)")
+    where.add_argument("--gpus-per-trial", type=float, metavar="X", help="0.25 shares a GPU (default: 1 where one is)")
+    where.add_argument("--out", type=Path, metavar="DIR", help="the run's folder (default: a new one under runs/)")
+    return parser
+
+
+def settings_of(options: dict[str, Any], out: Path | None) -> Settings:
+    """The settings of the options given, over those of the search in `out`, over the defaults."""
+    values = dict(options)
+    for name in COUNTS:
+        if values.get(name) is not None:
+            values[name] = parse_count(values[name], f"--{name.replace('_', '-')}")
+    if "time" in values:
+        values["time"] = parse_seconds(values["time"], "--time")
+    if out is not None and (out / runs.RUN_FILE).is_file():
+        before = runs.settings_of(out)
+        known = {f.name: getattr(before, f.name) for f in fields(before)}
+        given = Settings(**{**known, **values})
+        return given if "time" in values else replace(given, time=None)
+    return Settings(**values)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _main(argv: Sequence[str] | None) -> int:
+    options = vars(build_parser().parse_args(argv))
+    out, download = options.pop("out", None), options.pop("download", False)
+    settings = settings_of(options, out)
+    if download:
+        if settings.data_dir is None:
+            raise UserError("--download: needs --data-dir, the folder to put the data set in")
+        trainers.data.download(settings.data, settings.data_dir)
+    signal.signal(signal.SIGTERM, _interrupt)
+    console = Console()
+    result = search(settings, out, progress.default(console))
+    show(console, result)
+    return 130 if result.interrupted else 0
+
+
+def show(console: Console, result: Result) -> None:
+    """The front, and what to do with it."""
+    folder = result.folder
+    console.print(f"\n{result.why_stopped} after {format_seconds(result.seconds)}.", highlight=False)
+    if len(result.front):
+        console.print(progress.table_of_front(front_of(folder)))
+        console.print(
+            f"hypervolume {result.hypervolume:.2f} % (best top-1 averaged over budgets of MACs)", highlight=False
+        )
+    lines = [
+        ("go on", f"python -m search.run --out {folder} --trials N"),
+        ("look", f"{folder}/pareto.html, or {dashboard.command(folder)}"),
+        ("export", f"python -m search.export {folder} --pick knee --to exported"),
+        ("train on", f"python -m trainers.fit {folder}/best --data {runs.settings_of(folder).data} --out trained"),
+    ]
+    for name, text in lines if len(result.front) else lines[:1]:
+        console.print(f"{name:>9}: {text}", highlight=False, soft_wrap=True, markup=False)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_main(_main, "python -m search.run", argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,108 @@
+"""A run's folder: `run.json` says what was searched, `study.db` what was found, `weights/` what it learned."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import fcntl
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from res2net.errors import UserError
+from res2net.files import write_atomic
+from search.settings import Settings
+from space import Space
+from trainers.meta import environment
+
+RUN_FILE, WEIGHTS, ARTIFACTS = "run.json", "weights", "artifacts"
+KEEP_BYTES = 2 * 2**30  # of weights; beyond it those of dominated networks go, the oldest first
+
+
+def new_name(settings: Settings) -> str:
+    """A name for a run that was given none: the space, the data and the time."""
+    space = Path(settings.space).stem
+    return f"{space}-{settings.data}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The content of `run.json`; `UserError` for a folder that holds no run."""
+    path = folder / RUN_FILE
+    if not path.is_file():
+        raise UserError(f"run folder {str(folder)!r}: {RUN_FILE} is missing; accepted: the --out of a search")
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error})") from None
+
+
+def settings_of(folder: Path) -> Settings:
+    return Settings.from_dict(read(folder)["settings"])
+
+
+def space_of(folder: Path) -> Space:
+    return Space.from_dict(read(folder)["space"])
+
+
+def check(folder: Path, settings: Settings, space: Space) -> None:
+    """`UserError` if the folder holds another search (says what differs), or something that is no search."""
+    if not folder.exists() or not (folder / RUN_FILE).exists():
+        if folder.is_dir() and any(folder.iterdir()):
+            raise UserError(f"--out: {str(folder)!r} holds files but no search; accepted: a new folder, or a search's")
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"--out: {str(folder)!r} is a file; accepted: a folder")
+        return
+    different = settings.differences(settings_of(folder))
+    if not different and space_of(folder).to_dict() != space.to_dict():
+        different = [f"another content of --space {settings.space}"]
+    if different:
+        raise UserError(
+            f"--out: {str(folder)!r} holds a search with {'; '.join(different)}; "
+            "accepted: the same settings, or a new folder"
+        )
+
+
+def open_run(folder: Path, settings: Settings, space: Space, data: dict[str, Any]) -> None:
+    """Make the folder and write `run.json`; of a folder that is there, add this session to it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / WEIGHTS).mkdir(exist_ok=True)
+    (folder / ARTIFACTS).mkdir(exist_ok=True)
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    old = read(folder) if (folder / RUN_FILE).exists() else {"created": now, "sessions": []}
+    content = {
+        "settings": settings.to_dict(),
+        "space": space.to_dict(),
+        "data": data,
+        "created": old["created"],
+        "sessions": [*old["sessions"], {"started": now, **environment()}],
+    }
+    write_atomic(folder / RUN_FILE, json.dumps(content, indent=2) + "\n")
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the folder against a second driver; the lock goes with the process, however it ends."""
+    with open(folder / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"--out: a search is running in {str(folder)!r}; accepted: another folder") from None
+        yield
+
+
+def weights_path(folder: Path, number: int) -> Path:
+    return folder / WEIGHTS / f"{number}.safetensors"
+
+
+def keep_weights(folder: Path, number: int, weights: bytes, front: set[int]) -> None:
+    """Store a trial's weights; make room by those of dominated trials."""
+    files = sorted((folder / WEIGHTS).glob("*.safetensors"), key=lambda p: int(p.stem))
+    total = sum(f.stat().st_size for f in files) + len(weights)
+    for file in files:
+        if total <= KEEP_BYTES:
+            break
+        if int(file.stem) not in front:
+            total -= file.stat().st_size
+            file.unlink()
+    write_atomic(weights_path(folder, number), weights)

@@ -1,0 +1,173 @@
+"""All that decides a search, as one frozen value that is written to `run.json`."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import space as spaces
+import trainers.data
+from res2net.arch import Arch
+from res2net.cost import Cost, cost
+from res2net.errors import UserError, unknown
+from search.units import format_count
+from space import Space
+from trainers.train import Config
+
+SAMPLERS = ("tpe", "nsga2", "random")
+EXECUTORS = ("tune", "local")
+BASE_OF_DATA = {"shapes": "micro", "cifar10": "cifar", "cifar100": "cifar"}
+
+# What may differ when a search goes on: how long and where, not what is searched or how it is scored.
+FREE = ("data_dir", "trials", "time", "executor", "workers", "gpus_per_trial")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """A search's settings, named as the options of `python -m search.run`.
+
+    Counts are of one image's multiply-accumulates or of weights; `time` is in seconds; None is no limit.
+    """
+
+    space: str = "scale_card_depth"
+    base: str | None = None
+    per_stage: bool = False
+    data: str = "shapes"
+    data_dir: str | None = None
+    train_images: int | None = None
+    max_macs: int | None = None
+    min_macs: int | None = None
+    max_params: int | None = None
+    match_macs: int | None = None
+    sampler: str = "tpe"
+    trials: int = 16
+    time: float | None = None
+    epochs: int = 4
+    batch_size: int = 64
+    lr: float = 0.1
+    executor: str = "tune"
+    workers: int | None = None
+    gpus_per_trial: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _choice("--data", self.data, trainers.data.names())
+        _choice("--sampler", self.sampler, SAMPLERS)
+        _choice("--executor", self.executor, EXECUTORS)
+        for name in ("trials", "epochs", "batch_size", "workers", "train_images"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"--{name.replace('_', '-')}: {value} is too small; accepted: at least 1")
+        if not self.lr > 0:
+            raise UserError(f"--lr: {self.lr} is too small; accepted: a number above 0")
+        if self.gpus_per_trial is not None and not 0 <= self.gpus_per_trial <= 16:
+            raise UserError(f"--gpus-per-trial: {self.gpus_per_trial} is out of range; accepted: 0 to 16 (0.25, say)")
+        if self.max_macs and self.min_macs and self.min_macs > self.max_macs:
+            raise UserError(
+                f"--min-macs: {format_count(self.min_macs)} is more than --max-macs {format_count(self.max_macs)}; "
+                "accepted: at most that"
+            )
+
+    def get_space(self, num_classes: int) -> Space:
+        """The space, on the base that was asked for or that suits the data set."""
+        return spaces.get(self.space, self.base or BASE_OF_DATA[self.data], self.per_stage, num_classes=num_classes)
+
+    def train_config(self, seed: int) -> Config:
+        """How a trial is trained."""
+        return Config(epochs=self.epochs, batch_size=self.batch_size, lr=self.lr, seed=seed)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Settings:
+        known = [f.name for f in fields(cls)]
+        for key in data:
+            if key not in known:
+                raise unknown("settings: key", key, known)
+        return cls(**data)
+
+    def differences(self, other: Settings) -> list[str]:
+        """`--option: theirs, not ours` for each setting that a search cannot change half-way."""
+        out = []
+        for field in fields(self):
+            ours, theirs = getattr(self, field.name), getattr(other, field.name)
+            if field.name not in FREE and ours != theirs:
+                out.append(f"--{field.name.replace('_', '-')} {theirs}, not {ours}")
+        return out
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Hard limits on a network's cost, checked on integers before it is built."""
+
+    max_macs: int | None = None
+    min_macs: int | None = None
+    max_params: int | None = None
+
+    def violations(self, cost: Cost) -> list[float]:
+        """One number a limit, as the share by which it is missed: above 0 is a violation."""
+        out = []
+        if self.max_macs is not None:
+            out.append(cost.macs / self.max_macs - 1)
+        if self.min_macs is not None:
+            out.append(1 - cost.macs / self.min_macs)
+        if self.max_params is not None:
+            out.append(cost.params / self.max_params - 1)
+        return out
+
+    def allow(self, cost: Cost) -> bool:
+        return all(v <= 0 for v in self.violations(cost))
+
+
+def limits_of(settings: Settings) -> Limits:
+    return Limits(settings.max_macs, settings.min_macs, settings.max_params)
+
+
+def member(space: Space, params: Mapping[str, int], match_macs: int | None) -> Arch:
+    """The network of these parameters; with `match_macs`, as wide as that many MACs allow."""
+    return space.at_macs(params, match_macs) if match_macs else space.arch(params)
+
+
+def check_limits(space: Space, settings: Settings) -> None:
+    """`UserError` for a limit that nothing in the space meets, with the nearest there is."""
+    if settings.match_macs:
+        _check_match(space, settings)
+        return
+    for option, limit, field in (
+        ("--max-macs", settings.max_macs, "macs"),
+        ("--max-params", settings.max_params, "params"),
+    ):
+        least = getattr(space.cheapest(field)[1], field)
+        if limit is not None and limit < least:
+            raise UserError(
+                f"{option}: nothing in space {space.name!r} ({space.base}) is within {format_count(limit)}; "
+                f"accepted: at least {format_count(least)}, its cheapest"
+            )
+    most = space.dearest("macs")[1].macs
+    if settings.min_macs is not None and settings.min_macs > most:
+        raise UserError(
+            f"--min-macs: nothing in space {space.name!r} ({space.base}) reaches {format_count(settings.min_macs)}; "
+            f"accepted: at most {format_count(most)}, its dearest"
+        )
+
+
+def _check_match(space: Space, settings: Settings) -> None:
+    """`UserError` if no shape of a few hundred can be made that dear, or none that can is within the limits."""
+    rng, error = random.Random(settings.seed), None
+    for _ in range(300):
+        try:
+            if limits_of(settings).allow(cost(member(space, space.sample(rng), settings.match_macs), space.image_size)):
+                return
+            error = "no shape of that many MACs is within the other limits"
+        except UserError as problem:
+            error = error or str(problem)
+    macs = format_count(settings.match_macs or 0)
+    raise UserError(f"--match-macs: nothing in space {space.name!r} ({space.base}) matches {macs}: {error}")
+
+
+def _choice(option: str, value: str, accepted: tuple[str, ...]) -> None:
+    if value not in accepted:
+        raise unknown(option, value, accepted)

@@ -1,0 +1,51 @@
+"""Counts (`300M`, `4.2G`) and times (`90s`, `6h`) as people write them."""
+
+from __future__ import annotations
+
+import re
+
+from res2net.errors import UserError
+
+_COUNT = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9, "t": 10**12}
+_TIME = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def parse_count(text: str | int, option: str) -> int:
+    """`20M` -> 20000000; `UserError` names the option."""
+    value = _parse(str(text), _COUNT)
+    if value is None or value < 1:
+        raise UserError(f"{option}: {text!r} is not a count; accepted: a number above 0, with K, M or G (say 300M)")
+    return round(value)
+
+
+def parse_seconds(text: str | float, option: str) -> float:
+    """`6h` -> 21600.0; `UserError` names the option."""
+    value = _parse(str(text), _TIME)
+    if not value:
+        raise UserError(f"{option}: {text!r} is not a time; accepted: a number above 0, with s, m, h or d (say 90m)")
+    return value
+
+
+def _parse(text: str, units: dict[str, int]) -> float | None:
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([a-z]?)\s*", text.lower())
+    if not match or match[2] not in units:
+        return None
+    return float(match[1]) * units[match[2]]
+
+
+def format_count(value: float) -> str:
+    """Three digits and a unit: `4.16G`, `20.0M`, `512`."""
+    for unit, size in (("G", 10**9), ("M", 10**6), ("K", 10**3)):
+        if value >= size:
+            scaled = value / size
+            digits = 2 if scaled < 10 else 1 if scaled < 100 else 0
+            return f"{scaled:.{digits}f}{unit}"
+    return f"{value:.0f}"
+
+
+def format_seconds(value: float) -> str:
+    """`2 h 05 min`, `3 min 20 s`, `12 s`."""
+    seconds = max(0, round(value))
+    if seconds >= 3600:
+        return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+    return f"{seconds // 60} min {seconds % 60:02d} s" if seconds >= 60 else f"{seconds} s"

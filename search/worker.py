@@ -1,0 +1,99 @@
+"""One trial, wherever it runs: a job in, a report after every epoch out. What it raises becomes its last report."""
+
+from __future__ import annotations
+
+import json
+import socket
+import traceback
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import torch
+
+from res2net.arch import Arch
+from res2net.files import weights_bytes
+from res2net.model import create
+from trainers.data import Data
+from trainers.train import Config, Trainer, TrainingFailed
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What a worker needs to run a trial."""
+
+    number: int
+    arch: Arch
+    config: Config
+
+    def to_json(self) -> str:
+        return json.dumps({"number": self.number, "arch": self.arch.to_dict(), "config": asdict(self.config)})
+
+    @classmethod
+    def from_json(cls, text: str) -> Job:
+        data = json.loads(text)
+        return cls(data["number"], Arch.from_dict(data["arch"]), Config(**data["config"]))
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A trial's state after an epoch. `reason` is set if it failed; `weights` (safetensors) once it has all epochs."""
+
+    epoch: int
+    val_top1: float = float("nan")
+    val_loss: float = float("nan")
+    train_loss: float = float("nan")
+    seconds: float = 0.0
+    images_per_second: float = 0.0
+    host: str = ""
+    reason: str | None = None
+    weights: bytes | None = None
+
+
+class Work(Protocol):
+    """What executors run: called with a job and the data, it yields a report an epoch."""
+
+    def __call__(self, job: Job, data: Data) -> Iterator[Report]: ...
+
+
+def train_trial(job: Job, data: Data) -> Iterator[Report]:
+    """Train the job's network from scratch; the last report carries the weights."""
+    torch.manual_seed(job.config.seed)
+    trainer = Trainer(create(job.arch), data, job.config)
+    host, seconds = socket.gethostname(), 0.0
+    for _ in range(job.config.epochs):
+        e = trainer.epoch()
+        seconds += e.seconds
+        weights = weights_bytes(trainer.model) if e.epoch == job.config.epochs else None
+        yield Report(e.epoch, e.val_top1, e.val_loss, e.train_loss, seconds, e.images_per_second, host, weights=weights)
+
+
+def guarded(work: Work, job: Job, data: Data) -> Iterator[Report]:
+    """The work's reports; whatever it raises is a last report with the reason, so that the search goes on."""
+    epoch = 0
+    try:
+        for report in work(job, data):
+            epoch = report.epoch
+            yield report
+    except Exception as error:  # any failure of a trial is a result of the search
+        yield Report(epoch, reason=reason_of(error, job))
+
+
+def reason_of(error: BaseException, job: Job) -> str:
+    """One line for the study: what happened, and where if it is not a known kind."""
+    if isinstance(error, TrainingFailed):
+        return str(error)
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "not enough memory" in str(error):
+        return f"out of memory with batches of {job.config.batch_size}: {_first_line(error)}"
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({frames[-1].name}, {frames[-1].filename.rsplit('/', 1)[-1]}:{frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {_first_line(error)}{where}"
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0][:300]
+
+
+def metrics(report: Report) -> dict[str, Any]:
+    """The report's numbers and texts, without the weights."""
+    return {k: v for k, v in asdict(report).items() if k != "weights"}

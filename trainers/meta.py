@@ -1,0 +1,60 @@
+"""What a figure was measured with: versions, hardware, commit."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = ("torch", "numpy", "optuna", "ray", "pandas", "safetensors")
+
+
+def environment() -> dict[str, Any]:
+    """Versions, hardware and commit of this process, as plain JSON values."""
+    return {"versions": _versions(), "hardware": _hardware(), "commit": _commit()}
+
+
+def cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _hardware() -> dict[str, Any]:
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {"cpu": _cpu_name(), "cores": cores(), "gpus": gpus, "system": f"{platform.system()} {platform.machine()}"}
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((x.split(":", 1)[1].strip() for x in lines if x.startswith("model name")), platform.machine())
+
+
+def _commit() -> str | None:
+    """The checkout's commit, with `+` where files differ from it; None outside a checkout."""
+    here = Path(__file__).parent
+    run = lambda *args: subprocess.run(["git", *args], cwd=here, capture_output=True, text=True, timeout=10)  # noqa: E731
+    try:
+        head = run("rev-parse", "--short=12", "HEAD")
+        if head.returncode:
+            return None
+        return head.stdout.strip() + ("+" if run("status", "--porcelain", "-uno").stdout.strip() else "")
+    except (OSError, subprocess.TimeoutExpired):
+        return None
