@@ -57,7 +57,14 @@ class TrialActor(tune.Trainable):
         return asdict(next(self._reports))
 
 
-class _Proposals(Searcher):
+class _Forgetful:
+    """What Tune would pickle for a resume of its own, which never happens: the study is the only truth."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class _Proposals(_Forgetful, Searcher):
     """Hands the driver's jobs to Tune."""
 
     def __init__(self, driver: Driver, numbers: dict[str, int]) -> None:
@@ -72,10 +79,16 @@ class _Proposals(Searcher):
         return {"job": job.to_json()}
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
+        pass  # the scheduler told the driver
+
+    def save(self, checkpoint_path: str) -> None:
+        pass
+
+    def restore(self, checkpoint_path: str) -> None:
         pass
 
 
-class _Decisions(FIFOScheduler):
+class _Decisions(_Forgetful, FIFOScheduler):
     """Asks the driver after each epoch, and tells it of workers that died."""
 
     def __init__(self, driver: Driver, numbers: dict[str, int]) -> None:
@@ -121,7 +134,13 @@ def execute(
                     reuse_actors=True,
                     trial_dirname_creator=lambda trial: trial.trial_id,
                 ),
-                run_config=tune.RunConfig(name="trials", storage_path=folder, callbacks=[_DropWeights()], verbose=0),
+                run_config=tune.RunConfig(
+                    name="trials",
+                    storage_path=folder,
+                    callbacks=[_DropWeights()],
+                    checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                    verbose=0,
+                ),
             ).fit()
 
 
@@ -152,7 +171,6 @@ def _cluster(data: Data) -> Iterator[None]:
         log_to_driver=False,
         logging_level="ERROR",
         object_store_memory=2 * images + 200 * 2**20,
-        _node_ip_address="127.0.0.1",
     )
     try:
         yield
