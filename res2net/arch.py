@@ -58,8 +58,8 @@ class Arch:
     """A whole network.
 
     stem: `imagenet` (7x7 stride 2 and max-pool), `deep` (three 3x3 and max-pool, v1b), `cifar` (one 3x3, stride 1).
-    first_block: of each stage with several splits, `pool` (the split that passes through is average-pooled, as released)
-    or `conv` (all splits are convolved, as the sizes of Table 4 need).
+    first_block: of each stage with several splits, `pool` (the split that passes through is average-pooled, as
+    released) or `conv` (all splits are convolved, as the sizes of Table 4 need).
     shortcut: `conv` (strided 1x1) or `avgpool` (average-pool, then 1x1, v1b).
     se: squeeze-and-excitation's reduction (16 as usual), 0 for none.
     """

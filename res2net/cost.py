@@ -5,6 +5,7 @@ One multiply-accumulate (MAC) is what the paper counts as one FLOP; convolutions
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 from res2net.arch import Arch, Stage, se_channels
@@ -72,14 +73,21 @@ def has_projection(stage: Stage, c_in: int) -> bool:
     return stage.stride != 1 or c_in != stage.channels
 
 
+@lru_cache(maxsize=1 << 16)
+def stage(s: Stage, c_in: int, size: int, se: int, first_block: str) -> Cost:
+    """All blocks of a stage at an input of `size` x `size`; cached, since a search meets the same stages again."""
+    total = block(s, c_in, size, se, True, first_block)
+    if s.depth > 1:
+        one = block(s, s.channels, down(size, s.stride), se, False, first_block)
+        total += Cost(*((s.depth - 1) * v for v in one))
+    return total
+
+
 def cost(arch: Arch, image_size: int = 224) -> Cost:
     """Cost of one image of `image_size` x `image_size`."""
     total, size = stem(arch, image_size)
     c_in = arch.stem_channels
     for s in arch.stages:
-        total += block(s, c_in, size, arch.se, True, arch.first_block)
+        total += stage(s, c_in, size, arch.se, arch.first_block)
         size, c_in = down(size, s.stride), s.channels
-        if s.depth > 1:
-            one = block(s, c_in, size, arch.se, False, arch.first_block)
-            total += Cost(*((s.depth - 1) * v for v in one))
     return total + linear(c_in, arch.num_classes) if arch.num_classes else total

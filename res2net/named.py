@@ -23,7 +23,7 @@ def imagenet(depths: tuple[int, ...], width: int, scale: int = 1, cardinality: i
 
 
 def cifar29(width: int, cardinality: int, scale: int = 1, se: int = 0) -> Arch:
-    """The 29-layer layout of Table 4: three stages of three blocks, all splits of first blocks convolved, 100 classes."""
+    """The 29-layer layout of Table 4 for 100 classes: three stages of three blocks, the first ones convolving all."""
     stages = tuple(
         Stage(3, planes, split_width(planes, width, cardinality), cardinality, scale, stride)
         for planes, stride in zip(PLANES, (1, 2, 2), strict=False)

@@ -1,0 +1,91 @@
+"""The spaces that have a name: three bases, and which dimensions are searched over them."""
+
+from __future__ import annotations
+
+from res2net.errors import unknown
+from res2net.named import PLANES
+from space.skeleton import Skeleton
+from space.space import Space
+
+_SKELETONS = {
+    # What trains in minutes on a CPU, where time goes with activations rather than MACs: a thin stem at full size, then
+    # few pixels with many channels, splits of 16, 32 and 64. A stride of 4 wants the average-pooled shortcut.
+    "micro": Skeleton(
+        planes=(4, 8, 16),
+        strides=(4, 2, 1),
+        pattern=(1, 1, 1),
+        width=256,
+        depth=2,
+        stem_channels=4,
+        shortcut="avgpool",
+    ),
+    "cifar": Skeleton(
+        planes=PLANES[:3],
+        strides=(1, 2, 2),
+        pattern=(3, 3, 3),
+        width=48,  # a third of the paper's 6c24w, which has 4 GMACs: so a space has members below 300 MMACs
+        depth=3,
+        cardinality=6,
+        first_block="conv",
+        num_classes=100,
+    ),
+    "imagenet": Skeleton(
+        planes=PLANES,
+        strides=(1, 2, 2, 2),
+        pattern=(3, 4, 6, 3),
+        width=26,
+        depth=3,
+        stem="imagenet",
+        num_classes=1000,
+        image_size=224,
+    ),
+}
+_CHOICES = {
+    "micro": {
+        "scale": (1, 2, 3, 4, 6, 8),
+        "cardinality": (1, 2, 4, 8),
+        "depth": (1, 2, 3, 4),
+        "width": (128, 192, 256),
+    },
+    "cifar": {
+        "scale": (1, 2, 4, 6, 8),
+        "cardinality": (1, 2, 4, 6, 8),
+        "depth": (1, 2, 3, 4),
+        "width": (24, 48, 96, 144, 192),
+    },
+    "imagenet": {
+        "scale": (1, 2, 4, 6, 8),
+        "cardinality": (1, 2, 4, 8),
+        "depth": (2, 3, 4),
+        "width": (14, 18, 26, 32, 48, 64),
+    },
+}
+_SEARCHED = {
+    "scale": ("scale",),
+    "scale_card": ("scale", "cardinality"),
+    "scale_depth": ("scale", "depth"),
+    "scale_card_depth": ("scale", "cardinality", "depth"),
+    "scale_card_depth_width": ("scale", "cardinality", "depth", "width"),
+}
+BASES = tuple(_SKELETONS)
+DEFAULT_BASE = "cifar"
+
+
+def names() -> tuple[str, ...]:
+    """The spaces that have a name."""
+    return tuple(_SEARCHED)
+
+
+def skeleton(base: str) -> Skeleton:
+    """The skeleton of a base; `UserError` with the nearest name for an unknown one."""
+    if base not in BASES:
+        raise unknown("--base", base, BASES)
+    return _SKELETONS[base]
+
+
+def named(name: str, base: str, per_stage: bool) -> Space:
+    """The space of that name over a base; `UserError` with the nearest name for an unknown one."""
+    if name not in names():
+        raise unknown("--space", name, (*names(), "FILE.yaml"))
+    frame = skeleton(base)
+    return Space(name, base, frame, {d: _CHOICES[base][d] for d in _SEARCHED[name]}, per_stage)
