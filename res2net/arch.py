@@ -74,9 +74,9 @@ class Arch:
     in_channels: int = 3
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "stages", tuple(self.stages))
+        object.__setattr__(self, "stages", tuple(self.stages) if isinstance(self.stages, list | tuple) else ())
         if not self.stages or not all(isinstance(s, Stage) for s in self.stages):
-            raise UserError(f"arch: stages is {self.stages!r}; accepted: one or more Stage")
+            raise UserError(f"arch: stages is {self.stages!r}; accepted: one or more stages")
         for name, accepted in (("stem", STEMS), ("first_block", FIRST_BLOCKS), ("shortcut", SHORTCUTS)):
             if getattr(self, name) not in accepted:
                 raise unknown(f"arch: {name}", getattr(self, name), accepted)
@@ -97,7 +97,10 @@ class Arch:
         return 1 if self.stem == "cifar" else 4
 
     def canonical(self) -> Arch:
-        """The same function with the choices that do nothing set to their defaults."""
+        """The same function with the choices that do nothing set to their defaults.
+
+        It computes the same, but its weights may have other names: take it before training, as spaces do.
+        """
         changes: dict[str, Any] = {}
         if all(s.scale == 1 for s in self.stages):
             changes["first_block"] = "pool"
@@ -106,8 +109,15 @@ class Arch:
         return replace(self, **changes) if changes else self
 
     def key(self) -> str:
-        """A short name of the function computed: equal for two descriptions of one network."""
-        text = json.dumps(self.canonical().to_dict(), sort_keys=True, separators=(",", ":"))
+        """A short name of the function computed: equal for two descriptions of one network.
+
+        Defaults are left out of what is hashed, so a field added later does not change the keys of earlier networks.
+        """
+        same = self.canonical()
+        data: dict[str, Any] = _changed(same) | {"stages": [_changed(s) for s in same.stages]}
+        if same.se:  # different reductions of few channels can come to the same hidden channels
+            data["se"] = [se_channels(s.channels, same.se) for s in same.stages]
+        text = json.dumps(data, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def to_dict(self) -> dict[str, Any]:
@@ -122,7 +132,7 @@ class Arch:
         values = _checked(cls, data, "arch")
         if not isinstance(values["stages"], list | tuple):
             raise UserError(f"arch: stages is {values['stages']!r}; accepted: a list of stages")
-        values["stages"] = tuple(Stage(**_checked(Stage, s, f"stage {i}")) for i, s in enumerate(values["stages"], 1))
+        values["stages"] = tuple(_stage(s, f"stage {i}") for i, s in enumerate(values["stages"], 1))
         return cls(**values)
 
     def to_json(self) -> str:
@@ -132,14 +142,22 @@ class Arch:
     def from_json(cls, text: str) -> Arch:
         try:
             data = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"arch: not JSON ({error})") from None
         return cls.from_dict(data)
 
     def __str__(self) -> str:
-        """Stage by stage: `3x[26w 4s 1c 64p]`, with what differs from the defaults."""
+        """Stage by stage, depth, width of a split, scale and cardinality: `3x[26w 4s 1c] 4x[52w 4s 1c]`."""
         stages = " ".join(f"{s.depth}x[{s.width}w {s.scale}s {s.cardinality}c]" for s in self.stages)
         return stages + (f" se{self.se}" if self.se else "")
+
+
+def _stage(data: object, where: str) -> Stage:
+    values = _checked(Stage, data, where)
+    try:
+        return Stage(**values)
+    except UserError as error:
+        raise UserError(str(error).replace("stage", where, 1)) from None
 
 
 def _checked(cls: type, data: object, where: str) -> dict[str, Any]:
@@ -153,6 +171,11 @@ def _checked(cls: type, data: object, where: str) -> dict[str, Any]:
         if key not in data:
             raise UserError(f"{where}: key {key!r} is missing; required: {', '.join(required)}")
     return dict(data)
+
+
+def _changed(value: Stage | Arch) -> dict[str, Any]:
+    """The fields that differ from their defaults (or have none)."""
+    return {f.name: getattr(value, f.name) for f in fields(value) if getattr(value, f.name) != f.default}
 
 
 def _names(cls: type) -> list[str]:

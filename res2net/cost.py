@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from res2net.arch import Arch, Stage, se_channels
+from res2net.errors import UserError
 
 
 class Cost(NamedTuple):
@@ -85,6 +86,8 @@ def stage(s: Stage, c_in: int, size: int, se: int, first_block: str) -> Cost:
 
 def cost(arch: Arch, image_size: int = 224) -> Cost:
     """Cost of one image of `image_size` x `image_size`."""
+    if not isinstance(image_size, int) or image_size < 1:
+        raise UserError(f"image_size is {image_size!r}; accepted: a whole number of at least 1")
     total, size = stem(arch, image_size)
     c_in = arch.stem_channels
     for s in arch.stages:

@@ -16,6 +16,8 @@ from res2net.errors import UserError
 from res2net.model import Res2Net
 
 ARCH_FILE, WEIGHTS_FILE = "arch.json", "model.safetensors"
+TRAINING_FILE, CARD_FILE = "training.json", "README.md"
+MODEL_FILES = (ARCH_FILE, WEIGHTS_FILE, TRAINING_FILE, CARD_FILE)
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:
@@ -33,22 +35,42 @@ def write_atomic(path: Path, content: bytes | str) -> None:
 
 
 def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
-    """Let `fill` write into a temporary folder, then put it in `folder`'s place as a whole."""
-    folder = folder.absolute()
+    """Let `fill` write into a temporary folder, then put it in `folder`'s place as a whole.
+
+    What was there goes: callers check first that it is theirs (`check_replaceable`).
+    """
+    folder = folder.resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    old = temporary.with_name(temporary.name + ".old")
     try:
         temporary.chmod(0o755)
         fill(temporary)
         if folder.exists():
-            old = temporary.with_name(temporary.name + ".old")
             os.replace(folder, old)
+        try:
             os.replace(temporary, folder)
-            shutil.rmtree(old)
-        else:
-            os.replace(temporary, folder)
+        except BaseException:
+            if old.exists():
+                os.replace(old, folder)
+            raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def check_replaceable(folder: Path, option: str) -> None:
+    """`UserError` unless the folder is new, empty, or a model folder with nothing of the user's own in it."""
+    if not folder.exists():
+        return
+    foreign = (
+        sorted(p.name for p in folder.iterdir() if p.name not in MODEL_FILES) if folder.is_dir() else [folder.name]
+    )
+    if foreign:
+        raise UserError(
+            f"{option}: {str(folder)!r} holds {foreign[0]!r}, which is no part of a model folder; "
+            "accepted: a new folder, an empty one, or a model folder"
+        )
 
 
 def weights_bytes(model: Res2Net) -> bytes:
@@ -58,7 +80,8 @@ def weights_bytes(model: Res2Net) -> bytes:
 
 
 def save(model: Res2Net, folder: str | Path) -> None:
-    """Write the model folder, atomically; other files of an existing one are kept only if `folder` is new to them."""
+    """Write the model folder as a whole, in place of a model folder that is there; `UserError` for any other."""
+    check_replaceable(Path(folder), "model folder")
     arch, weights = model.arch.to_json(), weights_bytes(model)
 
     def fill(temporary: Path) -> None:
@@ -75,7 +98,7 @@ def load_arch(folder: str | Path) -> Arch:
     if not path.is_file():
         raise UserError(f"model folder {str(folder)!r}: {path.name} is missing; accepted: a folder with {ARCH_FILE}")
     try:
-        return Arch.from_json(path.read_text())
+        return Arch.from_json(path.read_text(encoding="utf-8"))
     except (UserError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: {error}") from None
 
@@ -90,16 +113,20 @@ def load(folder: str | Path) -> Res2Net:
         state = safetensors.torch.load_file(path)
     except Exception as error:  # safetensors raises its own, undocumented kinds for truncated and foreign files
         raise UserError(f"{path}: not a readable safetensors file ({error})") from None
-    model = Res2Net(arch)
+    try:
+        with torch.device("meta"):  # nothing is allocated or drawn at random for weights that are replaced
+            model = Res2Net(arch)
+    except RuntimeError as error:
+        raise UserError(f"{path.with_name(ARCH_FILE)}: a network that cannot be built ({error})") from None
     _load_state(model, state, path)
     return model.eval()
 
 
 def _load_state(model: Res2Net, state: dict[str, torch.Tensor], path: Path) -> None:
     expected = model.state_dict()
-    for key in expected.keys() - state.keys():
+    for key in (k for k in expected if k not in state):
         raise UserError(f"{path}: weight {key!r} is missing; {ARCH_FILE} asks for {list(expected[key].shape)}")
-    for key in state.keys() - expected.keys():
+    for key in (k for k in state if k not in expected):
         raise UserError(f"{path}: weight {key!r} is not one of {ARCH_FILE}'s network")
     for key, tensor in state.items():
         if tensor.shape != expected[key].shape:
@@ -107,4 +134,4 @@ def _load_state(model: Res2Net, state: dict[str, torch.Tensor], path: Path) -> N
             raise UserError(f"{path}: weight {key!r} has shape {list(tensor.shape)}; {ARCH_FILE} asks for {wanted}")
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise UserError(f"{path}: weight {key!r} holds values that are not finite")
-    model.load_state_dict(state)
+    model.load_state_dict({k: v.to(expected[k].dtype) for k, v in state.items()}, assign=True)

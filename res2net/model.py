@@ -39,13 +39,13 @@ class Block(nn.Module):
         inner = stage.width * stage.scale
         self.conv1 = nn.Conv2d(c_in, inner, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(inner)
-        self._middle(arch, stage, first)
+        self._build_middle(arch, stage, first)
         self.conv3 = nn.Conv2d(inner, stage.channels, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(stage.channels)
         self.se = SqueezeExcite(stage.channels, arch.se) if arch.se else None
         self.downsample = shortcut(arch, stage, c_in) if first and has_projection(stage, c_in) else None
 
-    def _middle(self, arch: Arch, stage: Stage, first: bool) -> None:
+    def _build_middle(self, arch: Arch, stage: Stage, first: bool) -> None:
         raise NotImplementedError
 
     def middle(self, x: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ class Block(nn.Module):
 class Bottleneck(Block):
     """One split: ResNet's (ResNeXt's) bottleneck, with torchvision's keys."""
 
-    def _middle(self, arch: Arch, stage: Stage, first: bool) -> None:
+    def _build_middle(self, arch: Arch, stage: Stage, first: bool) -> None:
         self.conv2 = conv3x3(stage.width, stage.width, self.stride, stage.cardinality)
         self.bn2 = nn.BatchNorm2d(stage.width)
 
@@ -77,14 +77,14 @@ class Bottle2neck(Block):
     hierarchically, as its convolutions stride.
     """
 
-    def _middle(self, arch: Arch, stage: Stage, first: bool) -> None:
+    def _build_middle(self, arch: Arch, stage: Stage, first: bool) -> None:
         self.scale, self.first = stage.scale, first
         count = stage.scale if first and arch.first_block == "conv" else stage.convs_per_block
         self.convs = nn.ModuleList(
             conv3x3(stage.width, stage.width, self.stride, stage.cardinality) for _ in range(count)
         )
         self.bns = nn.ModuleList(nn.BatchNorm2d(stage.width) for _ in range(count))
-        self.pool = nn.AvgPool2d(3, self.stride, 1) if first else nn.Identity()
+        self.pool = nn.AvgPool2d(3, self.stride, 1) if first and count < stage.scale else nn.Identity()
 
     def middle(self, x: Tensor) -> Tensor:
         splits = x.chunk(self.scale, 1)

@@ -12,7 +12,16 @@ import safetensors.torch
 
 import trainers.data
 from res2net.errors import Parser, UserError, run_main
-from res2net.files import ARCH_FILE, WEIGHTS_FILE, load, write_atomic, write_folder
+from res2net.files import (
+    ARCH_FILE,
+    CARD_FILE,
+    TRAINING_FILE,
+    WEIGHTS_FILE,
+    check_replaceable,
+    load,
+    write_atomic,
+    write_folder,
+)
 from search import runs
 from search.front import front, knee
 from search.settings import Settings
@@ -20,8 +29,6 @@ from search.study import SCORED, Record, arch_of, read
 from search.units import format_count, parse_count
 from trainers.data import Data
 from trainers.train import Images, device_of, evaluate
-
-CARD, TRAINING = "README.md", "training.json"
 
 
 def front_of(folder: Path) -> list[Record]:
@@ -66,16 +73,15 @@ def export(folder: Path, pick: str, to: Path, under: int | None = None, test_top
             f"--pick: the weights of trial {record.number} are not in {str(weights.parent)!r} (those of dominated "
             f"networks go first where they take over 2 GiB); accepted: best, knee, or a trial of the front"
         )
-    if to.exists() and not (to / ARCH_FILE).is_file() and (not to.is_dir() or any(to.iterdir())):
-        raise UserError(f"--to: {str(to)!r} is there and is no model folder; accepted: a new folder or a model folder")
+    check_replaceable(to, "--to")
     run = runs.read(folder)
     training = _training(run, record, test_top1)
 
     def fill(temporary: Path) -> None:
         write_atomic(temporary / ARCH_FILE, arch_of(record).to_json())
         write_atomic(temporary / WEIGHTS_FILE, weights.read_bytes())
-        write_atomic(temporary / TRAINING, json.dumps(training, indent=2) + "\n")
-        write_atomic(temporary / CARD, card(record, run, training))
+        write_atomic(temporary / TRAINING_FILE, json.dumps(training, indent=2) + "\n")
+        write_atomic(temporary / CARD_FILE, card(record, run, training))
         load(temporary)  # refuses weights that do not fit before they take a name
 
     write_folder(to, fill)

@@ -1,0 +1,51 @@
+"""What every test shares: one thread, reproducible examples, and random architectures.
+
+`hypothesis.strategies.from_type(Arch)` (or `Stage`) draws a small valid one in any test file.
+"""
+
+import torch
+from hypothesis import settings
+from hypothesis import strategies as st
+
+from res2net.arch import FIRST_BLOCKS, SHORTCUTS, STEMS, Arch, Stage
+
+torch.set_num_threads(1)
+
+# The same examples on every run; `--hypothesis-profile=explore` looks for new ones.
+settings.register_profile("tests", deadline=None, derandomize=True, max_examples=30)
+settings.register_profile("explore", deadline=None, max_examples=1000, print_blob=True)
+settings.load_profile("tests")
+
+
+@st.composite
+def stages(draw: st.DrawFn) -> Stage:
+    """Any stage that builds in milliseconds; planes collide often, so that some shortcuts are the identity."""
+    cardinality = draw(st.integers(1, 4))
+    return Stage(
+        depth=draw(st.integers(1, 3)),
+        planes=draw(st.integers(1, 3)),
+        width=cardinality * draw(st.integers(1, 4)),
+        cardinality=cardinality,
+        scale=draw(st.integers(1, 6)),
+        stride=draw(st.integers(1, 3)),
+    )
+
+
+@st.composite
+def archs(draw: st.DrawFn) -> Arch:
+    """Any architecture of one to four such stages."""
+    stem = draw(st.sampled_from(STEMS))
+    return Arch(
+        stages=tuple(draw(st.lists(stages(), min_size=1, max_size=4))),
+        stem=stem,
+        stem_channels=draw(st.integers(1, 6)) * 2 - (stem != "deep" and draw(st.booleans())),
+        first_block=draw(st.sampled_from(FIRST_BLOCKS)),
+        shortcut=draw(st.sampled_from(SHORTCUTS)),
+        se=draw(st.sampled_from((0, 4, 16))),
+        num_classes=draw(st.sampled_from((0, 1, 10))),
+        in_channels=draw(st.integers(1, 4)),
+    )
+
+
+st.register_type_strategy(Stage, stages())
+st.register_type_strategy(Arch, archs())

@@ -1,0 +1,57 @@
+"""The cost, worked out from integers, is what the built network does."""
+
+import pytest
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from res2net import Arch, Cost, Stage, cost, create, named
+
+
+def measure(arch: Arch, image_size: int) -> Cost:
+    """The cost of one image as hooks and counters on the network see it, on the meta device."""
+    elements = []
+    with torch.device("meta"):
+        model = create(arch).eval()
+        image = torch.empty(1, arch.in_channels, image_size, image_size)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(lambda _module, _args, out: elements.append(out.numel()))
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(image)
+    macs, odd = divmod(counter.get_total_flops(), 2)
+    assert not odd
+    return Cost(macs, sum(p.numel() for p in model.parameters()), sum(elements))
+
+
+@given(arch=st.from_type(Arch), image_size=st.integers(1, 80))
+@example(arch=Arch((Stage(2, 4, 6, 3, 5, 3),), stem="deep", shortcut="avgpool", se=4), image_size=1)
+@example(arch=Arch((Stage(1, 1, 1), Stage(1, 1, 1)), stem="cifar", stem_channels=4, num_classes=0), image_size=7)
+def test_cost_is_what_the_network_does(arch: Arch, image_size: int) -> None:
+    assert cost(arch, image_size) == measure(arch, image_size)
+
+
+@pytest.mark.parametrize("name", ["res2net50_26w_4s", "resnext50_32x4d", "res2net50_v1b", "se_res2next29_6c24w_4s"])
+def test_cost_of_named_networks(name: str) -> None:
+    arch = named(name)
+    assert cost(arch, 64) == measure(arch, 64)
+
+
+@given(arch=st.from_type(Arch), image_size=st.integers(1, 300))
+def test_cost_is_whole_numbers(arch: Arch, image_size: int) -> None:
+    assert all(type(value) is int and value >= 1 for value in cost(arch, image_size))
+
+
+@given(arch=st.from_type(Arch), image_size=st.integers(1, 299))
+def test_a_larger_image_costs_no_less_and_adds_no_weights(arch: Arch, image_size: int) -> None:
+    small, large = cost(arch, image_size), cost(arch, image_size + 1)
+    assert small.params == large.params
+    assert small.macs <= large.macs
+    assert small.activations <= large.activations
+
+
+def test_default_image_size_is_that_of_imagenet() -> None:
+    arch = named("res2net50_26w_4s")
+    assert cost(arch) == cost(arch, 224)

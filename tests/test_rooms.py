@@ -1,0 +1,138 @@
+"""Who may import whom (the table in the design), and that importing does nothing."""
+
+import ast
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+# Each room, and what it may import of ours: these modules and what is inside them.
+ROOMS = {
+    "res2net": (),
+    "space": ("res2net.arch", "res2net.cost", "res2net.errors", "res2net.named"),
+    "trainers": ("res2net",),
+    "search": ("res2net", "space", "trainers"),
+    "studies": ("res2net", "space", "trainers", "search"),
+}
+# Packages of others that only these rooms may import.
+KNOWN_TO = {"optuna": ("search", "studies"), "ray": ("search", "studies")}
+WITHOUT_TORCH = ("res2net/__init__.py", "res2net/arch.py", "res2net/cost.py", "res2net/errors.py", "res2net/named.py")
+
+
+def sources(room: str) -> list[Path]:
+    return sorted((ROOT / room).rglob("*.py"))
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Full names of what a file imports anywhere in it, inside functions and for type checkers too."""
+    package = path.relative_to(ROOT).parent.parts
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), str(path))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join((*base, *filter(None, [node.module])))
+            yield from (home(module, alias.name) for alias in node.names)
+
+
+def home(module: str, name: str) -> str:
+    """The module that `from module import name` gets at: `res2net.arch` for `from res2net import Arch`."""
+    if module == "res2net":
+        value = getattr(import_module(module), name, None)
+        return getattr(value, "__module__", f"{module}.{name}")
+    return f"{module}.{name}"
+
+
+def is_in(name: str, modules: tuple[str, ...]) -> bool:
+    return any(name == module or name.startswith(f"{module}.") for module in modules)
+
+
+def breaches(room: str) -> list[str]:
+    """Imports that the table does not allow, each with its file."""
+    found = []
+    for path in sources(room):
+        for name in imports(path):
+            top = name.partition(".")[0]
+            ours = top in (*ROOMS, "tests") and not is_in(name, (room, *ROOMS[room]))
+            others = top in KNOWN_TO and room not in KNOWN_TO[top]
+            if ours or others:
+                found.append(f"{path.relative_to(ROOT)} imports {name}")
+    return found
+
+
+def run(code: str, folder: Path) -> str:
+    """What a fresh interpreter prints that runs `code` in `folder`."""
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def packages(*rooms: str) -> list[str]:
+    """Those of the rooms that can be imported."""
+    return [room for room in rooms if (ROOT / room / "__init__.py").exists()]
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_rooms_import_only_what_the_table_allows(room: str) -> None:
+    assert breaches(room) == []
+
+
+@pytest.mark.parametrize("file", WITHOUT_TORCH)
+def test_architectures_and_costs_name_no_torch(file: str) -> None:
+    assert not [name for name in imports(ROOT / file) if is_in(name, ("torch", "safetensors"))]
+
+
+@pytest.mark.parametrize(
+    ("room", "line", "allowed"),
+    [
+        ("res2net", "from space import get", False),
+        ("res2net", "from res2net.arch import Arch", True),
+        ("space", "from res2net.arch import Arch", True),
+        ("space", "from res2net import Arch, UserError, cost, named", True),
+        ("space", "from res2net import create", False),
+        ("space", "import res2net", False),
+        ("space", "import res2net.model", False),
+        ("trainers", "def f():\n    import ray.tune", False),
+        ("trainers", "if TYPE_CHECKING:\n    from search import search", False),
+        ("trainers", "from . import data", True),
+        ("trainers", "from ..search import run", False),
+        ("search", "import optuna", True),
+        ("search", "from studies.paper import main", False),
+        ("search", "from tests import conftest", False),
+        ("studies", "import search.run", True),
+    ],
+)
+def test_the_check_itself(room: str, line: str, allowed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / room).mkdir()
+    (tmp_path / room / "file.py").write_text(line)
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    assert (breaches(room) == []) is allowed
+
+
+def test_a_space_and_a_cost_need_no_torch(tmp_path: Path) -> None:
+    names = ", ".join(["res2net", "res2net.arch", "res2net.cost", "res2net.named", *packages("space")])
+    code = f"import sys, {names}; print([m for m in ('torch', 'ray', 'optuna') if m in sys.modules])"
+    assert run(code, tmp_path) == "[]\n"
+
+
+@pytest.mark.parametrize("name", ["create", "Res2Net", "load", "save"])
+def test_the_public_face_is_whole(name: str) -> None:
+    res2net = import_module("res2net")
+    assert name in res2net.__all__
+    assert callable(getattr(res2net, name))
+
+
+def test_importing_does_nothing(tmp_path: Path) -> None:
+    names = ", ".join(packages("search", "trainers", "space", "res2net"))
+    code = f"import logging, sys, {names}\nprint('ray' in sys.modules, logging.getLogger().handlers, end=' ')\n"
+    code += "print('torch' in sys.modules and sys.modules['torch'].cuda.is_initialized())"
+    assert run(code, tmp_path) == "False [] False\n"
+    assert list(tmp_path.iterdir()) == []
