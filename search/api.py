@@ -26,7 +26,10 @@ REPORT_SECONDS = 30.0  # how old tables and plots may be while a search runs
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a search found. `front` has a row a network, cheapest first; `hypervolume` is in % (see `search.front`)."""
+    """What a search found. `front` has a row a network, cheapest first; `hypervolume` is in % (see `search.front`).
+
+    interrupted: by Ctrl-C. unfinished: before `--trials` were spent, so that the same call goes on.
+    """
 
     folder: Path
     front: pd.DataFrame
@@ -35,6 +38,7 @@ class Result:
     seconds: float
     why_stopped: str
     interrupted: bool = False
+    unfinished: bool = False
 
 
 def search(
@@ -47,11 +51,11 @@ def search(
     """
     folder = Path(out) if out is not None else Path("runs") / runs.new_name(settings)
     data = trainers.data.load(settings.data, settings.data_dir, seed=settings.seed, train_images=settings.train_images)
-    space = settings.get_space(data.num_classes)
+    space = runs.space_for(folder, settings, data.num_classes)
     check_limits(space, settings)
     runs.check(folder, settings, space)
-    runs.open_run(folder, settings, space, _describe(data))
     with runs.locked(folder):
+        runs.open_run(folder, settings, space, _describe(data))
         return _Session(settings, folder, space, data, progress or Silent(), work).run()
 
 
@@ -84,7 +88,8 @@ class _Session:
         self.study.close()
         value = report.hypervolume_of(trials, self.space, self.settings)
         why = "interrupted" if interrupted else self.driver.why_stopped or "all trials are done"
-        return Result(self.folder, found, trials, value, time.monotonic() - begun, why, interrupted)
+        unfinished = self.driver.spent < self.settings.trials
+        return Result(self.folder, found, trials, value, time.monotonic() - begun, why, interrupted, unfinished)
 
     @contextlib.contextmanager
     def _shown(self) -> Iterator[None]:

@@ -125,9 +125,9 @@ def pareto_png(trials: pd.DataFrame, title: str, settings: Settings) -> bytes:
         ax.annotate(
             f"knee: {top.arch}\n{top.val_top1:.1f} % at {format_count(top.macs)}",
             (float(top.macs), top.val_top1),
-            xytext=(0.98, 0.05),
-            textcoords="axes fraction",
-            ha="right",
+            xytext=(14, -34),
+            textcoords="offset points",
+            ha="left" if top.macs < math.sqrt(float(macs.min()) * float(macs.max())) else "right",
             fontsize=8,
             arrowprops={"arrowstyle": "-", "color": "0.5", "lw": 0.8},
         )

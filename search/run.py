@@ -100,7 +100,7 @@ def _main(argv: Sequence[str] | None) -> int:
 
 def show(console: Console, result: Result) -> None:
     """The front, and what to do with it."""
-    folder = result.folder
+    folder, trials = result.folder, runs.settings_of(result.folder).trials
     console.print(f"\n{result.why_stopped} after {format_seconds(result.seconds)}.", highlight=False)
     if len(result.front):
         console.print(progress.table_of_front(front_of(folder)))
@@ -108,7 +108,7 @@ def show(console: Console, result: Result) -> None:
             f"hypervolume {result.hypervolume:.2f} % (best top-1 averaged over budgets of MACs)", highlight=False
         )
     lines = [
-        ("go on", f"python -m search.run --out {folder} --trials N"),
+        ("go on", f"python -m search.run --out {folder}" + ("" if result.unfinished else f" --trials {2 * trials}")),
         ("look", f"{folder}/pareto.html, or {dashboard.command(folder)}"),
         ("export", f"python -m search.export {folder} --pick knee --to exported"),
         ("train on", f"python -m trainers.fit {folder}/best --data {runs.settings_of(folder).data} --out trained"),

@@ -16,7 +16,7 @@ from search.settings import Settings
 from space import Space
 from trainers.meta import environment
 
-RUN_FILE, WEIGHTS, ARTIFACTS = "run.json", "weights", "artifacts"
+RUN_FILE, LOCK_FILE, WEIGHTS, ARTIFACTS = "run.json", ".lock", "weights", "artifacts"
 KEEP_BYTES = 2 * 2**30  # of weights; beyond it those of dominated networks go, the oldest first
 
 
@@ -45,10 +45,21 @@ def space_of(folder: Path) -> Space:
     return Space.from_dict(read(folder)["space"])
 
 
+def space_for(folder: Path, settings: Settings, num_classes: int) -> Space:
+    """The space of the settings; of a search that goes on and whose YAML file is gone, the one it wrote down."""
+    if (
+        settings.space.endswith((".yaml", ".yml"))
+        and not Path(settings.space).exists()
+        and (folder / RUN_FILE).exists()
+    ):
+        return space_of(folder)
+    return settings.get_space(num_classes)
+
+
 def check(folder: Path, settings: Settings, space: Space) -> None:
     """`UserError` if the folder holds another search (says what differs), or something that is no search."""
     if not folder.exists() or not (folder / RUN_FILE).exists():
-        if folder.is_dir() and any(folder.iterdir()):
+        if folder.is_dir() and any(p.name != LOCK_FILE for p in folder.iterdir()):
             raise UserError(f"--out: {str(folder)!r} holds files but no search; accepted: a new folder, or a search's")
         if folder.exists() and not folder.is_dir():
             raise UserError(f"--out: {str(folder)!r} is a file; accepted: a folder")
@@ -64,8 +75,7 @@ def check(folder: Path, settings: Settings, space: Space) -> None:
 
 
 def open_run(folder: Path, settings: Settings, space: Space, data: dict[str, Any]) -> None:
-    """Make the folder and write `run.json`; of a folder that is there, add this session to it."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write `run.json`, or add this session to the one that is there."""
     (folder / WEIGHTS).mkdir(exist_ok=True)
     (folder / ARTIFACTS).mkdir(exist_ok=True)
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
@@ -82,8 +92,9 @@ def open_run(folder: Path, settings: Settings, space: Space, data: dict[str, Any
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder against a second driver; the lock goes with the process, however it ends."""
-    with open(folder / ".lock", "w") as file:
+    """Make the folder and hold it against a second driver; the lock goes with the process, however it ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / LOCK_FILE, "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

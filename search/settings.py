@@ -42,9 +42,9 @@ class Settings:
     max_params: int | None = None
     match_macs: int | None = None
     sampler: str = "tpe"
-    trials: int = 16
+    trials: int = 14
     time: float | None = None
-    epochs: int = 4
+    epochs: int = 3
     batch_size: int = 64
     lr: float = 0.1
     executor: str = "tune"

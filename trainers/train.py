@@ -33,14 +33,14 @@ class TrainingFailed(RuntimeError):
 class Config:
     """How to train. Rates are for batches of `batch_size` images; `warmup` is in epochs, `crop_padding` in pixels."""
 
-    epochs: int = 4
+    epochs: int = 3
     batch_size: int = 64
     lr: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 5e-4
     warmup: float = 0.5
     label_smoothing: float = 0.1
-    crop_padding: int = 4
+    crop_padding: int = 2
     flip: bool = True
     precision: str = "auto"
     device: str = "auto"
