@@ -6,6 +6,7 @@ An executor calls `next_job` when a worker is free, `on_report` after each epoch
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 import statistics
 import time
@@ -16,7 +17,7 @@ from res2net.arch import Arch
 from res2net.cost import Cost, cost
 from res2net.errors import UserError
 from search.settings import Settings, limits_of, member
-from search.study import FAILED, ORPHAN, REPEATED, SCORED, SPENT, Proposal, Record, Study
+from search.study import FAILED, INFEASIBLE, ORPHAN, REPEATED, SCORED, SPENT, Proposal, Record, Study
 from search.worker import Job, Report
 from space import Space
 
@@ -93,8 +94,13 @@ class Driver:
         """Take in a trial's report; whether the trial shall go on."""
         trial = self.running[number]
         trial.reports.append(report)
-        if report.reason is not None:
-            self._fail(number, report.reason)
+        reason = report.reason
+        if reason is None and not (math.isfinite(report.val_top1) and math.isfinite(report.val_loss)):
+            reason = (
+                f"after epoch {report.epoch} the accuracy is {report.val_top1}, the validation loss {report.val_loss}"
+            )
+        if reason is not None:
+            self._fail(number, reason)
             return False
         self.study.report(number, report.epoch, report.val_top1)
         if report.epoch >= trial.job.config.epochs:
@@ -120,17 +126,20 @@ class Driver:
         self._count(ORPHAN)
 
     def release_all(self, reason: str) -> None:
-        for number in list(self.running):
-            self.release(number, reason)
-
-    def _recover(self) -> None:
-        """Take up what the study holds: scores, failures, and trials that another driver left running."""
+        """Give up all that runs, also what an interrupt caught between the driver's own books and the study's."""
+        self.running.clear()
         enqueued = {r.attrs.get("retry_of") for r in self.study.records()}
         for orphan in self.study.running():
             if orphan.number not in enqueued:
                 self.study.enqueue(orphan.params, retry_of=orphan.number)
             self.study.adopt(orphan.number)
-            self.study.fail(orphan.number, ORPHAN, "the search was stopped while it ran")
+            self.study.fail(orphan.number, ORPHAN, reason)
+            self._count(ORPHAN)
+
+    def _recover(self) -> None:
+        """Take up what the study holds: scores, failures, and trials that another driver left running."""
+        self.release_all("the search was stopped while it ran")
+        self.counts.clear()
         for record in self.study.records():
             self._count(record.outcome)
             if record.outcome == SCORED:
@@ -145,14 +154,17 @@ class Driver:
             arch = member(self.space, proposal.params, self.settings.match_macs)
         except UserError as error:  # only with --match-macs: no width brings this shape there
             self.study.infeasible(proposal.number, str(error))
+            self._count(INFEASIBLE)
             return None
         price = cost(arch, self.space.image_size)
         violations = self.limits.violations(price)
         self.study.describe(proposal.number, arch, price, violations)
         if any(v > 0 for v in violations):
             self.study.infeasible(proposal.number, "it breaks a limit")
+            self._count(INFEASIBLE)
             return None
         if self._known(proposal, arch.key(), price):
+            self._count(REPEATED)
             return None
         job = Job(proposal.number, arch, self.settings.train_config(trial_seed(self.settings.seed, arch)))
         self.running[proposal.number] = Running(job, price, proposal.params, time.monotonic())

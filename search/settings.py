@@ -144,13 +144,13 @@ def check_limits(space: Space, settings: Settings) -> None:
         if limit is not None and limit < least:
             raise UserError(
                 f"{option}: nothing in space {space.name!r} ({space.base}) is within {format_count(limit)}; "
-                f"accepted: at least {format_count(least)}, its cheapest"
+                f"accepted: at least {least}, its cheapest"
             )
     most = space.dearest("macs")[1].macs
     if settings.min_macs is not None and settings.min_macs > most:
         raise UserError(
             f"--min-macs: nothing in space {space.name!r} ({space.base}) reaches {format_count(settings.min_macs)}; "
-            f"accepted: at most {format_count(most)}, its dearest"
+            f"accepted: at most {most}, its dearest"
         )
 
 

@@ -69,6 +69,8 @@ class Study:
         self._sampler, self._seed = sampler, seed
         self._distributions = {k: CategoricalDistribution(v) for k, v in choices.items()}
         self.storage = _open(url)
+        there = self.storage.get_all_studies()
+        name = there[0].study_name if there else name  # of a folder that was renamed, the name it had
         self._study = optuna.create_study(
             storage=self.storage, study_name=name, directions=list(OBJECTIVES.values()), load_if_exists=True
         )
@@ -201,13 +203,15 @@ def _set_pragmas(connection: Any, _: Any) -> None:
 
 def _record(trial: FrozenTrial) -> Record:
     attrs = dict(trial.user_attrs)
-    outcome = attrs.pop("outcome", trial.state.name.lower())
+    outcome = attrs.pop("outcome", None)
+    if outcome is None or not trial.state.is_finished():  # killed between its outcome and its end, it has not ended
+        outcome = trial.state.name.lower()
     values = trial.values if trial.state == TrialState.COMPLETE else None
     return Record(
         trial.number,
         trial.state.name,
         outcome,
-        dict(trial.params),
+        {**trial.system_attrs.get("fixed_params", {}), **trial.params},
         attrs,
         values[0] if values else None,
         dict(trial.intermediate_values),

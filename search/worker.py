@@ -75,6 +75,8 @@ def guarded(work: Work, job: Job, data: Data) -> Iterator[Report]:
         for report in work(job, data):
             epoch = report.epoch
             yield report
+        if epoch < job.config.epochs:
+            yield Report(epoch, reason=f"it ended after epoch {epoch} of {job.config.epochs}")
     except Exception as error:  # any failure of a trial is a result of the search
         yield Report(epoch, reason=reason_of(error, job))
 

@@ -1,0 +1,49 @@
+"""Trials that train nothing: the accuracy is a formula of the network, so that scheduling can be tested and measured."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from res2net.arch import Arch
+from res2net.cost import cost
+from res2net.files import weights_bytes
+from res2net.model import create
+from search.worker import Job, Report
+from trainers.data import Data
+
+TOP, HALF_WAY = 95.0, 2e6  # % that the largest networks tend to; MACs of the networks that get half of it
+NOISE = 1.0  # %, the spread of networks of equal MACs
+
+
+def accuracy(arch: Arch, epoch: int, image_size: int = 32, seed: int = 0) -> float:
+    """Top-1 (%) after so many epochs: an S-curve in log MACs, of which each epoch gains half of what is missing."""
+    macs = cost(arch, image_size).macs
+    noise = random.Random(hashlib.sha256(f"{seed} {arch.key()}".encode()).digest()).uniform(-NOISE, NOISE)
+    ceiling = TOP / (1 + math.sqrt(HALF_WAY / macs)) + noise
+    return max(0.0, ceiling * (1 - 0.5**epoch))
+
+
+@dataclass(frozen=True, slots=True)
+class Synthetic:
+    """A `search.worker.Work` that reports `accuracy` and needs no data; with `weights`, those of an untrained network."""
+
+    image_size: int = 32
+    seed: int = 0
+    weights: bool = False
+
+    def __call__(self, job: Job, data: Data) -> Iterator[Report]:
+        for epoch in range(1, job.config.epochs + 1):
+            last = epoch == job.config.epochs
+            top1 = accuracy(job.arch, epoch, self.image_size, self.seed)
+            loss = math.log(100 / max(top1, 1e-6))
+            yield Report(epoch, top1, loss, loss, weights=self._weights(job) if last and self.weights else None)
+
+    def _weights(self, job: Job) -> bytes:
+        torch.manual_seed(job.config.seed)
+        return weights_bytes(create(job.arch))

@@ -1,0 +1,110 @@
+"""The front, the hypervolume and the knee, beside slow definitions that anyone can check by reading."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from search.front import front, hypervolume, knee
+
+LOW, HIGH = 10, 10_000
+# Few values, so that ties and equal points are common.
+POINTS = st.lists(st.tuples(st.integers(0, 8).map(float), st.integers(1, 30).map(lambda n: n * 500)), max_size=14)
+SPREAD = st.lists(st.tuples(st.floats(0, 100), st.integers(1, 20_000)), max_size=14)
+
+
+def columns(points: list[tuple[float, int]]) -> tuple[list[float], list[int]]:
+    return [a for a, _ in points], [m for _, m in points]
+
+
+def dominates(p: tuple[float, int], q: tuple[float, int]) -> bool:
+    return p[0] >= q[0] and p[1] <= q[1] and p != q
+
+
+def best_within(points: list[tuple[float, int]], budget: float) -> float:
+    return max((a for a, m in points if m <= budget), default=0.0)
+
+
+@given(POINTS | SPREAD)
+def test_the_front_is_what_nothing_dominates(points: list[tuple[float, int]]) -> None:
+    expected = [
+        i for i, p in enumerate(points) if p not in points[:i] and not any(dominates(other, p) for other in points)
+    ]
+    expected.sort(key=lambda i: points[i][1])
+    assert front(*columns(points)) == expected
+
+
+@given(POINTS | SPREAD)
+def test_both_columns_rise_along_the_front(points: list[tuple[float, int]]) -> None:
+    chosen = [points[i] for i in front(*columns(points))]
+    for (a, m), (b, n) in zip(chosen, chosen[1:], strict=False):
+        assert a < b
+        assert m < n
+
+
+@given(POINTS | SPREAD)
+def test_hypervolume_is_the_mean_over_log_budgets(points: list[tuple[float, int]]) -> None:
+    """Exact, as the best within a budget is constant between two networks' MACs."""
+    edges = sorted({LOW, HIGH, *(m for _, m in points if LOW < m < HIGH)})
+    area = sum(best_within(points, a) * math.log(b / a) for a, b in zip(edges, edges[1:], strict=False))
+    assert hypervolume(*columns(points), LOW, HIGH) == pytest.approx(area / math.log(HIGH / LOW), abs=1e-9)
+
+
+def test_hypervolume_against_a_numeric_integral() -> None:
+    points = [(20.0, 5), (50.0, 100), (45.0, 300), (70.0, 2000), (99.0, 20_000)]
+    budgets = np.exp((np.arange(200_000) + 0.5) / 200_000 * math.log(HIGH / LOW)) * LOW
+    mean = np.mean(np.select([budgets >= 2000, budgets >= 100], [70.0, 50.0], 20.0))
+    assert hypervolume(*columns(points), LOW, HIGH) == pytest.approx(mean, abs=1e-3)
+
+
+@given(POINTS | SPREAD, st.floats(0, 100), st.integers(1, 20_000))
+def test_another_network_never_lowers_the_hypervolume(points: list[tuple[float, int]], a: float, m: int) -> None:
+    before = hypervolume(*columns(points), LOW, HIGH)
+    assert hypervolume(*columns([*points, (a, m)]), LOW, HIGH) >= before - 1e-9
+    assert 0 <= before <= 100
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (LOW, HIGH, 60.0),  # one network, cheaper than every budget
+        (LOW, 4, 0.0),  # none within the budgets
+        (10, 10, 0.0),  # no budgets
+        (0, 10, 0.0),
+    ],
+)
+def test_hypervolume_at_the_ends(low: int, high: int, expected: float) -> None:
+    assert hypervolume([60.0], [5], low, high) == pytest.approx(expected)
+
+
+def test_hypervolume_of_nothing_is_zero() -> None:
+    assert hypervolume([], [], LOW, HIGH) == 0
+
+
+def test_the_knee_is_farthest_above_the_line_between_the_ends() -> None:
+    accuracy, macs = [10.0, 80.0, 85.0, 20.0, 90.0], [10, 100, 1000, 1000, 10_000]
+    assert knee(accuracy, macs) == 1
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "macs", "expected"),
+    [
+        ([50.0], [10], 0),
+        ([50.0, 60.0], [10, 20], 1),  # of two, the more accurate
+        ([60.0, 50.0, 40.0], [10, 20, 30], 0),  # a front of one
+    ],
+)
+def test_the_knee_of_few(accuracy: list[float], macs: list[int], expected: int) -> None:
+    assert knee(accuracy, macs) == expected
+
+
+@given(SPREAD.filter(bool))
+def test_the_knee_is_on_the_front_wherever_the_points_stand(points: list[tuple[float, int]]) -> None:
+    index = knee(*columns(points))
+    assert index in front(*columns(points))
+    back = knee(*columns(points[::-1]))
+    assert points[index] == points[::-1][back]
