@@ -19,10 +19,11 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 
 import ray
 import torch
-from ray import tune
+from ray import PlacementGroupID, tune
 from ray.tune import Callback
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
+from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
 from res2net.errors import UserError
 from search.driver import Driver
@@ -117,7 +118,7 @@ def execute(
     driver: Driver, data: Data, work: Work, workers: int | None = None, gpus_per_trial: float | None = None
 ) -> None:
     """Run jobs until the driver has no more, as many at a time as cores or GPUs allow."""
-    with _cluster(data):
+    with _cluster(data), _released():
         gpus = _gpus_per_trial(gpus_per_trial)
         workers = workers or _workers(gpus)
         threads = max(1, cores() // workers) if not gpus else 1
@@ -176,6 +177,18 @@ def _cluster(data: Data) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _released() -> Iterator[None]:
+    """Take back what Tune reserved if it is interrupted: in a cluster that outlives the search, nothing else would."""
+    before = set(placement_group_table())
+    try:
+        yield
+    except BaseException:
+        for group in set(placement_group_table()) - before:
+            remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(group))))
+        raise
 
 
 @contextlib.contextmanager

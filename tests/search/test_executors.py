@@ -9,10 +9,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from res2net.errors import UserError
 from search.driver import Driver
 from search.execute_local import execute as execute_local
 from search.study import FAILED, ORPHAN, SCORED, Record, arch_of, read
@@ -25,14 +27,6 @@ Execute = Callable[[Driver, Data, Work], None]
 
 
 # Work is made inside functions: what cannot be imported is sent to Ray's workers by value.
-def work_that(act: Callable[[Job, Report], Report]) -> Work:
-    def work(job: Job, data: Data) -> Iterator[Report]:
-        for report in Synthetic()(job, data):
-            yield act(job, report)
-
-    return work
-
-
 def dies_once(marker: Path) -> Work:
     """The first worker that comes here is killed after an epoch."""
 
@@ -63,11 +57,21 @@ def execute_tune(ray_cluster: None) -> Execute:
 
 
 class TestEveryExecutor:
-    def test_all_trials_run(
+    def test_all_trials_run_with_what_they_need_and_hand_back_what_they_made(
         self, execute: Execute, open_driver: Callable, make_settings: Callable, data: Data, tmp_path: Path
     ) -> None:
-        with open_driver(make_settings(trials=8)) as driver:
-            execute(driver, data, Synthetic())
+        kept: dict[int, tuple[Job, bytes]] = {}
+
+        def work(job: Job, data: Data) -> Iterator[Report]:
+            images = hashlib.sha256(data.train.images.tobytes() + data.val.labels.tobytes()).digest()
+            for report in Synthetic()(job, data):
+                weights = job.to_json().encode() + images * 2**15 if report.epoch == 2 else None
+                yield replace(report, weights=weights)
+
+        with open_driver(
+            make_settings(trials=8), on_scored=lambda job, weights: kept.update({job.number: (job, weights)})
+        ) as driver:
+            execute(driver, data, work)
             assert driver.running == {}
         scored = of(tmp_path, SCORED)
         assert len(scored) == len({r.key for r in scored}) == 8
@@ -76,95 +80,38 @@ class TestEveryExecutor:
             assert record.epochs == {1: accuracy(arch, 1), 2: accuracy(arch, 2)}
             assert record.val_top1 == accuracy(arch, 2)
             assert record.attrs["epochs"] == 2
+        images = hashlib.sha256(data.train.images.tobytes() + data.val.labels.tobytes()).digest()
+        assert all(weights == job.to_json().encode() + images * 2**15 for job, weights in kept.values())
+        assert kept.keys() == {r.number for r in scored}
 
-    def test_the_job_arrives_whole(
-        self, execute: Execute, open_driver: Callable, make_settings: Callable, data: Data
-    ) -> None:
-        kept: dict[int, tuple[Job, bytes]] = {}
-
-        def echo(job: Job, report: Report) -> Report:
-            return Report(report.epoch, 1.0, 1.0, 1.0, weights=job.to_json().encode())
-
-        with open_driver(
-            make_settings(trials=3), on_scored=lambda job, weights: kept.update({job.number: (job, weights)})
-        ) as driver:
-            execute(driver, data, work_that(echo))
-        assert len(kept) == 3
-        assert all(Job.from_json(weights.decode()) == job for job, weights in kept.values())
-
-    def test_a_trial_that_raises_is_recorded_and_the_search_goes_on(
+    def test_trials_that_fail_are_recorded_with_the_reason_and_the_search_goes_on(
         self, execute: Execute, open_driver: Callable, make_settings: Callable, data: Data, tmp_path: Path
     ) -> None:
-        def raises(job: Job, report: Report) -> Report:
-            if job.number in (0, 2) and report.epoch == 2:
-                raise RuntimeError("no luck\nand no more lines")
-            return report
-
-        with open_driver(make_settings(trials=5)) as driver:
-            execute(driver, data, work_that(raises))
-        failed = of(tmp_path, FAILED)
-        assert [r.number for r in failed] == [0, 2]
-        for record in failed:
-            assert record.state == "FAIL"
-            assert record.attrs["reason"].startswith("RuntimeError: no luck (raises, test_executors.py:")
-            assert list(record.epochs) == [1]
-        assert len(of(tmp_path, SCORED)) == 3
-
-    def test_training_that_failed_says_why_in_its_own_words(
-        self, execute: Execute, open_driver: Callable, make_settings: Callable, data: Data, tmp_path: Path
-    ) -> None:
-        def diverges(job: Job, report: Report) -> Report:
-            if job.number == 0:
-                raise TrainingFailed("training loss is nan in epoch 1 of 2")
-            return report
-
-        with open_driver(make_settings(trials=2)) as driver:
-            execute(driver, data, work_that(diverges))
-        assert [r.attrs["reason"] for r in of(tmp_path, FAILED)] == ["training loss is nan in epoch 1 of 2"]
-        assert len(of(tmp_path, SCORED)) == 1
-
-    def test_an_accuracy_that_is_no_number_is_a_failure(
-        self, execute: Execute, open_driver: Callable, make_settings: Callable, data: Data, tmp_path: Path
-    ) -> None:
-        def is_nan(job: Job, report: Report) -> Report:
-            return Report(report.epoch, math.nan, 1.0, 1.0) if job.number == 0 and report.epoch == 2 else report
-
-        with open_driver(make_settings(trials=3)) as driver:
-            execute(driver, data, work_that(is_nan))
-            assert driver.running == {}
-        (failed,) = of(tmp_path, FAILED)
-        assert "nan" in failed.attrs["reason"]
-        assert len(of(tmp_path, SCORED)) == 2
-
-    def test_weights_arrive_bit_for_bit(
-        self, execute: Execute, open_driver: Callable, make_settings: Callable, data: Data
-    ) -> None:
-        kept: dict[int, bytes] = {}
-
-        def heavy(job: Job, report: Report) -> Report:
-            block = hashlib.sha512(str(job.number).encode()).digest()
-            return Report(report.epoch, 1.0, 1.0, 1.0, weights=block * 2**14 if report.epoch == 2 else None)
-
-        with open_driver(
-            make_settings(trials=3), on_scored=lambda job, weights: kept.update({job.number: weights})
-        ) as driver:
-            execute(driver, data, work_that(heavy))
-        assert len(kept) == 3
-        for number, weights in kept.items():
-            assert weights == hashlib.sha512(str(number).encode()).digest() * 2**14
-
-    def test_work_sees_the_images(
-        self, execute: Execute, open_driver: Callable, make_settings: Callable, data: Data
-    ) -> None:
-        kept = []
+        space = make_settings().get_space(10)
+        raises, diverges, is_nan = (
+            space.arch({"scale": scale, "cardinality": 1, "depth": 1}).key() for scale in (1, 2, 4)
+        )
 
         def work(job: Job, data: Data) -> Iterator[Report]:
-            total = hashlib.sha256(data.train.images.tobytes() + data.val.labels.tobytes()).digest()
-            yield Report(1, 1.0, 1.0, 1.0, weights=total)
+            key = job.arch.key()
+            for report in Synthetic()(job, data):
+                if report.epoch == 2 and key == raises:
+                    raise RuntimeError("no luck\nand no more lines")
+                if report.epoch == 2 and key == diverges:
+                    raise TrainingFailed("training loss is nan in epoch 2 of 2")
+                yield replace(report, val_top1=math.nan) if report.epoch == 2 and key == is_nan else report
 
-        with open_driver(make_settings(trials=1, epochs=1), on_scored=lambda _, weights: kept.append(weights)) as driver:
+        with open_driver(make_settings(trials=30)) as driver:
             execute(driver, data, work)
-        assert kept == [hashlib.sha256(data.train.images.tobytes() + data.val.labels.tobytes()).digest()]
+            assert driver.running == {}
+        assert len({r.key for r in of(tmp_path, SCORED)}) == 9
+        failed = of(tmp_path, FAILED)
+        assert all(r.state == "FAIL" and r.epochs.keys() == {1} for r in failed)
+        reasons = {r.key: r.attrs["reason"] for r in failed}
+        assert reasons.keys() == {raises, diverges, is_nan}
+        assert reasons[raises].startswith("RuntimeError: no luck (work, test_executors.py:")
+        assert reasons[diverges] == "training loss is nan in epoch 2 of 2"
+        assert "nan" in reasons[is_nan]
 
     def test_an_interruption_leaves_nothing_running_and_the_search_can_go_on(
         self, execute: Execute, open_driver: Callable, make_settings: Callable, data: Data, tmp_path: Path
@@ -181,29 +128,25 @@ class TestEveryExecutor:
             with pytest.raises(KeyboardInterrupt):
                 execute(driver, data, Synthetic())
             driver.release_all("the search was interrupted")
-        orphans = of(tmp_path, ORPHAN)
-        assert len(orphans) == len(of(tmp_path, "waiting"))
+        assert len(of(tmp_path, ORPHAN)) == len(of(tmp_path, "waiting"))
         assert of(tmp_path, "running") == []
         with open_driver(settings) as driver:
             execute(driver, data, Synthetic())
         assert len(of(tmp_path, SCORED)) == 6
         assert of(tmp_path, "running", "waiting") == []
 
-    def test_a_search_that_is_done_runs_nothing(
-        self, execute: Execute, open_driver: Callable, make_settings: Callable, data: Data, tmp_path: Path
-    ) -> None:
-        for _ in range(2):
-            with open_driver(make_settings(trials=2)) as driver:
-                execute(driver, data, Synthetic())
-        assert len(list(read(tmp_path))) == 2
-
-    def test_a_space_that_is_used_up_ends_the_search(
+    def test_a_search_ends_where_nothing_is_left_and_then_runs_nothing(
         self, execute: Execute, open_driver: Callable, make_settings: Callable, data: Data, tmp_path: Path
     ) -> None:
         with open_driver(make_settings(trials=30, epochs=1, max_macs=200_000)) as driver:
             execute(driver, data, Synthetic())
         assert driver.why_stopped.startswith("every network of the space")
-        assert all(r.macs <= 200_000 for r in of(tmp_path, SCORED))
+        before = list(read(tmp_path))
+        scored = of(tmp_path, SCORED)
+        assert {r.key for r in scored} == {r.key for r in before if r.macs <= 200_000}
+        with open_driver(make_settings(trials=len(scored), epochs=1, max_macs=200_000)) as driver:
+            execute(driver, data, Synthetic())
+        assert list(read(tmp_path)) == before
 
 
 @pytest.mark.slow
@@ -211,25 +154,18 @@ class TestTune:
     def test_a_worker_that_is_killed_is_recorded_and_its_network_asked_again(
         self, execute_tune: Execute, open_driver: Callable, make_settings: Callable, data: Data, tmp_path: Path
     ) -> None:
-        with open_driver(make_settings(trials=6)) as driver:
-            execute_tune(driver, data, dies_once(tmp_path / "died"))
+        running = []
+        with open_driver(make_settings(trials=6), on_change=lambda: running.append(len(driver.running))) as driver:
+            execute_tune(driver, data, dies_once(tmp_path / "died"), workers=2)
         (failed,) = of(tmp_path, FAILED)
-        assert "the worker died" in failed.attrs["reason"]
+        assert failed.attrs["reason"].startswith("the worker died: ")
         assert "\n" not in failed.attrs["reason"]
         (again,) = [r for r in of(tmp_path, SCORED) if "retry_of" in r.attrs]
         assert (again.attrs["retry_of"], again.key) == (failed.number, failed.key)
         assert len(of(tmp_path, SCORED)) == 5
+        assert max(running) == 2
 
-    @pytest.mark.parametrize("workers", [1, 2])
-    def test_no_more_trials_run_than_there_are_workers(
-        self, workers: int, execute_tune: Execute, open_driver: Callable, make_settings: Callable, data: Data
-    ) -> None:
-        running = []
-        with open_driver(make_settings(trials=5), on_change=lambda: running.append(len(driver.running))) as driver:
-            execute_tune(driver, data, Synthetic(), workers=workers)
-        assert max(running) == workers
-
-    def test_proposals_of_one_worker_are_those_of_the_local_executor(
+    def test_one_worker_does_what_the_local_executor_does(
         self,
         execute_tune: Execute,
         open_driver: Callable,
@@ -237,28 +173,21 @@ class TestTune:
         data: Data,
         tmp_path_factory: pytest.TempPathFactory,
     ) -> None:
-        settings, folders = make_settings(trials=9), []
+        settings, folders, environment = make_settings(trials=9), [], dict(os.environ)
         for run, keywords in ((execute_local, {}), (execute_tune, {"workers": 1})):
             folders.append(tmp_path_factory.mktemp("run"))
             with open_driver(settings, folder=folders[-1]) as driver:
                 run(driver, data, Synthetic(), **keywords)
         local, tune = ([(r.params, r.val_top1) for r in of(folder, SCORED)] for folder in folders)
         assert local == tune
+        assert dict(os.environ) == environment
 
     def test_more_gpus_than_there_are_is_one_line(
         self, execute_tune: Execute, open_driver: Callable, make_settings: Callable, data: Data, tmp_path: Path
     ) -> None:
-        with open_driver(make_settings()) as driver, pytest.raises(ValueError, match=r"--gpus-per-trial: 16"):
+        with open_driver(make_settings()) as driver, pytest.raises(UserError, match=r"^--gpus-per-trial: 16"):
             execute_tune(driver, data, Synthetic(), gpus_per_trial=16)
         assert list(read(tmp_path)) == []
-
-    def test_the_environment_is_as_before(
-        self, execute_tune: Execute, open_driver: Callable, make_settings: Callable, data: Data
-    ) -> None:
-        before = dict(os.environ)
-        with open_driver(make_settings(trials=1)) as driver:
-            execute_tune(driver, data, Synthetic())
-        assert dict(os.environ) == before
 
 
 def test_a_local_search_imports_no_ray(tiny_space: Path, tmp_path: Path) -> None:
