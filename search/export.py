@@ -27,6 +27,7 @@ from search.front import front, knee
 from search.settings import Settings
 from search.study import SCORED, Record, arch_of, read
 from search.units import format_count, parse_count
+from trainers.card import code, machine, model_card
 from trainers.data import Data
 from trainers.train import Images, device_of, evaluate
 
@@ -108,47 +109,21 @@ def _training(run: dict[str, Any], record: Record, test_top1: float | None) -> d
 
 def card(record: Record, run: dict[str, Any], training: dict[str, Any]) -> str:
     """The model card: what it is, what it scored and how, and how to use it."""
-    settings, data, session = run["settings"], run["data"], run["sessions"][-1]
-    stages = "\n".join(
-        f"| {i} | {s['depth']} | {s['planes']} | {s['width']} | {s['scale']} | {s['cardinality']} | {s['stride']} |"
-        for i, s in enumerate(record.attrs["arch_json"]["stages"], 1)
-    )
-    tested = training["test_top1"]
-    test_row = f"| top-1, test split | {tested:.2f} % |\n" if tested is not None else ""
-    mean, std = (", ".join(f"{v:.4f}" for v in data[k]) for k in ("mean", "std"))
-    images, hardware = f"{data['train_images']:,} images", session["hardware"]
-    budget = f"{record.attrs['epochs']} epochs of {images}, batch {settings['batch_size']}, lr {settings['lr']}"
-    machine = ", ".join([hardware["cpu"], f"{hardware['cores']} cores", *hardware["gpus"]])
-    return f"""# {record.attrs["arch"]}
-
-A Res2Net found by searching the space `{run["space"]["name"]}` on `{data["name"]}` (trial {record.number}).
-
-| | |
-|---|---|
-| top-1, validation split | {record.val_top1:.2f} % (n = 1, {data["val_images"]:,} images, last epoch) |
-{test_row}| multiply-accumulates | {record.macs:,} |
-| parameters | {record.attrs["params"]:,} |
-| trained | {budget} |
-| search | {settings["sampler"]}, seed {settings["seed"]}, the best of many: its validation accuracy is optimistic |
-| hardware | {machine} |
-| code | commit {session["commit"] or "unknown"}, torch {session["versions"].get("torch")} |
-
-| stage | depth | planes | width | scale | cardinality | stride |
-|---|---|---|---|---|---|---|
-{stages}
-
-```python
-import res2net
-
-model = res2net.load("path/of/this/folder")  # eval mode
-# images: float [N, 3, H, W] in 0..1, normalised with
-mean = [{mean}]
-std = [{std}]
-```
-
-Classes: {", ".join(data["classes"])}.
-To train it on: `python -m trainers.fit path/of/this/folder --data {data["name"]}`.
-"""
+    settings, data, tested = run["settings"], run["data"], training["test_top1"]
+    sampler = f"{settings['sampler']}, seed {settings['seed']}"
+    budget = f"{record.attrs['epochs']} epochs of {data['train_images']:,} images"
+    rows = [
+        ("top-1, validation split", f"{record.val_top1:.2f} % (n = 1, {data['val_images']:,} images, last epoch)"),
+        *([("top-1, test split", f"{tested:.2f} %")] if tested is not None else []),
+        ("multiply-accumulates", f"{record.macs:,}"),
+        ("parameters", f"{record.attrs['params']:,}"),
+        ("trained", f"{budget}, batch {settings['batch_size']}, lr {settings['lr']}"),
+        ("search", f"{sampler}, the best of many: its validation accuracy is optimistic"),
+        ("hardware", machine(training)),
+        ("code", code(training)),
+    ]
+    story = f"A Res2Net found by searching the space `{run['space']['name']}` on `{data['name']}`"
+    return model_card(arch_of(record), f"{story} (trial {record.number}).", rows, data)
 
 
 def tested(folder: Path, record: Record, data_dir: str | None) -> float:

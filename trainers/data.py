@@ -68,12 +68,12 @@ def load(
     """The train and validation splits, cut by `seed`; `train_images` keeps only so many of what the cut leaves."""
     if seed < 0:
         raise UserError(f"--seed: {seed}; accepted: 0 or more")
+    if val_fraction is not None and not 0 <= val_fraction < 1:
+        raise UserError(f"--val-fraction: {val_fraction}; accepted: 0 up to, not including, 1")
     images, labels = _read(name, data_dir, "train")
-    fraction = VAL_FRACTION[name] if val_fraction is None else val_fraction
-    if not 0 <= fraction < 1:
-        raise UserError(f"--val-fraction: {fraction}; accepted: 0 up to, not including, 1")
     order = _stratified_order(labels, seed)
-    cut = round(fraction * len(order))
+    fraction = VAL_FRACTION[name] if val_fraction is None else val_fraction
+    cut = min(round(fraction * len(order)), len(order) - 1)
     left = len(order) - cut
     kept = left if train_images is None else train_images
     if not 1 <= kept <= left:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import math
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -17,14 +20,26 @@ import trainers.data
 from res2net.arch import Arch
 from res2net.cost import cost
 from res2net.errors import Parser, UserError, run_main
-from res2net.files import ARCH_FILE, WEIGHTS_FILE, load, load_arch, save, write_atomic
+from res2net.files import (
+    ARCH_FILE,
+    CARD_FILE,
+    TRAINING_FILE,
+    WEIGHTS_FILE,
+    check_replaceable,
+    load,
+    load_arch,
+    weights_bytes,
+    write_atomic,
+    write_folder,
+)
 from res2net.model import Res2Net, create
 from res2net.named import named
-from trainers.data import Data
+from trainers.card import code, machine, model_card
+from trainers.data import Data, Split
 from trainers.meta import environment
-from trainers.train import PRECISIONS, Config, Epoch, Images, Trainer, TrainingFailed, evaluate
+from trainers.train import PRECISIONS, Config, Epoch, Images, Trainer, TrainingFailed, device_of, evaluate
 
-TRAINING = "training.json"
+PROG = "python -m trainers.fit"
 
 
 def read_arch(text: str) -> tuple[Arch, Path | None]:
@@ -79,17 +94,22 @@ def fit(model: Res2Net, data: Data, config: Config, console: Console) -> list[Ep
     return epochs
 
 
-def test_top1(model: Res2Net, data: Data, data_dir: str | None) -> float:
-    """Top-1 (%) on the test split."""
+def test_top1(model: Res2Net, data: Data, test: Split) -> float:
+    """Top-1 (%) on the test split; `TrainingFailed` if what it puts out are no longer numbers."""
     device = next(model.parameters()).device
-    return evaluate(model, Images(trainers.data.load_test(data.name, data_dir), data, device))[1]
+    loss, top1 = evaluate(model, Images(test, data, device))
+    if not math.isfinite(loss):
+        raise TrainingFailed(f"test loss is {loss}")
+    return top1
 
 
-def record(args: Any, model: Res2Net, data: Data, config: Config, epochs: list[Epoch], top1: float) -> dict[str, Any]:
+def training_of(
+    source: str, model: Res2Net, data: Data, config: Config, epochs: list[Epoch], top1: float
+) -> dict[str, Any]:
     """What `training.json` says: the figures, how they were earned, and how images are normalised."""
     price = cost(model.arch, data.image_size)
     return {
-        "source": args.arch,
+        "source": source,
         "test_top1": top1,
         "val_top1": epochs[-1].val_top1 if len(data.val) else None,
         **price._asdict(),
@@ -107,11 +127,42 @@ def record(args: Any, model: Res2Net, data: Data, config: Config, epochs: list[E
     }
 
 
+def card(arch: Arch, training: dict[str, Any], test_images: int) -> str:
+    """The model card of what was fitted."""
+    config, data = training["config"], training["data"]
+    val = f"{training['val_top1']:.2f} % ({data['val_images']:,} images)" if training["val_top1"] is not None else None
+    rows = [
+        ("top-1, test split", f"{training['test_top1']:.2f} % (n = 1, {test_images:,} images, last epoch)"),
+        *([("top-1, validation split", val)] if val else []),
+        ("multiply-accumulates", f"{training['macs']:,}"),
+        ("parameters", f"{training['params']:,}"),
+        (
+            "trained",
+            f"{config['epochs']} epochs of {data['train_images']:,} images, batch {config['batch_size']}, "
+            f"lr {config['lr']}, seed {config['seed']}",
+        ),
+        ("hardware", machine(training)),
+        ("code", code(training)),
+    ]
+    return model_card(arch, f"A Res2Net trained on `{data['name']}`.", rows, data)
+
+
+def write(model: Res2Net, training: dict[str, Any], test_images: int, out: Path) -> None:
+    """The model folder, as a whole or not at all."""
+    weights = weights_bytes(model)
+
+    def fill(temporary: Path) -> None:
+        write_atomic(temporary / ARCH_FILE, model.arch.to_json())
+        write_atomic(temporary / WEIGHTS_FILE, weights)
+        write_atomic(temporary / TRAINING_FILE, json.dumps(training, indent=2) + "\n")
+        write_atomic(temporary / CARD_FILE, card(model.arch, training, test_images))
+
+    write_folder(out, fill)
+
+
 def build_parser() -> Parser:
     d = Config()
-    parser = Parser(
-        prog="python -m trainers.fit", description="Train one network; write a model folder with its test accuracy."
-    )
+    parser = Parser(prog=PROG, description="Train one network; write a model folder with its test accuracy.")
     parser.add_argument("arch", metavar="ARCH", help="a network's name, an arch.json, or a model folder (trained on)")
     parser.add_argument("--data", default="shapes", help=f"{', '.join(trainers.data.names())}")
     parser.add_argument("--data-dir", metavar="DIR", help="where the data set's files are")
@@ -133,8 +184,44 @@ def build_parser() -> Parser:
     return parser
 
 
-def _main(argv: Sequence[str] | None) -> None:
-    args, console = build_parser().parse_args(argv), Console()
+def check_out(out: Path) -> None:
+    """`UserError` if no model folder could be written there: said before the training, not after it."""
+    check_replaceable(out, "--out")
+    above = next(p for p in out.absolute().parents if p.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise UserError(f"--out: {str(out)!r} cannot be made in {str(above)!r}; accepted: a folder you may write to")
+
+
+def run(args: argparse.Namespace, config: Config, console: Console) -> None:
+    """Check all that can be wrong, train, test once, write the folder."""
+    device_of(config.device)
+    check_out(args.out)
+    read_arch(args.arch)  # a wrong name is said before the data is read
+    if args.download:
+        if args.data_dir is None:
+            raise UserError("--download: needs --data-dir, the folder to put the data set in")
+        trainers.data.download(args.data, args.data_dir)
+    data = trainers.data.load(
+        args.data, args.data_dir, seed=args.seed, val_fraction=args.val_fraction, train_images=args.train_images
+    )
+    test = trainers.data.load_test(args.data, args.data_dir)  # a missing file is said now
+    model, note = build_model(args.arch, data, args.from_scratch, args.seed)
+    console.print(f"{model.arch}: {note}", highlight=False, markup=False)
+    try:
+        epochs = fit(model, data, config, console)
+        top1 = test_top1(model, data, test)
+    except TrainingFailed as problem:
+        raise UserError(f"{problem}; accepted: a lower --lr (it is {config.lr}), or --precision fp32") from None
+    write(model, training_of(args.arch, model, data, config, epochs, top1), len(test), args.out)
+    console.print(
+        f"{args.out}: {top1:.2f} % on the test split ({data.name}, last epoch of {config.epochs})",
+        highlight=False,
+        markup=False,
+    )
+
+
+def _main(argv: Sequence[str] | None) -> int:
+    args = build_parser().parse_args(argv)
     config = Config(
         epochs=args.epochs,
         batch_size=args.batch_size,
@@ -145,39 +232,16 @@ def _main(argv: Sequence[str] | None) -> None:
         device=args.device,
         seed=args.seed,
     )
-    if (
-        args.out.exists()
-        and not (args.out / ARCH_FILE).is_file()
-        and (not args.out.is_dir() or any(args.out.iterdir()))
-    ):
-        raise UserError(
-            f"--out: {str(args.out)!r} is there and is no model folder; accepted: a new folder or a model folder"
-        )
-    read_arch(args.arch)  # a wrong name is said before the data is read
-    if args.download:
-        if args.data_dir is None:
-            raise UserError("--download: needs --data-dir, the folder to put the data set in")
-        trainers.data.download(args.data, args.data_dir)
-    data = trainers.data.load(
-        args.data, args.data_dir, seed=args.seed, val_fraction=args.val_fraction, train_images=args.train_images
-    )
-    model, note = build_model(args.arch, data, args.from_scratch, args.seed)
-    console.print(f"{model.arch}: {note}", highlight=False, markup=False)
     try:
-        epochs = fit(model, data, config, console)
-    except TrainingFailed as problem:
-        raise UserError(f"{problem}; accepted: a lower --lr (it is {config.lr}), or --precision fp32") from None
-    top1 = test_top1(model, data, args.data_dir)
-    save(model, args.out)
-    training = record(args, model, data, config, epochs, top1)
-    write_atomic(args.out / TRAINING, json.dumps(training, indent=2) + "\n")
-    console.print(
-        f"{args.out}: {top1:.2f} % on the test split ({data.name}, last epoch of {config.epochs})", highlight=False
-    )
+        run(args, config, Console())
+    except KeyboardInterrupt:
+        print(f"{PROG}: interrupted; nothing was written to {str(args.out)!r}", file=sys.stderr)
+        return 130
+    return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_main(_main, "python -m trainers.fit", argv)
+    return run_main(_main, PROG, argv)
 
 
 if __name__ == "__main__":

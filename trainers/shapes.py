@@ -12,15 +12,18 @@ from collections.abc import Callable
 
 import numpy as np
 
+# The values below were set so that, after ten epochs of 8,000 images, a linear classifier knows next to nothing, Res2Nets
+# of 0.5, 5 and 20 MMACs score about 65, 85 and 91 %, and none of them is held up long before it starts to learn.
 SIZE = 32  # pixels along a side
 DIAMETERS = (4.0, 28.0)  # pixels, of the circle around an object
-DARKEST, BRIGHTEST = 0.0, 0.6  # of the background in each colour, where 1 is white
-CONTRAST = 0.3  # least difference in brightness, the mean of the colours, of an object from what it covers
+BACKGROUND = (0.0, 0.45)  # range of the background in each colour, where 1 is white
 DISTRACTORS = 4  # line pieces and blobs in each image
-OPACITY = 0.5  # of distractors; the object is opaque
-CLOUDS = 0.15  # greatest amplitude of the background's noise at each of its scales, of a colour's range
-STRIPES = 0.08  # standard deviation of its stripes' amplitude
-GRAIN = 0.03  # standard deviation of the noise on each pixel
+PIECES = (0.0, 0.7)  # their range in each colour
+OPACITY = 0.6  # of distractors; the object is opaque
+CONTRAST = 0.3  # least difference in brightness, the mean of the colours, of an object from what it covers
+CLOUDS = 0.12  # greatest amplitude of the background's noise at each of its scales, of a colour's range
+STRIPES = 0.06  # standard deviation of its stripes' amplitude
+GRAIN = 0.12  # standard deviation of the noise on each pixel
 CHUNK = 64  # images drawn at once: bounds the memory, and keeps a chunk's planes in the cache
 
 # Images and seed of the two sets. They are fixed, so that scores of any two runs are of the same images.
@@ -54,7 +57,7 @@ def _draw(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """One chunk of images, back to front: texture, distractors, object, sensor noise."""
     canvas = _texture(len(labels), rng)
     for _ in range(DISTRACTORS):
-        _paint(canvas, _line_pieces(len(labels), rng), _uniform(rng, DARKEST, BRIGHTEST, (len(labels), 3)), OPACITY)
+        _paint(canvas, _line_pieces(len(labels), rng), _uniform(rng, *PIECES, (len(labels), 3)), OPACITY)
     cover = _objects(labels, rng)
     _paint(canvas, cover, _contrasting(canvas, cover, rng))
     canvas += GRAIN * rng.standard_normal(canvas.shape, np.float32)
@@ -73,29 +76,30 @@ def _log_uniform(rng: np.random.Generator, low: float, high: float, shape: tuple
 
 
 def _interpolation(cells: int) -> np.ndarray:
-    """Bilinear weights [cells * cells, 1024] that stretch a small grid over an image."""
+    """Linear weights [cells, 32] that stretch a row of values over an image's side."""
     at = np.linspace(0, cells - 1, SIZE)
-    weights = np.maximum(0, 1 - np.abs(at[None, :] - np.arange(cells)[:, None]))
-    return np.kron(weights, weights).astype(np.float32)
+    return np.maximum(0, 1 - np.abs(at - np.arange(cells)[:, None])).astype(np.float32)
 
 
-GRIDS = (2, 4, 9)  # cells along a side of the noise: gradients, clouds, patches
-STRETCH = np.concatenate([_interpolation(cells) for cells in GRIDS])
+STRETCH = [_interpolation(cells) for cells in (2, 4, 9)]  # of the noise's grids: gradients, clouds, patches
 PIXELS = np.arange(SIZE, dtype=np.float32) + 0.5  # their centres along a side
 
 
 def _texture(n: int, rng: np.random.Generator) -> np.ndarray:
     """Noise of several scales and stripes, in colours of the image's own."""
-    amplitude = np.concatenate(
-        [_uniform(rng, 0, CLOUDS, (n, 1, 1)).repeat(cells * cells, axis=2) for cells in GRIDS], axis=2
-    )
-    grids = rng.standard_normal((n, 3, STRETCH.shape[0]), np.float32) * amplitude
-    canvas = (grids.reshape(n * 3, -1) @ STRETCH).reshape(n, 3, -1)
+    canvas = np.zeros((n, 3, SIZE, SIZE), np.float32)
+    for weights in STRETCH:
+        grid = rng.standard_normal((n, 3, len(weights), len(weights)), np.float32) * _uniform(
+            rng, 0, CLOUDS, (n, 1, 1, 1)
+        )
+        # einsum rather than @, whose threads cost more than they give where every core has a trial of its own.
+        canvas += np.einsum("ncip,iq->ncqp", np.einsum("ncij,jp->ncip", grid, weights), weights)
+    canvas = canvas.reshape(n, 3, -1)
     across, _ = _turned(_uniform(rng, 0, SIZE, (2, n)), _uniform(rng, 0, 2 * np.pi, (n,)))
     stripes = np.sin(across * (2 * np.pi / _log_uniform(rng, 4, 16, (n, 1))))
     canvas += stripes[:, None] * (STRIPES * rng.standard_normal((n, 3, 1), np.float32))
-    canvas += _uniform(rng, DARKEST, BRIGHTEST, (n, 3, 1))
-    return np.clip(canvas, DARKEST, BRIGHTEST, out=canvas)
+    canvas += _uniform(rng, *BACKGROUND, (n, 3, 1))
+    return np.clip(canvas, *BACKGROUND, out=canvas)
 
 
 def _turned(centre: np.ndarray, angle: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -144,7 +148,7 @@ def _paint(canvas: np.ndarray, cover: np.ndarray, colour: np.ndarray, opacity: f
 def _contrasting(canvas: np.ndarray, cover: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A random colour for each image, brighter than the mean of what the object covers by at least `CONTRAST`."""
     n = len(canvas)
-    covered = (canvas @ cover[:, :, None])[:, :, 0] / cover.sum(axis=1, keepdims=True)
+    covered = np.einsum("ncp,np->nc", canvas, cover) / cover.sum(axis=1, keepdims=True)
     # White comes last, and is always bright enough.
     candidates = np.concatenate([_uniform(rng, 0, 1, (n, 8, 3)), np.ones((n, 1, 3), np.float32)], axis=1)
     enough = candidates.mean(axis=2) >= covered.mean(axis=1, keepdims=True) + CONTRAST

@@ -50,8 +50,14 @@ class Config:
         for name in ("epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; accepted: a whole number of at least 1")
-        if not self.lr > 0:
+        if not 0 < self.lr < math.inf:
             raise UserError(f"lr is {self.lr}; accepted: a number above 0")
+        for name in ("weight_decay", "warmup", "crop_padding"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"{name} is {getattr(self, name)}; accepted: a number of at least 0")
+        for name in ("momentum", "label_smoothing"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}; accepted: a number from 0 up to, not including, 1")
         if self.precision not in PRECISIONS:
             raise unknown("precision", self.precision, PRECISIONS)
 
@@ -75,7 +81,9 @@ def device_of(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UserError(f"--device: unknown value {name!r}; accepted: auto, cpu, cuda, cuda:N") from None
+        device = torch.device("meta")  # refused below, as all kinds that nothing here is tried on
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"--device: unknown value {name!r}; accepted: auto, cpu, cuda, cuda:N")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"--device: {name!r} is not there; this machine has {torch.cuda.device_count()} CUDA devices")
     return device
@@ -157,7 +165,8 @@ class Trainer:
             weight_decay=config.weight_decay,
             fused=True,
         )
-        self.steps_per_epoch = -(-len(self.train_images) // config.batch_size)
+        # A single image left over joins the batch before it: alone it has no variance for a batch norm at 1 x 1.
+        self.steps_per_epoch = max(1, -(-(len(self.train_images) - 1) // config.batch_size))
         self.done_epochs = 0
 
     def lr(self, step: int) -> float:
@@ -168,16 +177,22 @@ class Trainer:
         return self.config.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1.0, total - warmup)))
 
     def epoch(self) -> Epoch:
-        """Train one epoch and score; `TrainingFailed` with the reason if the loss is no longer a number."""
+        """Train one epoch and score; `TrainingFailed` with the reason if a loss is no longer a number."""
+        assert self.done_epochs < self.config.epochs, "the schedule has no further epoch"
         start = time.perf_counter()
         loss = self._train_epoch()  # the only wait for the device is for this number
         seconds = time.perf_counter() - start
         self.done_epochs += 1
-        if not math.isfinite(loss):
-            raise TrainingFailed(f"training loss is {loss} in epoch {self.done_epochs} of {self.config.epochs}")
+        self._check("training", loss)
         val_loss, val_top1 = evaluate(self.model, self.val_images, self.bf16)
+        if len(self.val_images):
+            self._check("validation", val_loss)
         rate = len(self.train_images) / seconds
         return Epoch(self.done_epochs, loss, val_loss, val_top1, rate, seconds)
+
+    def _check(self, kind: str, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise TrainingFailed(f"{kind} loss is {loss} in epoch {self.done_epochs} of {self.config.epochs}")
 
     def _train_epoch(self) -> float:
         images, config = self.train_images, self.config
@@ -189,7 +204,8 @@ class Trainer:
         flips = torch.rand(n, generator=self.rng, device=self.device) < 0.5 if config.flip else None
         total = torch.zeros((), device=self.device)
         for step in range(self.steps_per_epoch):
-            part = slice(step * config.batch_size, (step + 1) * config.batch_size)
+            last = step == self.steps_per_epoch - 1
+            part = slice(step * config.batch_size, n if last else (step + 1) * config.batch_size)
             x, y = images.batch(order[part], offsets[:, part], None if flips is None else flips[part])
             total += self._step(x, y, self.done_epochs * self.steps_per_epoch + step) * len(y)
         return total.item() / n
@@ -223,10 +239,10 @@ class Trainer:
 
 @torch.no_grad()
 def evaluate(model: nn.Module, images: Images, bf16: bool = False) -> tuple[float, float]:
-    """Mean cross-entropy and top-1 accuracy (%) over all images; NaN for none."""
+    """Mean cross-entropy and top-1 accuracy (%) over all images; NaN for none. The model is left in eval mode."""
+    model.eval()
     if not len(images):
         return math.nan, math.nan
-    model.eval()
     loss = torch.zeros((), device=images.labels.device)
     right = torch.zeros((), device=images.labels.device)
     for x, y in images.batches(EVAL_BATCH):

@@ -105,7 +105,9 @@ def test_violations_are_shares_above_zero() -> None:
     assert Limits().violations(Cost(1, 1, 1)) == []
 
 
-@pytest.mark.parametrize(("macs", "params", "allowed"), [(100, 10, True), (50, 10, True), (101, 10, False), (49, 1, False)])
+@pytest.mark.parametrize(
+    ("macs", "params", "allowed"), [(100, 10, True), (50, 10, True), (101, 10, False), (49, 1, False)]
+)
 def test_a_limit_itself_is_allowed(macs: int, params: int, allowed: bool) -> None:
     assert Limits(max_macs=100, min_macs=50, max_params=10).allow(Cost(macs, params, 0)) is allowed
 

@@ -1,0 +1,264 @@
+"""Export: which network is picked, and that it is the very one that was trained."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+import res2net
+import trainers.data
+from res2net.cost import cost
+from res2net.errors import UserError
+from search import runs
+from search.api import search
+from search.export import choose, export, front_of, main
+from search.settings import Settings
+from search.study import SCORED, arch_of, read
+from search.worker import Job, Report, train_trial
+from studies.synthetic import Synthetic
+from trainers.data import Data, Split
+from trainers.train import Images
+
+
+def finished(folder: Path, data: Data, settings: Settings, work: object) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainers.data, "load", lambda *args, **kwargs: data)
+        search(settings, folder, work=work)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, tiny_space: Path, data: Data) -> Path:
+    """A search of 8 networks by formula, whose front has several; tests leave it as it is."""
+    settings = Settings(space=str(tiny_space), executor="local", trials=8, epochs=2)
+    return finished(tmp_path_factory.mktemp("run") / "run", data, settings, Synthetic(weights=True))
+
+
+class TestPicks:
+    def test_best_is_the_most_accurate(self, run: Path) -> None:
+        scored = [r for r in read(run) if r.outcome == SCORED]
+        assert choose(run, "best").val_top1 == max(r.val_top1 for r in scored)
+
+    def test_the_knee_is_on_the_front(self, run: Path) -> None:
+        assert choose(run, "knee").number in {r.number for r in front_of(run)}
+
+    def test_under_a_number_of_macs(self, run: Path) -> None:
+        front = front_of(run)
+        assert len(front) >= 3
+        assert choose(run, "best", under=front[1].macs) == front[1]
+        assert choose(run, "best", under=front[2].macs - 1) == front[1]
+        assert choose(run, "knee", under=front[0].macs) == front[0]
+        with pytest.raises(UserError, match=r"^--under: .*accepted: \S+ or more") as error:
+            choose(run, "best", under=front[0].macs - 1)
+        named = str(error.value).split("accepted: ")[1].removesuffix(" or more")
+        assert main([str(run), "--under", named, "--to", str(run.parent / "under")]) == 0  # what it names is accepted
+
+    def test_a_trial_by_its_number(self, run: Path) -> None:
+        scored = [r for r in read(run) if r.outcome == SCORED]
+        assert [choose(run, str(r.number)) for r in scored] == scored
+
+    @pytest.mark.parametrize("pick", ["999", "worst", "-1", "1.0", ""])
+    def test_what_is_no_pick(self, run: Path, pick: str) -> None:
+        with pytest.raises(UserError, match=r"^--pick: .* is not a scored trial; accepted: best, knee, or one of 0, "):
+            choose(run, pick)
+
+    def test_a_run_that_scored_nothing_yet(self, data: Data, tiny_space: Path, tmp_path: Path) -> None:
+        def fails(job: Job, data: Data) -> Iterator[Report]:
+            yield Report(0, reason="no luck")
+
+        settings = Settings(space=str(tiny_space), executor="local", trials=1)
+        finished(tmp_path, data, settings, fails)
+        with pytest.raises(UserError, match="no trial has its full budget yet"):
+            choose(tmp_path, "best")
+
+    def test_a_folder_that_is_no_run(self, tmp_path: Path) -> None:
+        with pytest.raises(UserError, match="accepted: the --out of a search"):
+            choose(tmp_path, "best")
+
+
+class TestFolder:
+    def test_a_model_folder_with_its_history(self, run: Path, tmp_path: Path) -> None:
+        record = export(run, "best", tmp_path / "model", test_top1=12.5)
+        assert sorted(p.name for p in (tmp_path / "model").iterdir()) == [
+            "README.md",
+            "arch.json",
+            "model.safetensors",
+            "training.json",
+        ]
+        model = res2net.load(tmp_path / "model")
+        assert model.arch == arch_of(record)
+        assert not model.training
+        training = json.loads((tmp_path / "model/training.json").read_text())
+        expected = {"trial": record.number, "val_top1": record.val_top1, "test_top1": 12.5, "macs": record.macs}
+        assert training.items() >= expected.items()
+        assert training["settings"] == runs.read(run)["settings"]
+        card = (tmp_path / "model/README.md").read_text()
+        for text in (f"{record.val_top1:.2f} %", "12.50 %", f"{record.macs:,}", str(model.arch), "res2net.load"):
+            assert text in card
+        assert str(tmp_path) not in card
+
+    def test_the_best_is_exported_by_the_search_itself(self, run: Path) -> None:
+        assert json.loads((run / "best/training.json").read_text())["trial"] == choose(run, "best").number
+
+    def test_a_model_folder_is_replaced(self, run: Path, tmp_path: Path) -> None:
+        front = front_of(run)
+        for record in (front[0], front[-1]):
+            export(run, str(record.number), tmp_path / "model")
+            assert res2net.load(tmp_path / "model").arch == arch_of(record)
+        assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+    def test_an_empty_folder_is_filled(self, run: Path, tmp_path: Path) -> None:
+        export(run, "best", tmp_path)
+        assert (tmp_path / "arch.json").is_file()
+
+    @pytest.mark.parametrize("kind", ["folder", "file"])
+    def test_what_is_no_model_folder_is_left_alone(self, run: Path, tmp_path: Path, kind: str) -> None:
+        mine = tmp_path / "mine" if kind == "file" else tmp_path / "notes.txt"
+        mine.write_text("mine")
+        with pytest.raises(UserError, match=r"^--to: .*accepted: a new folder"):
+            export(run, "best", mine if kind == "file" else tmp_path)
+        assert [p.name for p in tmp_path.iterdir()] == [mine.name]
+        assert mine.read_text() == "mine"
+
+    def test_weights_that_were_dropped(self, data: Data, tiny_space: Path, tmp_path: Path) -> None:
+        settings = Settings(space=str(tiny_space), executor="local", trials=2, epochs=1)
+        finished(tmp_path / "run", data, settings, Synthetic(weights=True))
+        runs.weights_path(tmp_path / "run", 0).unlink()
+        with pytest.raises(UserError, match=r"^--pick: the weights of trial 0 are not in"):
+            export(tmp_path / "run", "0", tmp_path / "model")
+        assert not (tmp_path / "model").exists()
+        assert main([str(tmp_path / "run"), "--pick", "0", "--to", str(tmp_path / "model"), "--test"]) == 2
+
+    def test_nothing_is_left_half_written(self, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        export(run, "best", tmp_path / "model")
+        before = {p.name: p.read_bytes() for p in (tmp_path / "model").iterdir()}
+
+        def killed(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr("search.export.card", killed)
+            export(run, str(front_of(run)[0].number), tmp_path / "model")
+        assert {p.name: p.read_bytes() for p in (tmp_path / "model").iterdir()} == before
+        assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+    def test_weights_that_do_not_fit_take_no_name(self, data: Data, tiny_space: Path, tmp_path: Path) -> None:
+        settings = Settings(space=str(tiny_space), executor="local", trials=1, epochs=1)
+        finished(tmp_path / "run", data, settings, Synthetic(weights=True))
+        state = {"stem.weight": torch.zeros(3)}
+        runs.weights_path(tmp_path / "run", 0).write_bytes(safetensors.torch.save(state))
+        with pytest.raises(UserError):
+            export(tmp_path / "run", "best", tmp_path / "model")
+        assert not (tmp_path / "model").exists()
+
+
+class TestTrained:
+    """Two real trainings, of seconds."""
+
+    @pytest.fixture(scope="class")
+    def images(self, data: Data) -> torch.Tensor:
+        """The validation images as a network sees them."""
+        return next(Images(data.val, data, torch.device("cpu")).batches(100))[0]
+
+    @pytest.fixture(scope="class")
+    def logits(self) -> dict[int, torch.Tensor]:
+        """What each trial's model gave on the validation images, at its end."""
+        return {}
+
+    @pytest.fixture(scope="class")
+    def run(
+        self,
+        tmp_path_factory: pytest.TempPathFactory,
+        tiny_space: Path,
+        data: Data,
+        logits: dict[int, torch.Tensor],
+        images: torch.Tensor,
+    ) -> Path:
+        def watched(job: Job, data: Data) -> Iterator[Report]:
+            models = []
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr("search.worker.create", lambda arch: models.append(res2net.create(arch)) or models[0])
+                for report in train_trial(job, data):
+                    if report.epoch == job.config.epochs:
+                        logits[job.number] = models[0].eval()(images).detach()
+                    yield report
+
+        settings = Settings(space=str(tiny_space), executor="local", trials=2, epochs=2, batch_size=10)
+        return finished(tmp_path_factory.mktemp("trained") / "run", data, settings, watched)
+
+    def test_the_exported_model_gives_the_trials_logits(
+        self, run: Path, logits: dict[int, torch.Tensor], images: torch.Tensor, data: Data, tmp_path: Path
+    ) -> None:
+        assert logits.keys() == {0, 1}
+        labels = torch.as_tensor(data.val.labels)
+        for number, expected in logits.items():
+            record = export(run, str(number), tmp_path / str(number))
+            model = res2net.load(tmp_path / str(number))
+            assert not model.training
+            torch.testing.assert_close(model(images).detach(), expected, rtol=1e-5, atol=1e-5)
+            assert record.macs == cost(model.arch, 32).macs
+            right = (expected.argmax(1) == labels).float().mean().item()
+            assert record.val_top1 == pytest.approx(100 * right)
+
+    def test_the_test_split_is_read_only_when_asked(
+        self, run: Path, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    ) -> None:
+        calls = []
+
+        def load_test(*args: object) -> Split:
+            calls.append(args)
+            return data.val
+
+        monkeypatch.setattr(trainers.data, "load_test", load_test)
+        assert main([str(run), "--pick", "0", "--to", str(tmp_path / "model")]) == 0
+        assert calls == []
+        assert "test split" not in capsys.readouterr().out
+        assert main([str(run), "--pick", "0", "--to", str(tmp_path / "model"), "--test", "--data-dir", "there"]) == 0
+        assert calls == [("shapes", "there")]
+        training = json.loads((tmp_path / "model/training.json").read_text())
+        assert training["test_top1"] == pytest.approx(training["val_top1"])
+        assert f"{training['test_top1']:.2f} % on the test split" in capsys.readouterr().out
+
+    def test_the_same_trial_again_has_the_same_weights(
+        self, run: Path, data: Data, tiny_space: Path, tmp_path: Path
+    ) -> None:
+        settings = Settings(space=str(tiny_space), executor="local", trials=1, epochs=2, batch_size=10)
+        again = finished(tmp_path, data, settings, train_trial)
+        assert runs.weights_path(again, 0).read_bytes() == runs.weights_path(run, 0).read_bytes()
+
+
+class TestCommand:
+    def test_one_line_of_what_was_written(self, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+        assert main([str(run), "--pick", "knee", "--to", str(tmp_path / "model")]) == 0
+        record = choose(run, "knee")
+        out = capsys.readouterr().out
+        assert out.count("\n") == 1
+        assert out.startswith(f"{tmp_path / 'model'}: trial {record.number}, {record.attrs['arch']}")
+
+    @pytest.mark.parametrize(
+        ("options", "named"),
+        [
+            (["--pick", "worst"], "--pick"),
+            (["--under", "lots"], "--under"),
+            (["--under", "1"], "--under"),
+        ],
+    )
+    def test_a_mistake_is_one_line_and_writes_nothing(
+        self, options: list[str], named: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    ) -> None:
+        assert main([str(run), "--to", str(tmp_path / "model"), *options]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert error.startswith(f"python -m search.export: error: {named}: ")
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_number_and_a_limit_at_once(self, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+        dearest = front_of(run)[-1]
+        options = ["--pick", str(dearest.number), "--under", str(dearest.macs - 1), "--to", str(tmp_path / "model")]
+        assert main([str(run), *options]) == 2
+        assert "--under" in capsys.readouterr().err

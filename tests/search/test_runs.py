@@ -1,0 +1,244 @@
+"""A run's folder: what it holds, whom it lets in, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from res2net.errors import UserError
+from search import runs
+from search.api import Result, search
+from search.settings import Settings
+from search.study import SCORED, read
+from studies.synthetic import Synthetic
+from trainers.data import Data
+
+WORK = Synthetic(weights=True)
+
+
+@pytest.fixture
+def run(loaded: Data) -> Callable[..., Result]:
+    """Runs a whole search on the random images, by formula."""
+    return lambda settings, out: search(settings, out, work=WORK)
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+class TestFolder:
+    def test_what_a_search_leaves(self, run: Callable, make_settings: Callable, tmp_path: Path) -> None:
+        result = run(make_settings(trials=4), tmp_path / "run")
+        names = {p.name for p in (tmp_path / "run").iterdir()}
+        plots = {"trials.csv", "pareto.csv", "pareto.png", "pareto.html"}
+        assert names == {"run.json", "study.db", "weights", "artifacts", "best", ".lock"} | plots
+        assert result.folder == tmp_path / "run"
+        assert sorted(p.name for p in (tmp_path / "run/weights").iterdir()) == [
+            f"{r.number}.safetensors" for r in read(result.folder) if r.outcome == SCORED
+        ]
+        assert (len(result.trials), result.why_stopped) == (4, "all trials are done")
+        assert 0 < result.hypervolume < 100
+        assert not result.interrupted
+        assert result.front.val_top1.is_monotonic_increasing
+
+    def test_run_json_says_how_and_with_what(
+        self, run: Callable, make_settings: Callable, data: Data, tmp_path: Path
+    ) -> None:
+        settings = make_settings(trials=2, seed=3)
+        run(settings, tmp_path / "run")
+        content = json.loads((tmp_path / "run/run.json").read_text())
+        assert content.keys() == {"settings", "space", "data", "created", "sessions"}
+        assert Settings.from_dict(content["settings"]) == settings == runs.settings_of(tmp_path / "run")
+        assert runs.space_of(tmp_path / "run") == settings.get_space(10)
+        described = {"name": "shapes", "classes": list(data.classes), "train_images": 40, "val_images": 20}
+        assert content["data"] == described | {"mean": [0.5] * 3, "std": [0.3] * 3}
+        (session,) = content["sessions"]
+        assert session.keys() == {"started", "versions", "hardware", "commit"}
+        assert {"python", "torch", "optuna"} <= session["versions"].keys()
+
+    def test_each_session_is_added(self, run: Callable, make_settings: Callable, tmp_path: Path) -> None:
+        run(make_settings(trials=2), tmp_path)
+        first = runs.read(tmp_path)
+        run(make_settings(trials=3), tmp_path)
+        second = runs.read(tmp_path)
+        assert second["created"] == first["created"]
+        assert second["sessions"][:-1] == first["sessions"]
+        assert second["settings"]["trials"] == 3
+
+    def test_the_folder_alone_goes_on_and_is_exported(
+        self, run: Callable, make_settings: Callable, tiny_space: Path, tmp_path: Path
+    ) -> None:
+        """Renamed, and the file of the space lost."""
+        space = shutil.copy(tiny_space, tmp_path / "mine.yaml")
+        settings = make_settings(space=str(space), trials=3)
+        run(settings, tmp_path / "before")
+        records = list(read(tmp_path / "before"))
+        (tmp_path / "before").rename(tmp_path / "after")
+        (tmp_path / "mine.yaml").unlink()
+        result = run(make_settings(space=str(space), trials=5), tmp_path / "after")
+        assert list(read(tmp_path / "after"))[: len(records)] == records
+        assert (result.trials.outcome == SCORED).sum() == 5
+
+    def test_a_search_without_weights_ends_well(self, loaded: Data, make_settings: Callable, tmp_path: Path) -> None:
+        result = search(make_settings(trials=2), tmp_path, work=Synthetic())
+        assert len(result.front)
+        assert not (tmp_path / "best").exists()
+
+    def test_a_search_that_scored_nothing_ends_well(
+        self, loaded: Data, make_settings: Callable, tmp_path: Path
+    ) -> None:
+        def fails(job: object, data: object):
+            raise RuntimeError("no luck")
+            yield
+
+        result = search(make_settings(trials=3), tmp_path, work=fails)
+        assert (len(result.front), result.hypervolume) == (0, 0.0)
+        assert (result.trials.outcome == "failed").sum() == 3
+        assert not (tmp_path / "best").exists()
+
+    def test_an_interrupted_search_says_so_and_goes_on(
+        self, loaded: Data, make_settings: Callable, tmp_path: Path
+    ) -> None:
+        calls = []
+
+        def interrupted(job: object, data: object):
+            calls.append(job)
+            if len(calls) == 3:
+                raise KeyboardInterrupt
+            yield from WORK(job, data)
+
+        result = search(make_settings(trials=4), tmp_path, work=interrupted)
+        assert (result.interrupted, result.unfinished, result.why_stopped) == (True, True, "interrupted")
+        assert [r.state for r in read(tmp_path)] == ["COMPLETE", "COMPLETE", "FAIL", "WAITING"]
+        result = search(make_settings(trials=4), tmp_path, work=WORK)
+        assert (result.interrupted, result.unfinished) == (False, False)
+        assert (result.trials.outcome == SCORED).sum() == 4
+
+
+class TestRefusals:
+    def test_another_search_with_what_differs(self, run: Callable, make_settings: Callable, tmp_path: Path) -> None:
+        run(make_settings(trials=2), tmp_path)
+        before = tree(tmp_path)
+        with pytest.raises(UserError) as error:
+            run(make_settings(trials=2, seed=1, max_macs=300_000), tmp_path)
+        text = str(error.value)
+        assert text.startswith("--out: ")
+        assert "holds a search with --max-macs None, not 300000; --seed 0, not 1; accepted: the same settings" in text
+        assert tree(tmp_path) == before
+
+    def test_the_same_file_of_a_space_with_another_content(
+        self, run: Callable, make_settings: Callable, tiny_space: Path, tmp_path: Path
+    ) -> None:
+        space = Path(shutil.copy(tiny_space, tmp_path / "mine.yaml"))
+        settings = make_settings(space=str(space), trials=1)
+        run(settings, tmp_path / "run")
+        space.write_text(space.read_text().replace("[1, 2, 4]", "[1, 2]"))
+        with pytest.raises(UserError, match=r"holds a search with another content of --space .*mine\.yaml"):
+            run(settings, tmp_path / "run")
+
+    def test_a_folder_with_something_else(self, run: Callable, make_settings: Callable, tmp_path: Path) -> None:
+        (tmp_path / "notes.txt").write_text("mine")
+        with pytest.raises(UserError, match=r"^--out: .* holds files but no search; accepted: a new folder"):
+            run(make_settings(), tmp_path)
+        assert tree(tmp_path) == {"notes.txt": b"mine"}
+
+    def test_a_file(self, run: Callable, make_settings: Callable, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("mine")
+        with pytest.raises(UserError, match=r"^--out: .* is a file; accepted: a folder"):
+            run(make_settings(), tmp_path / "file")
+        assert tree(tmp_path) == {"file": b"mine"}
+
+    @pytest.mark.parametrize("content", ["{", "", "[]", '{"space": {}}', '{"settings": 3}', '{"settings": {"sed": 1}}'])
+    def test_a_run_json_that_is_none(
+        self, content: str, run: Callable, make_settings: Callable, tmp_path: Path
+    ) -> None:
+        (tmp_path / "run.json").write_text(content)
+        with pytest.raises(UserError) as error:
+            run(make_settings(), tmp_path)
+        assert "\n" not in str(error.value)
+        assert tree(tmp_path) == {"run.json": content.encode()}
+
+    def test_impossible_limits_write_nothing(self, run: Callable, make_settings: Callable, tmp_path: Path) -> None:
+        with pytest.raises(UserError, match="--max-macs"):
+            run(make_settings(max_macs=10), tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
+    def test_a_second_driver(self, run: Callable, make_settings: Callable, tmp_path: Path) -> None:
+        run(make_settings(trials=1), tmp_path)
+        before = tree(tmp_path)
+        with runs.locked(tmp_path), pytest.raises(UserError, match=r"^--out: a search is running in"):
+            run(make_settings(trials=2), tmp_path)
+        assert tree(tmp_path) == before
+        run(make_settings(trials=2), tmp_path)  # let go
+
+    def test_a_second_driver_of_another_process(self, run: Callable, make_settings: Callable, tmp_path: Path) -> None:
+        here, there = multiprocessing.get_context("spawn").Pipe()
+        process = multiprocessing.get_context("spawn").Process(target=_hold, args=(tmp_path, there))
+        process.start()
+        try:
+            assert here.poll(60)
+            assert here.recv() == "held"
+            with pytest.raises(UserError, match="a search is running"):
+                run(make_settings(trials=1), tmp_path)
+        finally:
+            process.kill()
+            process.join(30)
+        run(make_settings(trials=1), tmp_path)  # the lock went with the process
+
+    def test_a_folder_killed_before_its_run_json_can_be_used(
+        self, run: Callable, make_settings: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def killed(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(runs, "write_atomic", killed)
+            run(make_settings(), tmp_path / "run")
+        assert len(run(make_settings(trials=1), tmp_path / "run").trials) == 1
+
+
+def _hold(folder: Path, pipe: object) -> None:
+    with runs.locked(folder):
+        pipe.send("held")
+        pipe.recv()
+
+
+class TestWeights:
+    def test_dominated_ones_go_the_oldest_first(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(runs, "KEEP_BYTES", 30)
+        (tmp_path / "weights").mkdir()
+        for number in range(6):
+            runs.keep_weights(tmp_path, number, b"x" * 10, front={1, 3})
+        assert sorted(int(p.stem) for p in (tmp_path / "weights").iterdir()) == [1, 3, 5]
+
+    def test_those_of_the_front_stay_whatever_they_take(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(runs, "KEEP_BYTES", 15)
+        (tmp_path / "weights").mkdir()
+        for number in range(4):
+            runs.keep_weights(tmp_path, number, b"x" * 10, front={0, 1, 2})
+        assert len(list((tmp_path / "weights").iterdir())) == 4
+
+    def test_a_search_keeps_those_of_its_front(
+        self, run: Callable, make_settings: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(runs, "KEEP_BYTES", 1)
+        result = run(make_settings(trials=8), tmp_path)
+        kept = {int(p.stem) for p in (tmp_path / "weights").iterdir()}
+        assert kept >= set(result.front.number)
+        assert (tmp_path / "best" / "model.safetensors").is_file()
+
+
+def test_names_of_new_runs(tmp_path: Path) -> None:
+    assert runs.new_name(Settings(space="dir/mine.yaml")).startswith("mine-shapes-2")
+    assert "/" not in runs.new_name(Settings(space="scale"))
+
+
+@pytest.mark.parametrize("call", [runs.read, runs.settings_of, runs.space_of])
+def test_a_folder_that_is_no_run(call: Callable, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"run\.json is missing; accepted: the --out of a search"):
+        call(tmp_path)
