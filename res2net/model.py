@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from res2net.arch import Arch, Stage, se_channels
@@ -12,8 +13,31 @@ from res2net.cost import has_projection
 from res2net.named import named
 
 
+DENSE_CHANNELS = 32  # up to which a CPU computes groups faster as one dense convolution in bf16
+
+
+class GroupedConv2d(nn.Conv2d):
+    """A convolution in groups, which under a CPU's autocast is the block diagonal of a dense one if it is narrow.
+
+    bf16 kernels take 16 channels or more at a time, of which a group of few leaves most idle.
+    """
+
+    def __init__(self, *args: int, **kwargs: int) -> None:
+        super().__init__(*args, **kwargs)
+        blocks = [torch.ones(self.out_channels // self.groups, self.in_channels // self.groups)] * self.groups
+        diagonal = torch.block_diag(*blocks)[:, :, None, None] if self.out_channels <= DENSE_CHANNELS else None
+        self.register_buffer("diagonal", diagonal, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.diagonal is None or x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
+            return super().forward(x)
+        dense = self.weight.repeat(1, self.groups, 1, 1) * self.diagonal
+        return F.conv2d(x, dense, self.bias, self.stride, self.padding)
+
+
 def conv3x3(c_in: int, c_out: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(c_in, c_out, 3, stride, 1, groups=groups, bias=False)
+    kind = nn.Conv2d if groups == 1 else GroupedConv2d
+    return kind(c_in, c_out, 3, stride, 1, groups=groups, bias=False)
 
 
 class SqueezeExcite(nn.Module):
@@ -87,7 +111,8 @@ class Bottle2neck(Block):
         self.pool = nn.AvgPool2d(3, self.stride, 1) if first and count < stage.scale else nn.Identity()
 
     def middle(self, x: Tensor) -> Tensor:
-        splits = x.chunk(self.scale, 1)
+        # Copies: element-wise kernels on a few channels out of a channels-last tensor are several times slower.
+        splits = [split.clone() for split in x.chunk(self.scale, 1)]
         outs: list[Tensor] = []
         for i, (conv, bn) in enumerate(zip(self.convs, self.bns, strict=True)):
             y = splits[i] if self.first or i == 0 else outs[-1] + splits[i]

@@ -42,9 +42,9 @@ class Settings:
     max_params: int | None = None
     match_macs: int | None = None
     sampler: str = "tpe"
-    trials: int = 14
+    trials: int = 12
     time: float | None = None
-    epochs: int = 3
+    epochs: int = 2
     batch_size: int = 64
     lr: float = 0.1
     executor: str = "tune"

@@ -1,4 +1,4 @@
-"""Trials that train nothing: the accuracy is a formula of the network, so that scheduling can be tested and measured."""
+"""Trials that train nothing: accuracy is a formula of the network, so that scheduling can be tested and measured."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def accuracy(arch: Arch, epoch: int, image_size: int = 32, seed: int = 0) -> flo
 
 @dataclass(frozen=True, slots=True)
 class Synthetic:
-    """A `search.worker.Work` that reports `accuracy` and needs no data; with `weights`, those of an untrained network."""
+    """A `search.worker.Work` that reports `accuracy`; `weights` adds those of an untrained network."""
 
     image_size: int = 32
     seed: int = 0

@@ -48,13 +48,15 @@ def _cpu_name() -> str:
 
 
 def _commit() -> str | None:
-    """The checkout's commit, with `+` where files differ from it; None outside a checkout."""
-    here = Path(__file__).parent
-    run = lambda *args: subprocess.run(["git", *args], cwd=here, capture_output=True, text=True, timeout=10)  # noqa: E731
+    """The checkout's commit, with `+` where files differ from it; None outside a checkout of this code."""
+    here = Path(__file__)
+
+    def git(*args: str) -> str:
+        done = subprocess.run(["git", *args], cwd=here.parent, capture_output=True, text=True, timeout=10, check=True)
+        return done.stdout.strip()
+
     try:
-        head = run("rev-parse", "--short=12", "HEAD")
-        if head.returncode:
-            return None
-        return head.stdout.strip() + ("+" if run("status", "--porcelain", "-uno").stdout.strip() else "")
-    except (OSError, subprocess.TimeoutExpired):
+        git("ls-files", "--error-unmatch", here.name)  # not in a repository that it is only installed inside of
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.SubprocessError):
         return None

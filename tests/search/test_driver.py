@@ -430,10 +430,10 @@ class TestInterruption:
             assert [driver.next_job().arch for _ in range(3)] == [job.arch for job in jobs]
         assert [r.attrs["reason"] for r in of(tmp_path, ORPHAN)] == ["the search was interrupted"] * 3
 
-    @pytest.mark.parametrize("where", ["while it is asked", "while its weights are kept", "while it is told"])
+    @pytest.mark.parametrize("method", ["describe", "on_scored", "complete"])
     def test_wherever_it_comes_no_trial_is_left_running(
         self,
-        where: str,
+        method: str,
         open_driver: Callable,
         run_driver: Callable,
         make_settings: Callable,
@@ -448,14 +448,11 @@ class TestInterruption:
 
         settings = make_settings(trials=3)
         with open_driver(settings) as driver:
-            with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-                if where == "while it is asked":
-                    patch.setattr(driver.study, "describe", interrupt)
-                elif where == "while it is told":
-                    patch.setattr(driver.study, "complete", interrupt)
-                else:
-                    driver.on_scored = interrupt
-                execute(driver, data, Synthetic())
+            owner = driver if method == "on_scored" else driver.study
+            with monkeypatch.context() as patch:
+                patch.setattr(owner, method, interrupt)
+                with pytest.raises(KeyboardInterrupt):
+                    execute(driver, data, Synthetic())
             driver.release_all("the search was interrupted")
         assert [r.outcome for r in records(tmp_path)] == [ORPHAN, "waiting"]
         assert run_driver(settings).spent == 3

@@ -141,8 +141,8 @@ class TestFolder:
         def killed(*_: object) -> None:
             raise KeyboardInterrupt
 
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr("search.export.card", killed)
+        monkeypatch.setattr("search.export.card", killed)
+        with pytest.raises(KeyboardInterrupt):
             export(run, str(front_of(run)[0].number), tmp_path / "model")
         assert {p.name: p.read_bytes() for p in (tmp_path / "model").iterdir()} == before
         assert [p.name for p in tmp_path.iterdir()] == ["model"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -41,7 +42,7 @@ def test_the_front_is_what_nothing_dominates(points: list[tuple[float, int]]) ->
 @given(POINTS | SPREAD)
 def test_both_columns_rise_along_the_front(points: list[tuple[float, int]]) -> None:
     chosen = [points[i] for i in front(*columns(points))]
-    for (a, m), (b, n) in zip(chosen, chosen[1:], strict=False):
+    for (a, m), (b, n) in pairwise(chosen):
         assert a < b
         assert m < n
 
@@ -50,7 +51,7 @@ def test_both_columns_rise_along_the_front(points: list[tuple[float, int]]) -> N
 def test_hypervolume_is_the_mean_over_log_budgets(points: list[tuple[float, int]]) -> None:
     """Exact, as the best within a budget is constant between two networks' MACs."""
     edges = sorted({LOW, HIGH, *(m for _, m in points if LOW < m < HIGH)})
-    area = sum(best_within(points, a) * math.log(b / a) for a, b in zip(edges, edges[1:], strict=False))
+    area = sum(best_within(points, a) * math.log(b / a) for a, b in pairwise(edges))
     assert hypervolume(*columns(points), LOW, HIGH) == pytest.approx(area / math.log(HIGH / LOW), abs=1e-9)
 
 

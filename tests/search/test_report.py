@@ -93,7 +93,7 @@ def test_the_front_of_the_frame_is_the_front(points: list[tuple[float, int]]) ->
 
 def test_csv_round_trip(settings: Settings, tmp_path: Path) -> None:
     trials = write(tmp_path, MANY, settings)
-    again = pd.read_csv(tmp_path / "trials.csv", dtype={c: "Int64" for c in ("repeat_of", "retry_of", "epochs")})
+    again = pd.read_csv(tmp_path / "trials.csv", dtype=dict.fromkeys(("repeat_of", "retry_of", "epochs"), "Int64"))
     pd.testing.assert_frame_equal(again, trials, check_dtype=False)
     assert again.reason[5] == "training loss is nan, in epoch 1 of 4"
     front = pd.read_csv(tmp_path / "pareto.csv")

@@ -1,4 +1,4 @@
-"""The command line: mistakes are one line, a folder's settings come back, a pipe gets a line a trial, Ctrl-C is kind."""
+"""The command line: one line a mistake, settings that come back, one line a trial in a pipe, a kind Ctrl-C."""
 
 from __future__ import annotations
 
@@ -59,13 +59,12 @@ class TestMistakes:
             ("--min-macs 10T", "--min-macs: nothing in space"),
             ("--max-params 10", "--max-params: nothing in space"),
             ("--max-macs 1M --min-macs 2M", "--min-macs: 2.00M is more than --max-macs 1.00M"),
-            ("--match-macs 10T", "--match-macs: nothing in space"),
+            ("--match-macs 100", "--match-macs: nothing in space"),
             ("--trials 0", "--trials: 0 is too small"),
             ("--seed -1", "--seed: -1"),
             ("--download", "--download: needs --data-dir"),
         ],
     )
-    @pytest.mark.usefixtures("data")
     def test_one_line_code_2_and_nothing_written(
         self,
         arguments: str,
@@ -120,13 +119,12 @@ class TestMistakes:
         assert error.count("\n") == 1
         assert not (tmp_path / "run").exists()
 
-    @pytest.mark.parametrize("line", ["--gpus-per-trial 16", "--gpus-per-trial 2"])
+    @pytest.mark.slow
     def test_gpus_that_are_not_there_are_found_out_before_anything_is_written(
-        self, line: str, loaded: Data, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+        self, ray_cluster: None, loaded: Data, tmp_path: Path, capsys: pytest.CaptureFixture
     ) -> None:
-        monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
         out = tmp_path / "run"
-        assert run.main(["--space", "scale", "--out", str(out), *line.split()]) == 2
+        assert run.main(["--space", "scale", "--out", str(out), "--gpus-per-trial", "16"]) == 2
         assert capsys.readouterr().err.startswith("python -m search.run: error: --gpus-per-trial")
         assert not out.exists()
 
@@ -237,7 +235,7 @@ def test_an_interrupted_process_leaves_a_search_that_goes_on(
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
     try:
         deadline = time.monotonic() + 120
-        while not list(folder.glob("weights/*.safetensors")):
+        while len(list(folder.glob("weights/*.safetensors"))) < 2:  # so one is scored, and maybe the other
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < deadline
             time.sleep(0.1)

@@ -196,9 +196,10 @@ class TestRefusals:
         def killed(*_: object) -> None:
             raise KeyboardInterrupt
 
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        with monkeypatch.context() as patch:
             patch.setattr(runs, "write_atomic", killed)
-            run(make_settings(), tmp_path / "run")
+            with pytest.raises(KeyboardInterrupt):
+                run(make_settings(), tmp_path / "run")
         assert len(run(make_settings(trials=1), tmp_path / "run").trials) == 1
 
 

@@ -229,7 +229,7 @@ def test_running_trials_can_be_adopted_and_ended(tmp_path: Path) -> None:
 
 
 def test_a_trial_killed_between_its_outcome_and_its_end_counts_as_running(tmp_path: Path) -> None:
-    """The attribute is written before Optuna is told, so that a trial that ended has one; until then it says nothing."""
+    """The attribute is written before Optuna is told, so a trial that ended has one; until then it says nothing."""
     study = open_study(tmp_path)
     proposal = study.ask()
     arch = SPACE.arch(proposal.params)

@@ -1,0 +1,444 @@
+"""The trainer: batches against a naive reading, the schedule, exact resumption, no waiting for the device."""
+
+import io
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from res2net import Arch, Stage, UserError, create
+from trainers.data import Data, Split
+from trainers.train import Config, Epoch, Images, Trainer, TrainingFailed, device_of, evaluate, train, uses_bf16
+
+SIZE = 8
+ARCH = Arch(
+    (Stage(1, 2, 4, 2, 3, 2), Stage(2, 4, 4, 1, 2, 1)), stem="cifar", stem_channels=4, num_classes=3, in_channels=3
+)
+QUICK = Config(epochs=2, batch_size=8, crop_padding=2, precision="fp32", device="cpu")
+CPU = torch.device("cpu")
+
+
+def split(n: int, seed: int, channels: int = 3) -> Split:
+    rng = np.random.default_rng(seed)
+    return Split(rng.integers(0, 256, (n, channels, SIZE, SIZE), np.uint8), rng.integers(0, 3, n))
+
+
+def data(n_train: int = 20, n_val: int = 7, channels: int = 3) -> Data:
+    mean, std = (0.25, 0.5, 0.75)[:channels], (0.2, 0.3, 0.4)[:channels]
+    return Data("noise", ("a", "b", "c"), split(n_train, 1, channels), split(n_val, 2, channels), mean, std)
+
+
+def network(seed: int = 0, arch: Arch = ARCH) -> nn.Module:
+    torch.manual_seed(seed)
+    return create(arch)
+
+
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    return {k: v.clone() for k, v in model.state_dict().items()}
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+class TestImages:
+    @staticmethod
+    def one(d: Data, index: int, row: int, column: int, flip: bool, padding: int) -> np.ndarray:
+        """An image framed in the mean colour, cropped, mirrored and normalised: pixel by pixel, in float64."""
+        out = np.empty((len(d.mean), SIZE, SIZE))
+        for c, i, j in np.ndindex(out.shape):
+            y, x = row + i - padding, column + (SIZE - 1 - j if flip else j) - padding
+            inside = 0 <= y < SIZE and 0 <= x < SIZE
+            value = int(d.train.images[index, c, y, x]) if inside else round(255 * d.mean[c])
+            out[c, i, j] = (value / 255 - d.mean[c]) / d.std[c]
+        return out
+
+    @pytest.mark.parametrize("channels", [1, 3])
+    @pytest.mark.parametrize("padding", [0, 1, 3])
+    def test_a_batch_is_the_images_one_by_one(self, padding: int, channels: int) -> None:
+        d = data(channels=channels)
+        places = [*itertools.product((0, 2 * padding), (0, 2 * padding), (False, True)), (padding, padding, False)]
+        rows, columns, flips = (list(v) for v in zip(*places, strict=True))
+        index = [(7 * i) % len(d.train) for i in range(len(places))]
+        images = Images(d.train, d, CPU, padding)
+        x, y = images.batch(torch.tensor(index), torch.tensor([rows, columns]), torch.tensor(flips))
+        naive = [self.one(d, *which, padding) for which in zip(index, rows, columns, flips, strict=True)]
+        torch.testing.assert_close(x, torch.from_numpy(np.stack(naive)).float())
+        assert y.tolist() == d.train.labels[index].tolist()
+        assert x.is_contiguous(memory_format=torch.channels_last)
+
+    def test_images_to_score_are_in_order_and_unchanged(self) -> None:
+        d = data()
+        images = Images(d.val, d, CPU)
+        parts = list(images.batches(3))
+        assert [len(y) for _, y in parts] == [3, 3, 1]
+        mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (d.mean, d.std))
+        expected = (torch.from_numpy(d.val.images) / 255 - mean) / std
+        torch.testing.assert_close(torch.cat([x for x, _ in parts]), expected)
+        assert torch.cat([y for _, y in parts]).tolist() == d.val.labels.tolist()
+
+    def test_shared_memory_is_read_only_and_stays_as_it_was(self) -> None:
+        d = data()
+        before = d.train.images.copy()
+        for array in (d.train.images, d.train.labels, d.val.images, d.val.labels):
+            array.setflags(write=False)
+        train(network(), d, QUICK)
+        assert np.array_equal(d.train.images, before)
+
+
+class Spy(nn.Module):
+    """Remembers what it was shown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3 * SIZE * SIZE, 3)
+        self.seen: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.seen.append(x.detach().clone())
+        return self.fc(x.flatten(1))
+
+
+class TestEpoch:
+    @pytest.mark.parametrize("n", [1, 2, 7, 8, 9, 16, 17, 20])
+    def test_every_training_image_is_seen_once_an_epoch(self, n: int) -> None:
+        d, spy = data(n), Spy()
+        trainer = Trainer(spy, d, replace(QUICK, crop_padding=0, flip=False))
+        orders = []
+        for _ in range(2):
+            spy.seen.clear()
+            trainer.epoch()
+            shown = torch.cat(spy.seen)
+            originals = torch.cat([x for x, _ in Images(d.train, d, CPU).batches(n)])
+            distance = (shown[:, None] - originals[None]).abs().amax((2, 3, 4))
+            orders.append(distance.argmin(1).tolist())
+            assert sorted(orders[-1]) == list(range(n))
+            assert len(spy.seen) == trainer.steps_per_epoch
+        if n > 7:
+            assert orders[0] != orders[1]
+
+    def test_no_batch_is_one_image_which_a_batch_norm_cannot_take(self) -> None:
+        arch = replace(ARCH, stages=(Stage(1, 2, 4, 1, 1, SIZE),))  # ends in 1 x 1
+        epochs = train(network(arch=arch), data(17), QUICK)
+        assert all(math.isfinite(e.train_loss) for e in epochs)
+
+    def test_a_batch_larger_than_the_data_is_all_of_it(self) -> None:
+        trainer = Trainer(network(), data(5), replace(QUICK, batch_size=1000))
+        assert trainer.steps_per_epoch == 1
+        assert math.isfinite(trainer.epoch().train_loss)
+
+    def test_the_loss_is_the_mean_over_images_not_batches(self) -> None:
+        d, spy = data(10), Spy()
+        config = replace(QUICK, lr=1e-30, crop_padding=0, flip=False, weight_decay=0.0)
+        epoch = Trainer(spy, d, config).epoch()
+        x, y = next(Images(d.train, d, CPU).batches(10))
+        assert epoch.train_loss == pytest.approx(
+            F.cross_entropy(spy(x), y, label_smoothing=config.label_smoothing).item(), rel=1e-5
+        )
+
+    def test_what_an_epoch_says(self) -> None:
+        first, second = train(network(), data(), QUICK)
+        assert (first.epoch, second.epoch) == (1, 2)
+        for e in (first, second):
+            assert 0 <= e.val_top1 <= 100
+            assert math.isfinite(e.val_loss)
+            assert e.images_per_second == pytest.approx(20 / e.seconds)
+
+    def test_no_validation_split_no_score(self) -> None:
+        (epoch,) = train(network(), data(n_val=0), replace(QUICK, epochs=1))
+        assert math.isnan(epoch.val_top1)
+        assert math.isnan(epoch.val_loss)
+        assert math.isfinite(epoch.train_loss)
+
+    def test_on_epoch_stops_by_false_alone(self) -> None:
+        answers: Iterator[bool | None] = iter([None, True, False, True])
+        told: list[Epoch] = []
+
+        def on_epoch(e: Epoch) -> bool | None:
+            told.append(e)
+            return next(answers)
+
+        epochs = train(network(), data(), replace(QUICK, epochs=4), on_epoch)
+        assert [e.epoch for e in epochs] == [1, 2, 3]
+        assert told == epochs
+
+    def test_the_model_is_left_ready_to_be_used(self) -> None:
+        for n_val in (0, 7):
+            model = network()
+            train(model, data(n_val=n_val), replace(QUICK, epochs=1))
+            assert not model.training
+
+    def test_it_learns_what_can_be_learned(self) -> None:
+        d = data(60, 30)
+        for part in (d.train, d.val):  # a class is its colour
+            part.images[:] = part.images // 4
+            for label in range(3):
+                part.images[part.labels == label, label] += 128
+        epochs = train(network(), d, replace(QUICK, epochs=6))
+        assert epochs[-1].val_top1 == 100
+        assert epochs[-1].train_loss < epochs[0].train_loss
+
+
+class TestSchedule:
+    @given(
+        epochs=st.integers(1, 12),
+        n=st.integers(1, 60),
+        batch_size=st.integers(1, 20),
+        warmup=st.floats(0, 3),
+        lr=st.floats(1e-4, 10),
+    )
+    def test_warms_up_linearly_and_goes_to_zero_as_a_cosine(
+        self, epochs: int, n: int, batch_size: int, warmup: float, lr: float
+    ) -> None:
+        config = replace(QUICK, epochs=epochs, batch_size=batch_size, warmup=warmup, lr=lr)
+        trainer = Trainer(nn.Linear(1, 1), data(n, 0), config)
+        total, turn = epochs * trainer.steps_per_epoch, warmup * trainer.steps_per_epoch
+        rates = [trainer.lr(step) for step in range(total)]
+        assert all(0 < rate <= lr * (1 + 1e-12) for rate in rates)
+        up, down = [r for s, r in enumerate(rates) if s < turn], [r for s, r in enumerate(rates) if s >= turn]
+        assert up == sorted(up)
+        assert down == sorted(down, reverse=True)
+        steps = np.diff(up)
+        assert np.allclose(steps, lr / (turn + 1), rtol=1e-6)
+        for step, rate in enumerate(rates):
+            if step >= turn:
+                assert rate == pytest.approx(lr * math.cos(math.pi / 2 * (step - turn) / (total - turn)) ** 2)
+        if turn < total:
+            assert trainer.lr(total) == pytest.approx(0, abs=1e-12 * lr)
+
+    def test_the_optimizer_gets_it(self) -> None:
+        trainer = Trainer(network(), data(), QUICK)
+        rates = []
+        step = trainer.optimizer.step
+        trainer.optimizer.step = lambda: (rates.append(trainer.optimizer.param_groups[0]["lr"]), step())
+        trainer.epoch()
+        trainer.epoch()
+        assert rates == [trainer.lr(i) for i in range(2 * trainer.steps_per_epoch)]
+
+    def test_one_step_is_nesterov_s(self) -> None:
+        d, config = data(8), replace(QUICK, epochs=1, crop_padding=0, flip=False, warmup=0.0)
+        model, twin = network(), network()
+        order = torch.randperm(8, generator=torch.Generator().manual_seed(config.seed))
+        x, y = Images(d.train, d, CPU).batch(order, torch.zeros(2, 8, dtype=torch.int64), None)
+        loss = F.cross_entropy(twin.train()(x), y, label_smoothing=config.label_smoothing)
+        grads = torch.autograd.grad(loss, list(twin.parameters()))
+        Trainer(model, d, config).epoch()
+        for p, before, g in zip(model.parameters(), twin.parameters(), grads, strict=True):
+            g = g + config.weight_decay * before
+            expected = before - config.lr * (g + config.momentum * g)
+            torch.testing.assert_close(p, expected, rtol=1e-4, atol=1e-5)
+
+
+class TestDeterminism:
+    @pytest.mark.parametrize("precision", ["fp32", "bf16"])
+    def test_the_seed_decides_every_bit(self, precision: str) -> None:
+        results = []
+        for seed in (3, 3, 4):
+            model = network()
+            epochs = train(model, data(), replace(QUICK, seed=seed, precision=precision))
+            results.append((weights(model), [e.train_loss for e in epochs], [e.val_loss for e in epochs]))
+        assert same(results[0][0], results[1][0])
+        assert results[0][1:] == results[1][1:]
+        assert not same(results[0][0], results[2][0])
+
+    def test_nothing_global_is_drawn_from(self) -> None:
+        state = torch.get_rng_state()
+        model = network()
+        torch.set_rng_state(state)
+        train(model, data(), QUICK)
+        assert torch.equal(torch.get_rng_state(), state)
+
+    @pytest.mark.parametrize("stop", [1, 2])
+    def test_a_resumed_training_is_the_same_to_the_bit(self, stop: int) -> None:
+        config = replace(QUICK, epochs=3)
+        whole = Trainer(network(), data(), config)
+        expected = [whole.epoch() for _ in range(3)]
+        first = Trainer(network(), data(), config)
+        for _ in range(stop):
+            first.epoch()
+        file = io.BytesIO()
+        torch.save(first.state_dict(), file)
+        file.seek(0)
+        second = Trainer(network(seed=99), data(), config)
+        second.load_state_dict(torch.load(file, weights_only=True))
+        got = [second.epoch() for _ in range(3 - stop)]
+        assert same(weights(second.model), weights(whole.model))
+        for a, b in zip(got, expected[stop:], strict=True):
+            assert (a.epoch, a.train_loss, a.val_loss, a.val_top1) == (b.epoch, b.train_loss, b.val_loss, b.val_top1)
+
+
+class TestFailures:
+    def test_a_loss_that_is_no_number_ends_it_with_the_reason(self) -> None:
+        with pytest.raises(TrainingFailed, match=r"^training loss is nan in epoch 1 of 2$"):
+            train(network(), data(), replace(QUICK, lr=1e30))
+
+    def test_so_does_a_score_of_weights_that_are_no_numbers(self) -> None:
+        class Explodes(Spy):
+            def forward(self, x: Tensor) -> Tensor:
+                return super().forward(x) * (1 if self.training else math.nan)
+
+        with pytest.raises(TrainingFailed, match=r"^validation loss is nan in epoch 1 of 2$"):
+            train(Explodes(), data(), QUICK)
+
+    @pytest.mark.parametrize(
+        ("field", "value"),
+        [
+            ("epochs", 0),
+            ("batch_size", 0),
+            ("lr", 0.0),
+            ("lr", -1.0),
+            ("lr", math.nan),
+            ("lr", math.inf),
+            ("weight_decay", -1e-4),
+            ("weight_decay", math.nan),
+            ("warmup", -1.0),
+            ("crop_padding", -1),
+            ("momentum", 1.0),
+            ("label_smoothing", 1.0),
+            ("label_smoothing", -0.1),
+        ],
+    )
+    def test_a_setting_that_cannot_be_is_named(self, field: str, value: float) -> None:
+        with pytest.raises(UserError, match=rf"^{field} is {value}; accepted: "):
+            Config(**{field: value})
+
+    def test_a_precision_that_is_none(self) -> None:
+        with pytest.raises(UserError, match=r"did you mean 'bf16'\? accepted: auto, fp32, bf16"):
+            Config(precision="fp16")
+
+    @pytest.mark.parametrize("name", ["tpu", "meta", "", "cuda:x", "cpu cuda"])
+    def test_a_device_that_is_none(self, name: str) -> None:
+        with pytest.raises(UserError, match="^--device: unknown value .* accepted: auto, cpu, cuda, cuda:N$"):
+            device_of(name)
+
+    def test_a_device_that_is_not_there(self) -> None:
+        with pytest.raises(UserError, match=r"^--device: 'cuda:99' is not there; this machine has \d+ CUDA devices$"):
+            device_of("cuda:99")
+
+
+class TestPrecision:
+    def test_what_is_asked_is_used(self) -> None:
+        assert uses_bf16("bf16", CPU)
+        assert not uses_bf16("fp32", CPU)
+
+    @pytest.mark.parametrize("has", [False, True])
+    def test_auto_asks_the_hardware(self, has: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": has}, raising=False)
+        assert uses_bf16("auto", CPU) is has
+
+    def test_bf16_is_near_fp32(self) -> None:
+        losses = [train(network(), data(), replace(QUICK, precision=p))[0].train_loss for p in ("fp32", "bf16")]
+        assert losses[0] != losses[1]
+        assert losses[0] == pytest.approx(losses[1], rel=0.03)
+
+    def test_weights_stay_fp32(self) -> None:
+        model = network()
+        train(model, data(), replace(QUICK, precision="bf16"))
+        assert {v.dtype for v in model.state_dict().values() if v.is_floating_point()} == {torch.float32}
+
+
+class TestEvaluate:
+    def test_is_the_mean_of_images_one_by_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("trainers.train.EVAL_BATCH", 4)
+        d, model = data(n_val=11), network()
+        images = Images(d.val, d, CPU)
+        loss, top1 = evaluate(model.train(), images)
+        assert not model.training
+        losses, right = [], 0
+        with torch.no_grad():
+            for x, y in images.batches(1):
+                logits = model(x)[0]
+                losses.append(-math.log(logits.double().softmax(0)[y[0]]))
+                right += int(logits.argmax() == y[0])
+        assert loss == pytest.approx(sum(losses) / 11, rel=1e-5)
+        assert top1 == pytest.approx(100 * right / 11)
+
+    def test_changes_nothing(self) -> None:
+        d, model = data(), network()
+        before = weights(model)
+        evaluate(model, Images(d.val, d, CPU))
+        assert same(before, weights(model))
+        assert all(p.grad is None for p in model.parameters())
+
+    def test_no_images_no_score(self) -> None:
+        d = data(n_val=0)
+        assert all(math.isnan(v) for v in evaluate(network(), Images(d.val, d, CPU)))
+
+
+class TestWaiting:
+    """On a CUDA device each of these would wait for all that is queued."""
+
+    WAITS = ("item", "__bool__", "__float__", "__int__", "__index__", "tolist", "numpy", "cpu", "nonzero")
+
+    @pytest.fixture()
+    def waits(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        seen: list[str] = []
+        for name in self.WAITS:
+            original = getattr(Tensor, name)
+
+            def counted(*args: object, _name: str = name, _original: object = original, **kwargs: object) -> object:
+                seen.append(_name)
+                return _original(*args, **kwargs)  # type: ignore[operator]
+
+            monkeypatch.setattr(Tensor, name, counted)
+        return seen
+
+    @pytest.mark.parametrize("precision", ["fp32", "bf16"])
+    def test_once_an_epoch_of_training(self, waits: list[str], precision: str) -> None:
+        trainer = Trainer(network(), data(n_val=0), replace(QUICK, precision=precision))
+        waits.clear()
+        trainer.epoch()
+        assert trainer.steps_per_epoch > 1
+        assert waits == ["item"]
+
+    def test_twice_to_score(self, waits: list[str]) -> None:
+        d = data(n_val=30)
+        images, model = Images(d.val, d, CPU), network()
+        waits.clear()
+        evaluate(model, images)
+        assert waits == ["item", "item"]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+class TestCuda:
+    def test_auto_takes_it(self) -> None:
+        assert device_of("auto").type == "cuda"
+
+    def test_batches_are_the_cpu_s(self) -> None:
+        d, cuda = data(), torch.device("cuda")
+        index, offsets, flips = torch.tensor([3, 1]), torch.tensor([[0, 2], [4, 1]]), torch.tensor([True, False])
+        x, y = Images(d.train, d, CPU, 2).batch(index, offsets, flips)
+        cx, cy = Images(d.train, d, cuda, 2).batch(index.to(cuda), offsets.to(cuda), flips.to(cuda))
+        torch.testing.assert_close(cx.cpu(), x)
+        assert torch.equal(cy.cpu(), y)
+
+    @pytest.mark.parametrize("precision", ["fp32", "bf16"])
+    def test_it_trains_and_resumes(self, precision: str) -> None:
+        config = replace(QUICK, device="cuda", precision=precision)
+        first = Trainer(network(), data(), config)
+        assert math.isfinite(first.epoch().train_loss)
+        second = Trainer(network(1), data(), config)
+        second.load_state_dict(first.state_dict())
+        assert second.epoch().train_loss == pytest.approx(first.epoch().train_loss, rel=1e-3)
+
+    def test_no_step_waits(self) -> None:
+        trainer = Trainer(network(), data(), replace(QUICK, device="cuda"))
+        x, y = next(trainer.val_images.batches(7))
+        trainer._step(x, y, 0)  # libraries may wait while they start
+        index = torch.arange(8, device="cuda")
+        offsets, flips = torch.zeros(2, 8, dtype=torch.int64, device="cuda"), index > 3
+        try:
+            torch.cuda.set_sync_debug_mode("error")
+            trainer._step(*trainer.train_images.batch(index, offsets, flips), 1)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
