@@ -4,18 +4,53 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from res2net.arch import Arch, Stage
+from res2net.biglittle import BigLittleArch
 from res2net.cost import Cost, cost
+from res2net.dla import DlaArch
 from res2net.errors import UserError
 from res2net.named import named, names
 
 if TYPE_CHECKING:
+    from res2net.biglittle_model import BigLittle
+    from res2net.checkpoint import load_checkpoint
+    from res2net.dla_model import Dla
     from res2net.files import load, save
+    from res2net.formats import export_onnx, export_program
     from res2net.model import Res2Net, create
 
 # These need torch, which takes seconds to import; a space or a cost needs none of it.
-_LAZY = {"create": "model", "Res2Net": "model", "load": "files", "save": "files"}
+_LAZY = {
+    "create": "model",
+    "Res2Net": "model",
+    "Dla": "dla_model",
+    "BigLittle": "biglittle_model",
+    "load": "files",
+    "save": "files",
+    "load_checkpoint": "checkpoint",
+    "export_onnx": "formats",
+    "export_program": "formats",
+}
 
-__all__ = ["Arch", "Cost", "Res2Net", "Stage", "UserError", "cost", "create", "load", "named", "names", "save"]
+__all__ = [
+    "Arch",
+    "BigLittle",
+    "BigLittleArch",
+    "Cost",
+    "Dla",
+    "DlaArch",
+    "Res2Net",
+    "Stage",
+    "UserError",
+    "cost",
+    "create",
+    "export_onnx",
+    "export_program",
+    "load",
+    "load_checkpoint",
+    "named",
+    "names",
+    "save",
+]
 
 
 def __getattr__(name: str) -> Any:

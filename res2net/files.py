@@ -5,19 +5,20 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import safetensors.torch
 import torch
 
-from res2net.arch import Arch
+from res2net.backbone import Backbone, as_backbone
+from res2net.classes import AnyNetwork, build
 from res2net.errors import UserError
-from res2net.model import Res2Net
+from res2net.kinds import AnyArch, from_json
 
 ARCH_FILE, WEIGHTS_FILE = "arch.json", "model.safetensors"
-TRAINING_FILE, CARD_FILE = "training.json", "README.md"
-MODEL_FILES = (ARCH_FILE, WEIGHTS_FILE, TRAINING_FILE, CARD_FILE)
+TRAINING_FILE, CARD_FILE, ONNX_FILE = "training.json", "README.md", "model.onnx"
+MODEL_FILES = (ARCH_FILE, WEIGHTS_FILE, TRAINING_FILE, CARD_FILE, ONNX_FILE)
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:
@@ -73,13 +74,13 @@ def check_replaceable(folder: Path, option: str) -> None:
         )
 
 
-def weights_bytes(model: Res2Net) -> bytes:
+def weights_bytes(model: AnyNetwork) -> bytes:
     """The state dict as the content of a safetensors file."""
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     return safetensors.torch.save(state, metadata={"format": "pt"})
 
 
-def save(model: Res2Net, folder: str | Path) -> None:
+def save(model: AnyNetwork, folder: str | Path) -> None:
     """Write the model folder as a whole, in place of a model folder that is there; `UserError` for any other."""
     check_replaceable(Path(folder), "model folder")
     arch, weights = model.arch.to_json(), weights_bytes(model)
@@ -91,20 +92,30 @@ def save(model: Res2Net, folder: str | Path) -> None:
     write_folder(Path(folder), fill)
 
 
-def load_arch(folder: str | Path) -> Arch:
+def load_arch(folder: str | Path) -> AnyArch:
     """The architecture of a model folder, or of an `arch.json`."""
     path = Path(folder)
     path = path / ARCH_FILE if path.is_dir() else path
     if not path.is_file():
         raise UserError(f"model folder {str(folder)!r}: {path.name} is missing; accepted: a folder with {ARCH_FILE}")
     try:
-        return Arch.from_json(path.read_text(encoding="utf-8"))
+        return from_json(path.read_text(encoding="utf-8"))
     except (UserError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: {error}") from None
 
 
-def load(folder: str | Path) -> Res2Net:
-    """The network of a model folder, in eval mode; `UserError` for a missing file or weights that do not fit."""
+def load(
+    folder: str | Path,
+    *,
+    features_only: bool = False,
+    out_indices: Sequence[int] | None = None,
+    output_stride: int | None = None,
+    num_classes: int | None = None,
+) -> AnyNetwork | Backbone:
+    """The network of a model folder, in eval mode; `UserError` for a missing file or weights that do not fit.
+
+    The options are those of `create`; a head of other `num_classes` is initialised.
+    """
     arch = load_arch(folder)
     path = Path(folder) / WEIGHTS_FILE
     if not path.is_file():
@@ -115,14 +126,16 @@ def load(folder: str | Path) -> Res2Net:
         raise UserError(f"{path}: not a readable safetensors file ({error})") from None
     try:
         with torch.device("meta"):  # nothing is allocated or drawn at random for weights that are replaced
-            model = Res2Net(arch)
+            model = build(arch, output_stride)
     except RuntimeError as error:
         raise UserError(f"{path.with_name(ARCH_FILE)}: a network that cannot be built ({error})") from None
     _load_state(model, state, path)
-    return model.eval()
+    if num_classes is not None and num_classes != arch.num_classes:
+        model.reset_classifier(num_classes)
+    return as_backbone(model, features_only, out_indices).eval()
 
 
-def _load_state(model: Res2Net, state: dict[str, torch.Tensor], path: Path) -> None:
+def _load_state(model: AnyNetwork, state: dict[str, torch.Tensor], path: Path) -> None:
     expected = model.state_dict()
     for key in (k for k in expected if k not in state):
         raise UserError(f"{path}: weight {key!r} is missing; {ARCH_FILE} asks for {list(expected[key].shape)}")

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from res2net.arch import Arch, Stage, se_channels
+from res2net.arch import Arch, BaseArch, Stage, se_channels
+from res2net.backbone import Backbone, DensePool, FeatureInfo, as_backbone, check_images, levels
 from res2net.cost import has_projection
 from res2net.named import named
 
-
 DENSE_CHANNELS = 32  # up to which a CPU computes groups faster as one dense convolution in bf16
+
+
+@lru_cache
+def block_diagonal(c_out: int, c_group: int, groups: int) -> Tensor:
+    """Ones where the dense kernel `[c_out, c_group * groups, 1, 1]` of a convolution in groups has weights, on the CPU."""
+    with torch.inference_mode(False):  # it serves training as well, whichever asks first
+        return torch.block_diag(*[torch.ones(c_out // groups, c_group, device="cpu")] * groups)[:, :, None, None]
 
 
 class GroupedConv2d(nn.Conv2d):
@@ -22,22 +31,18 @@ class GroupedConv2d(nn.Conv2d):
     bf16 kernels take 16 channels or more at a time, of which a group of few leaves most idle.
     """
 
-    def __init__(self, *args: int, **kwargs: int) -> None:
-        super().__init__(*args, **kwargs)
-        blocks = [torch.ones(self.out_channels // self.groups, self.in_channels // self.groups)] * self.groups
-        diagonal = torch.block_diag(*blocks)[:, :, None, None] if self.out_channels <= DENSE_CHANNELS else None
-        self.register_buffer("diagonal", diagonal, persistent=False)
-
     def forward(self, x: Tensor) -> Tensor:
-        if self.diagonal is None or x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
+        narrow = self.out_channels <= DENSE_CHANNELS
+        if not narrow or x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
             return super().forward(x)
-        dense = self.weight.repeat(1, self.groups, 1, 1) * self.diagonal
-        return F.conv2d(x, dense, self.bias, self.stride, self.padding)
+        dense = self.weight.repeat(1, self.groups, 1, 1)
+        dense = dense * block_diagonal(self.out_channels, self.weight.shape[1], self.groups)
+        return F.conv2d(x, dense, self.bias, self.stride, self.padding, self.dilation)
 
 
-def conv3x3(c_in: int, c_out: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
+def conv3x3(c_in: int, c_out: int, stride: int = 1, groups: int = 1, dilation: int = 1) -> nn.Conv2d:
     kind = nn.Conv2d if groups == 1 else GroupedConv2d
-    return kind(c_in, c_out, 3, stride, 1, groups=groups, bias=False)
+    return kind(c_in, c_out, 3, stride, dilation, dilation, groups, bias=False)
 
 
 class SqueezeExcite(nn.Module):
@@ -55,11 +60,19 @@ class SqueezeExcite(nn.Module):
 
 
 class Block(nn.Module):
-    """What every block has: 1x1 in, something 3x3 in between, 1x1 out, a shortcut."""
+    """What every block has: 1x1 in, something 3x3 in between, 1x1 out, a shortcut.
 
-    def __init__(self, arch: Arch, stage: Stage, c_in: int, first: bool) -> None:
+    `dilation` is that of its 3x3 convolutions; `dense` that it keeps the resolution where its stage would stride.
+    """
+
+    relu = True  # whether a ReLU follows the sum
+
+    def __init__(
+        self, arch: Arch, stage: Stage, c_in: int, first: bool, dilation: int = 1, dense: bool = False
+    ) -> None:
         super().__init__()
-        self.stride = stage.stride if first else 1
+        self.stride = stage.stride if first and not dense else 1
+        self.dilation = dilation
         inner = stage.width * stage.scale
         self.conv1 = nn.Conv2d(c_in, inner, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(inner)
@@ -67,7 +80,8 @@ class Block(nn.Module):
         self.conv3 = nn.Conv2d(inner, stage.channels, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(stage.channels)
         self.se = SqueezeExcite(stage.channels, arch.se) if arch.se else None
-        self.downsample = shortcut(arch, stage, c_in) if first and has_projection(stage, c_in) else None
+        projects = first and has_projection(stage, c_in)
+        self.downsample = shortcut(arch, stage, c_in, dilation, dense) if projects else None
 
     def _build_middle(self, arch: Arch, stage: Stage, first: bool) -> None:
         raise NotImplementedError
@@ -75,19 +89,22 @@ class Block(nn.Module):
     def middle(self, x: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """`residual` replaces the block's own shortcut, where the network makes it (DLA)."""
         out = self.middle(torch.relu_(self.bn1(self.conv1(x))))
         out = self.bn3(self.conv3(out))
         if self.se is not None:
             out = self.se(out)
-        return torch.relu_(out + (x if self.downsample is None else self.downsample(x)))
+        if residual is None:
+            residual = x if self.downsample is None else self.downsample(x)
+        return torch.relu_(out + residual) if self.relu else out + residual
 
 
 class Bottleneck(Block):
     """One split: ResNet's (ResNeXt's) bottleneck, with torchvision's keys."""
 
     def _build_middle(self, arch: Arch, stage: Stage, first: bool) -> None:
-        self.conv2 = conv3x3(stage.width, stage.width, self.stride, stage.cardinality)
+        self.conv2 = conv3x3(stage.width, stage.width, self.stride, stage.cardinality, self.dilation)
         self.bn2 = nn.BatchNorm2d(stage.width)
 
     def middle(self, x: Tensor) -> Tensor:
@@ -105,10 +122,10 @@ class Bottle2neck(Block):
         self.scale, self.first = stage.scale, first
         count = stage.scale if first and arch.first_block == "conv" else stage.convs_per_block
         self.convs = nn.ModuleList(
-            conv3x3(stage.width, stage.width, self.stride, stage.cardinality) for _ in range(count)
+            conv3x3(stage.width, stage.width, self.stride, stage.cardinality, self.dilation) for _ in range(count)
         )
         self.bns = nn.ModuleList(nn.BatchNorm2d(stage.width) for _ in range(count))
-        self.pool = nn.AvgPool2d(3, self.stride, 1) if first and count < stage.scale else nn.Identity()
+        self.pool = pool3x3(self.stride, self.dilation) if first and count < stage.scale else nn.Identity()
 
     def middle(self, x: Tensor) -> Tensor:
         # Copies: element-wise kernels on a few channels out of a channels-last tensor are several times slower.
@@ -122,12 +139,27 @@ class Bottle2neck(Block):
         return torch.cat(outs, 1)
 
 
-def shortcut(arch: Arch, stage: Stage, c_in: int) -> nn.Sequential:
+def plug(stage: Stage, c_in: int, first: bool, downsample: nn.Module | None = None) -> Block:
+    """The block of a stage for a network of another kind (section 3.3), with that network's own shortcut."""
+    kind = Bottleneck if stage.scale == 1 else Bottle2neck
+    block = kind(Arch((stage,)), stage, c_in, first)
+    block.downsample = downsample
+    return block
+
+
+def pool3x3(stride: int, dilation: int) -> nn.Module:
+    """The pool of the split that passes through a stage's first block; the zeros around the map are counted."""
+    return nn.AvgPool2d(3, stride, 1) if dilation == 1 else DensePool(3, dilation, 1, count_padding=True)
+
+
+def shortcut(arch: Arch, stage: Stage, c_in: int, dilation: int = 1, dense: bool = False) -> nn.Sequential:
     """The projection of a stage's first block; v1b pools first, so that no pixel is skipped."""
-    bn = nn.BatchNorm2d(stage.channels)
+    bn, stride = nn.BatchNorm2d(stage.channels), stage.stride
     if arch.shortcut == "conv":
-        return nn.Sequential(nn.Conv2d(c_in, stage.channels, 1, stage.stride, bias=False), bn)
-    pool = nn.AvgPool2d(stage.stride, stage.stride, ceil_mode=True, count_include_pad=False)
+        return nn.Sequential(nn.Conv2d(c_in, stage.channels, 1, 1 if dense else stride, bias=False), bn)
+    pool = nn.AvgPool2d(stride, stride, ceil_mode=True, count_include_pad=False)
+    if dense:
+        pool = DensePool(stride, dilation, 0, count_padding=False)
     return nn.Sequential(pool, nn.Conv2d(c_in, stage.channels, 1, bias=False), bn)
 
 
@@ -149,30 +181,65 @@ def stem_conv(arch: Arch) -> nn.Module:
     )
 
 
-class Res2Net(nn.Module):
-    """The network that an `Arch` describes. `model(x)` gives logits `[N, num_classes]` for images `[N, C, H, W]`."""
+def classifier(arch: BaseArch) -> nn.Module:
+    return nn.Linear(arch.num_features, arch.num_classes) if arch.num_classes else nn.Identity()
 
-    def __init__(self, arch: Arch) -> None:
+
+class Res2Net(nn.Module):
+    """The network that an `Arch` describes. `model(x)` gives logits `[N, num_classes]` for images `[N, C, H, W]`.
+
+    Any H and W of at least 1 will do: maps are rounded up. `output_stride` builds it with the last map that fine:
+    strides beyond it become dilation (`res2net.backbone`). That changes no weight, so it is no part of the `Arch`.
+    """
+
+    def __init__(self, arch: Arch, output_stride: int | None = None) -> None:
         super().__init__()
         self.arch = arch
+        self.levels = levels(arch, output_stride)
         self.conv1 = stem_conv(arch)
         self.bn1 = nn.BatchNorm2d(arch.stem_channels)
         self.maxpool = nn.Identity() if arch.stem == "cifar" else nn.MaxPool2d(3, 2, 1)
         c_in = arch.stem_channels
         for i, stage in enumerate(arch.stages, 1):
             kind = Bottleneck if stage.scale == 1 else Bottle2neck
-            blocks = [kind(arch, stage, c_in if j == 0 else stage.channels, j == 0) for j in range(stage.depth)]
+            at = self.levels[i - 1]
+            blocks = [kind(arch, stage, c_in, True, at.first_dilation, at.dense)]
+            blocks += [kind(arch, stage, stage.channels, False, at.dilation) for _ in range(stage.depth - 1)]
             self.add_module(f"layer{i}", nn.Sequential(*blocks))
             c_in = stage.channels
-        self.fc = nn.Linear(c_in, arch.num_classes) if arch.num_classes else nn.Identity()
-        self.apply(_init)
+        self.fc = classifier(arch)
+        self.apply(init)
 
     def layers(self) -> list[nn.Module]:
         """The stages, first to last."""
         return [self.get_submodule(f"layer{i}") for i in range(1, len(self.arch.stages) + 1)]
 
+    @property
+    def num_features(self) -> int:
+        return self.arch.num_features
+
+    @property
+    def feature_info(self) -> FeatureInfo:
+        """Channels, stride and module of each map of `forward_features`."""
+        maps = enumerate(zip(self.arch.stages, self.levels, strict=True), 1)
+        return FeatureInfo.of((stage.channels, level.reduction, f"layer{i}") for i, (stage, level) in maps)
+
+    def cut(self, count: int) -> None:
+        """Keep the first `count` stages and no classifier: what a backbone needs."""
+        for i in range(count + 1, len(self.arch.stages) + 1):
+            delattr(self, f"layer{i}")
+        self.levels = self.levels[:count]
+        self.arch = replace(self.arch, stages=self.arch.stages[:count])
+        self.reset_classifier(0)
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """A newly initialised classifier of so many classes; 0 for none."""
+        self.arch = replace(self.arch, num_classes=num_classes)
+        self.fc = classifier(self.arch)
+
     def forward_features(self, x: Tensor) -> list[Tensor]:
         """Each stage's feature maps, finest first."""
+        check_images(x, self.arch.in_channels)
         x = self.maxpool(torch.relu_(self.bn1(self.conv1(x))))
         maps = []
         for layer in self.layers():
@@ -184,14 +251,36 @@ class Res2Net(nn.Module):
         return self.fc(self.forward_features(x)[-1].mean((2, 3)))
 
 
-def _init(module: nn.Module) -> None:
+def init(module: nn.Module) -> None:
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         if module.bias is not None:
             nn.init.zeros_(module.bias)
 
 
-def create(arch: Arch | str, **overrides: object) -> Res2Net:
-    """A freshly initialised network from an `Arch` or a name; overrides are fields of `Arch` (`num_classes=10`)."""
+def create(
+    arch: Arch | str,
+    *,
+    pretrained: bool = False,
+    features_only: bool = False,
+    out_indices: Sequence[int] | None = None,
+    output_stride: int | None = None,
+    **overrides: object,
+) -> Res2Net | Backbone:
+    """A network from an `Arch` or a name, in training mode; overrides are fields of `Arch` (`num_classes=10`).
+
+    pretrained: with timm's weights, from the Hugging Face hub; a head of other `num_classes` is initialised.
+    features_only: a `Backbone`, whose forward gives the maps `out_indices` (all of them if None).
+    output_stride: the last map's stride, by dilation (8, 16 or 32 for ImageNet networks).
+    """
     value = named(arch) if isinstance(arch, str) else arch
-    return Res2Net(replace(value, **overrides) if overrides else value)  # type: ignore[arg-type]
+    value = replace(value, **overrides) if overrides else value  # type: ignore[arg-type]
+    if pretrained:
+        from res2net.checkpoint import load_pretrained  # it imports this file
+
+        model = load_pretrained(arch, value, output_stride)
+    else:
+        from res2net.classes import build  # so does it
+
+        model = build(value, output_stride)
+    return as_backbone(model, features_only, out_indices)

@@ -1,9 +1,12 @@
-"""The networks of the paper's tables by the names that released checkpoints use (residual line)."""
+"""The networks of the paper's tables by the names that released checkpoints use."""
 
 from __future__ import annotations
 
 from res2net.arch import Arch, Stage
+from res2net.biglittle import BigLittleArch
+from res2net.dla import DlaArch
 from res2net.errors import unknown
+from res2net.kinds import AnyArch
 
 PLANES = (64, 128, 256, 512)
 
@@ -31,9 +34,28 @@ def cifar29(width: int, cardinality: int, scale: int = 1, se: int = 0) -> Arch:
     return Arch(stages, stem="cifar", first_block="conv", se=se, num_classes=100)
 
 
+def dla60(width: int, scale: int = 1, cardinality: int = 1) -> DlaArch:
+    """The 60-layer layout of DLA: trees of 2, 4, 8 and 2 blocks, half as wide inside as outside."""
+    stages = tuple(
+        Stage(depth, planes, split_width(2 * planes, width, cardinality), cardinality, scale, 2)
+        for depth, planes in zip((1, 2, 3, 1), (32, 64, 128, 256), strict=True)
+    )
+    return DlaArch(stages)
+
+
+def biglittle50(width: int, scale: int = 1) -> BigLittleArch:
+    """The 50-layer layout of Big-Little Net (alpha 2, beta 4)."""
+    stages = tuple(
+        Stage(depth, planes, split_width(planes, width), 1, scale, stride)
+        for depth, planes, stride in zip(_50, PLANES, (2, 2, 1, 2), strict=True)
+    )
+    return BigLittleArch(stages)
+
+
 _50, _101 = (3, 4, 6, 3), (3, 4, 23, 3)
-_NAMED = {
+_NAMED: dict[str, AnyArch] = {
     "resnet50": imagenet(_50, 64),
+    "resnet101": imagenet(_101, 64),
     "res2net50_48w_2s": imagenet(_50, 48, 2),
     "res2net50_26w_4s": imagenet(_50, 26, 4),
     "res2net50_14w_8s": imagenet(_50, 14, 8),
@@ -47,6 +69,12 @@ _NAMED = {
     "se_res2net50_26w_4s": imagenet(_50, 26, 4, se=16),
     "res2net50_v1b": imagenet(_50, 26, 4, stem="deep", shortcut="avgpool"),
     "res2net101_v1b": imagenet(_101, 26, 4, stem="deep", shortcut="avgpool"),
+    "dla60": dla60(64),
+    "res2net_dla60": dla60(28, 4),
+    "dla60x": dla60(4, 1, 32),
+    "res2next_dla60": dla60(4, 4, 8),
+    "blresnet50": biglittle50(64),
+    "blres2net50": biglittle50(26, 4),
     "resnext29_8c64w": cifar29(64, 8),
     "resnext29_16c64w": cifar29(64, 16),
     "res2next29_6c24w_4s": cifar29(24, 6, 4),
@@ -60,12 +88,15 @@ _NAMED = {
 }
 # Other names that the same definitions were released under.
 _ALIASES = {
+    "res2net50_299": "res2net50_26w_4s",
     "res2net50_l": "res2net50_18w_4s",
     "res2net50d": "res2net50_v1b",
     "res2net101d": "res2net101_v1b",
     "res2net50_v1b_26w_4s": "res2net50_v1b",
     "res2net101_v1b_26w_4s": "res2net101_v1b",
     "res2next50_4s": "res2next50",
+    "dla60_res2net": "res2net_dla60",
+    "dla60_res2next": "res2next_dla60",
 }
 
 
@@ -74,7 +105,7 @@ def names() -> tuple[str, ...]:
     return tuple(_NAMED)
 
 
-def named(name: str) -> Arch:
+def named(name: str) -> AnyArch:
     """The architecture of that name; `UserError` with the nearest name for an unknown one."""
     name = _ALIASES.get(name, name)
     if name not in _NAMED:

@@ -135,4 +135,5 @@ def _describe(data: Data) -> dict[str, object]:
         "val_images": len(data.val.labels),
         "mean": list(data.mean),
         "std": list(data.std),
+        "image_size": data.image_size,
     }

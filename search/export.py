@@ -15,6 +15,7 @@ from res2net.errors import Parser, UserError, run_main
 from res2net.files import (
     ARCH_FILE,
     CARD_FILE,
+    ONNX_FILE,
     TRAINING_FILE,
     WEIGHTS_FILE,
     check_replaceable,
@@ -22,6 +23,7 @@ from res2net.files import (
     write_atomic,
     write_folder,
 )
+from res2net.formats import export_onnx, need_onnx
 from search import runs
 from search.front import front, knee
 from search.settings import Settings
@@ -65,8 +67,13 @@ def _numbered(folder: Path, pick: str) -> Record:
     return scored[pick]
 
 
-def export(folder: Path, pick: str, to: Path, under: int | None = None, test_top1: float | None = None) -> Record:
-    """Write the model folder of a trial: `arch.json`, `model.safetensors`, `training.json`, and a model card."""
+def export(
+    folder: Path, pick: str, to: Path, under: int | None = None, test_top1: float | None = None, onnx: bool = False
+) -> Record:
+    """Write the model folder of a trial: `arch.json`, `model.safetensors`, `training.json`, a model card.
+
+    With `onnx` also `model.onnx`, for images of the size that it was trained on and a batch of any size.
+    """
     record = choose(folder, pick, under)
     weights = runs.weights_path(folder, record.number)
     if not weights.is_file():
@@ -83,7 +90,10 @@ def export(folder: Path, pick: str, to: Path, under: int | None = None, test_top
         write_atomic(temporary / WEIGHTS_FILE, weights.read_bytes())
         write_atomic(temporary / TRAINING_FILE, json.dumps(training, indent=2) + "\n")
         write_atomic(temporary / CARD_FILE, card(record, run, training))
-        load(temporary)  # refuses weights that do not fit before they take a name
+        model = load(temporary)  # refuses weights that do not fit before they take a name
+        if onnx:
+            pixels = run["data"].get("image_size", runs.space_of(folder).image_size)  # earlier runs lack it
+            export_onnx(model, temporary / ONNX_FILE, image_size=pixels)
 
     write_folder(to, fill)
     return record
@@ -148,6 +158,7 @@ def build_parser() -> Parser:
     parser.add_argument("--under", metavar="MACS", help="only networks of at most so many MACs (100M)")
     parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="the model folder to write")
     parser.add_argument("--test", action="store_true", help="read the test split, once, and write the accuracy down")
+    parser.add_argument("--onnx", action="store_true", help="write model.onnx too (needs the extra `onnx`)")
     parser.add_argument("--data-dir", metavar="DIR", help="where the data set is, for --test, if not where it was")
     return parser
 
@@ -155,9 +166,11 @@ def build_parser() -> Parser:
 def _main(argv: Sequence[str] | None) -> None:
     args = build_parser().parse_args(argv)
     under = parse_count(args.under, "--under") if args.under else None
+    if args.onnx:
+        need_onnx()  # said before the test split is read
     record = choose(args.run, args.pick, under)
     test_top1 = tested(args.run, record, args.data_dir) if args.test else None
-    export(args.run, str(record.number), args.to, test_top1=test_top1)
+    export(args.run, str(record.number), args.to, test_top1=test_top1, onnx=args.onnx)
     print(
         f"{args.to}: trial {record.number}, {record.attrs['arch']}, {format_count(record.macs)} MACs, "
         f"{format_count(record.attrs['params'])} params, {record.val_top1:.2f} % on the validation split"

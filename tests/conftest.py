@@ -3,11 +3,15 @@
 `hypothesis.strategies.from_type(Arch)` (or `Stage`) draws a small valid one in any test file.
 """
 
+from dataclasses import replace
+
 import torch
 from hypothesis import settings
 from hypothesis import strategies as st
 
 from res2net.arch import FIRST_BLOCKS, SHORTCUTS, STEMS, Arch, Stage
+from res2net.biglittle import BigLittleArch
+from res2net.dla import DlaArch
 
 torch.set_num_threads(1)
 
@@ -47,5 +51,38 @@ def archs(draw: st.DrawFn) -> Arch:
     )
 
 
+@st.composite
+def dla_archs(draw: st.DrawFn) -> DlaArch:
+    """Any network of one to three trees."""
+    return DlaArch(
+        stages=tuple(draw(st.lists(stages(), min_size=1, max_size=3))),
+        base_channels=draw(st.integers(1, 4)),
+        stem_channels=draw(st.integers(1, 3)) * 4,
+        num_classes=draw(st.sampled_from((0, 1, 10))),
+        in_channels=draw(st.integers(1, 4)),
+    )
+
+
+@st.composite
+def biglittle_archs(draw: st.DrawFn) -> BigLittleArch:
+    """Any network of up to two stages of two branches, and an ordinary one."""
+    alpha = draw(st.integers(1, 3))
+
+    def wide(stage: Stage) -> Stage:
+        return replace(stage, depth=draw(st.integers(2, 9)), planes=stage.planes * alpha, width=stage.width * alpha)
+
+    modules = [wide(draw(stages())) for _ in range(draw(st.integers(0, 2)))]
+    return BigLittleArch(
+        stages=(*modules, draw(stages())),
+        alpha=alpha,
+        beta=draw(st.integers(1, 4)),
+        stem_channels=alpha * draw(st.integers(1, 4)),
+        num_classes=draw(st.sampled_from((0, 1, 10))),
+        in_channels=draw(st.integers(1, 4)),
+    )
+
+
 st.register_type_strategy(Stage, stages())
+st.register_type_strategy(DlaArch, dla_archs())
+st.register_type_strategy(BigLittleArch, biglittle_archs())
 st.register_type_strategy(Arch, archs())

@@ -323,8 +323,11 @@ _STAND_INS = {
 }
 
 
-class _Unpickler(pickle.Unpickler):
-    """An unpickler that resolves the stand-ins above and refuses every other name."""
+class _Unpickler(pickle._Unpickler):
+    """An unpickler that resolves the stand-ins above and refuses every other name.
+
+    It is Python's, not the one in C, which makes room for as many objects as a damaged byte claims: tens of gigabytes.
+    """
 
     def __init__(self, file: BinaryIO, path: Path) -> None:
         super().__init__(file, encoding="bytes")

@@ -52,7 +52,8 @@ def _commit() -> str | None:
     here = Path(__file__)
 
     def git(*args: str) -> str:
-        done = subprocess.run(["git", *args], cwd=here.parent, capture_output=True, text=True, timeout=10, check=True)
+        command = ["git", "--no-optional-locks", *args]
+        done = subprocess.run(command, cwd=here.parent, capture_output=True, text=True, timeout=10, check=True)
         return done.stdout.strip()
 
     try:

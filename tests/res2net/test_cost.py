@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from res2net import Arch, Cost, Stage, cost, create, named
+from res2net import Arch, BigLittleArch, Cost, DlaArch, Stage, cost, create, named
 
 
-def measure(arch: Arch, image_size: int) -> Cost:
+def measure(arch: Arch | DlaArch | BigLittleArch, image_size: int) -> Cost:
     """The cost of one image as hooks and counters on the network see it, on the meta device."""
     elements = []
     with torch.device("meta"):
@@ -33,7 +33,29 @@ def test_cost_is_what_the_network_does(arch: Arch, image_size: int) -> None:
     assert cost(arch, image_size) == measure(arch, image_size)
 
 
-@pytest.mark.parametrize("name", ["res2net50_26w_4s", "resnext50_32x4d", "res2net50_v1b", "se_res2next29_6c24w_4s"])
+@given(arch=st.from_type(DlaArch), image_size=st.integers(1, 80))
+@example(arch=DlaArch((Stage(3, 4, 6, 3, 3, 2), Stage(3, 4, 6, 1, 4, 3))), image_size=1)
+def test_cost_of_deep_layer_aggregation(arch: DlaArch, image_size: int) -> None:
+    assert cost(arch, image_size) == measure(arch, image_size)
+
+
+@given(arch=st.from_type(BigLittleArch), image_size=st.integers(1, 80))
+@example(arch=BigLittleArch((Stage(9, 4, 6, 3, 3, 3), Stage(2, 4, 6, 3), Stage(1, 4, 4))), image_size=1)
+def test_cost_of_big_little_nets(arch: BigLittleArch, image_size: int) -> None:
+    assert cost(arch, image_size) == measure(arch, image_size)
+
+
+NAMED = [
+    "res2net50_26w_4s",
+    "resnext50_32x4d",
+    "res2net50_v1b",
+    "se_res2next29_6c24w_4s",
+    "res2next_dla60",
+    "blres2net50",
+]
+
+
+@pytest.mark.parametrize("name", NAMED)
 def test_cost_of_named_networks(name: str) -> None:
     arch = named(name)
     assert cost(arch, 64) == measure(arch, 64)

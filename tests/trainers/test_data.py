@@ -347,6 +347,12 @@ def test_the_unpickler_calls_nothing_that_a_file_names(
     assert not mark.exists()
 
 
+def test_a_pickle_gets_no_memory_for_a_mere_number(tmp_path: Path) -> None:
+    file = write(cifar.KINDS["cifar10"], tmp_path, 1) / "test_batch"
+    file.write_bytes((b"\x80\x02}r" + struct.pack("<I", 2**32 - 1) + b".").ljust(70_000, b"\0"))  # 64 GB, if believed
+    assert "has keys []" in message(lambda: data.load_test("cifar10", tmp_path))
+
+
 @given(place=st.integers(0, 400), value=st.integers(0, 255))
 @settings(max_examples=50, deadline=None)
 def test_a_damaged_pickle_is_read_or_refused(place: int, value: int, tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -317,7 +317,7 @@ class TestFailures:
 
     @pytest.mark.parametrize("name", ["tpu", "meta", "", "cuda:x", "cpu cuda"])
     def test_a_device_that_is_none(self, name: str) -> None:
-        with pytest.raises(UserError, match="^--device: unknown value .* accepted: auto, cpu, cuda, cuda:N$"):
+        with pytest.raises(UserError, match=r"^--device: unknown value .* accepted: auto, cpu, cuda, cuda:N$"):
             device_of(name)
 
     def test_a_device_that_is_not_there(self) -> None:
@@ -379,7 +379,7 @@ class TestWaiting:
 
     WAITS = ("item", "__bool__", "__float__", "__int__", "__index__", "tolist", "numpy", "cpu", "nonzero")
 
-    @pytest.fixture()
+    @pytest.fixture
     def waits(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         seen: list[str] = []
         for name in self.WAITS:

@@ -1,0 +1,117 @@
+"""List the named networks, or hold them against what was published: `python -m res2net [--check]`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+
+from res2net.cost import Cost, cost, unused_projections
+from res2net.errors import Parser, run_main
+from res2net.named import named, names
+from res2net.published import PRINTED, PUBLISHED, RELEASED, Entry, Figure
+
+PROG = "python -m res2net"
+
+
+def table(rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """Aligned columns; all but the first `left` and the last to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    last = len(widths) - 1
+    lines = (
+        "  ".join(
+            cell.ljust(w) if i < left or i == last else cell.rjust(w)
+            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    )
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def listing() -> str:
+    """Every network of the paper: size and complexity at its input size, and the errors that the paper prints."""
+    rows = [("name", "params", "GMACs", "top-1 error %", "top-5 error %", "input", "data")]
+    for name in dict.fromkeys((*PUBLISHED, *names())):
+        entry = PUBLISHED.get(name, Entry())
+        found, size = cost(named(name), entry.image_size), f"{entry.image_size} x {entry.image_size}"
+        rows.append(
+            (name, f"{found.params:,}", f"{found.macs / 1e9:.4f}", entry.top1, entry.top5, size, entry.data),
+        )
+    return table(rows)
+
+
+def measured(figure: Figure) -> Cost:
+    """The cost of what a published figure is of."""
+    arch = named(figure.name)
+    if figure.classes is not None:
+        arch = replace(arch, num_classes=figure.classes)
+    size = PUBLISHED[figure.name].image_size
+    return cost(arch, size) + (unused_projections(arch, size) if figure.as_released else Cost(0, 0, 0))
+
+
+def as_printed(value: int, figure: str, unit: float) -> str:
+    """A value with the digits of a published figure; whole where that has no decimal point."""
+    if not figure:
+        return ""
+    digits = len(figure.partition(".")[2])
+    return f"{value / unit:.{digits}f}" if digits else f"{value:,}"
+
+
+def verdict(figure: Figure) -> tuple[str, str, str, bool]:
+    """Our parameters and GMACs as the figure prints them, what is said of them, and whether that is as it must be."""
+    found = measured(figure)
+    params, gmacs = as_printed(found.params, figure.params, 1e6), as_printed(found.macs, figure.gmacs, 1e9)
+    if (params, gmacs) == (figure.params, figure.gmacs):
+        return params, gmacs, "EQUAL, BUT SAID TO DIFFER" if figure.differs else "equal", not figure.differs
+    return params, gmacs, f"differs: {figure.differs}" if figure.differs else "NOT EQUAL", bool(figure.differs)
+
+
+def comparison(title: str, figures: Sequence[Figure]) -> tuple[str, bool]:
+    """Published figures beside ours, and whether all are equal but for those that are known to differ."""
+    rows = [("name", "source", "params", "published", "GMACs", "published", "")]
+    verdicts = [verdict(figure) for figure in figures]
+    for figure, (params, gmacs, said, _) in zip(figures, verdicts, strict=True):
+        kind = f", {figure.classes} classes" if figure.classes else ""
+        rows.append((figure.name, figure.source + kind, params, figure.params, gmacs, figure.gmacs, said))
+    equal = sum(said == "equal" for _, _, said, _ in verdicts)
+    wrong = sum(not is_right for *_, is_right in verdicts)
+    known = len(figures) - equal - wrong
+    summary = f"{title}: {equal} of {len(figures)} equal, {known} differ for the reason given, {wrong} wrong"
+    return f"{table(rows, left=2)}\n\n{summary}\n", wrong == 0
+
+
+def check() -> tuple[str, bool]:
+    """Both comparisons."""
+    released, printed = comparison("Definitions", RELEASED), comparison("Printed in papers", PRINTED)
+    return f"{released[0]}\n{printed[0]}", released[1] and printed[1]
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's options."""
+    out = Parser(prog=PROG, description="The networks of the paper (arXiv 1904.01169), by name.")
+    out.add_argument(
+        "--check",
+        action="store_true",
+        help="hold sizes and complexities against the published ones; exit code 1 if not",
+    )
+    return out
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the list, or the comparison."""
+    return run_main(_main, PROG, argv)
+
+
+def _main(argv: Sequence[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    if not args.check:
+        print(listing())
+        return 0
+    text, is_right = check()
+    print(text, end="")
+    return 0 if is_right else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,141 @@
+"""Big-Little networks (arXiv 1807.03848), our block plugged in, with the keys that bL-Net was released with."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from res2net.arch import Stage
+from res2net.backbone import FeatureInfo, check_images, own_stride
+from res2net.biglittle import BigLittleArch
+from res2net.model import Block, classifier, conv3x3, init, plug
+
+
+def conv1x1(c_in: int, c_out: int) -> nn.Conv2d:
+    return nn.Conv2d(c_in, c_out, 1, bias=False)
+
+
+def shortcut(c_in: int, c_out: int, stride: int) -> nn.Module | None:
+    """Average-pooled where the block strides, projected where channels change; None for the identity."""
+    parts: list[nn.Module] = [nn.AvgPool2d(3, stride, 1)] if stride > 1 else []
+    if c_in != c_out:
+        parts += [conv1x1(c_in, c_out), nn.BatchNorm2d(c_out)]
+    return nn.Sequential(*parts) if parts else None
+
+
+def block(stage: Stage, c_in: int, strides: bool) -> Block:
+    """One block; where its shortcut is no identity, it adds nothing hierarchically, as first blocks of stages do."""
+    own = shortcut(c_in, stage.channels, stage.stride if strides else 1)
+    return plug(stage, c_in, own is not None, own)
+
+
+def run(stage: Stage, c_in: int) -> nn.Sequential:
+    """The blocks of a branch or of an ordinary stage; the first one strides."""
+    return nn.Sequential(*(block(stage, stage.channels if j else c_in, j == 0) for j in range(stage.depth)))
+
+
+def merge(big: Tensor, little: Tensor) -> Tensor:
+    """The sum of both branches, Big's map enlarged to Little's size."""
+    return torch.relu_(F.interpolate(big, little.shape[2:], mode="bilinear", align_corners=False) + little)
+
+
+class Module(nn.Module):
+    """Big-Little Module (section 3.1): two branches, their merging, and the block that follows it."""
+
+    def __init__(self, arch: BigLittleArch, stage: Stage, c_in: int) -> None:
+        super().__init__()
+        big, little = arch.big(stage), arch.little(stage)
+        self.big = run(big, c_in)
+        self.big[-1].relu = False
+        self.little = run(little, c_in)
+        self.little_e = nn.Sequential(conv1x1(little.channels, stage.channels), nn.BatchNorm2d(stage.channels))
+        self.fusion = nn.Sequential(block(stage, stage.channels, True))
+        self.strides = stage.stride > 1
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The finest map that is whole, for a reader of features, and what the next stage reads."""
+        merged = merge(self.big(x), self.little_e(self.little(x)))
+        out = self.fusion(merged)
+        return (merged if self.strides else out), out
+
+
+class BigLittle(nn.Module):
+    """The network that a `BigLittleArch` describes. `model(x)` gives logits for images `[N, C, H, W]` of any size."""
+
+    def __init__(self, arch: BigLittleArch, output_stride: int | None = None) -> None:
+        super().__init__()
+        self.arch, self.count = arch, len(arch.stages)
+        own_stride(arch, output_stride)
+        self._build_stem(arch.in_channels, arch.stem_channels, arch.stem_channels // arch.alpha)
+        c_in = arch.stem_channels
+        for i, stage in enumerate(arch.stages, 1):
+            is_last = i == len(arch.stages)
+            self.add_module(f"layer{i}", run(stage, c_in) if is_last else Module(arch, stage, c_in))
+            c_in = stage.channels
+        self.fc = classifier(arch)
+        self.apply(init)
+
+    def _build_stem(self, c_in: int, c: int, thin: int) -> None:
+        self.conv1, self.bn1 = nn.Conv2d(c_in, c, 7, 2, 3, bias=False), nn.BatchNorm2d(c)
+        self.b_conv0, self.bn_b0 = conv3x3(c, c, 2), nn.BatchNorm2d(c)
+        self.l_conv0, self.bn_l0 = conv3x3(c, thin), nn.BatchNorm2d(thin)
+        self.l_conv1, self.bn_l1 = conv3x3(thin, thin, 2), nn.BatchNorm2d(thin)
+        self.l_conv2, self.bn_l2 = conv1x1(thin, c), nn.BatchNorm2d(c)
+        self.bl_init, self.bn_bl_init = conv1x1(c, c), nn.BatchNorm2d(c)
+
+    def stem(self, x: Tensor) -> Tensor:
+        x = torch.relu_(self.bn1(self.conv1(x)))
+        little = torch.relu_(self.bn_l0(self.l_conv0(x)))
+        little = torch.relu_(self.bn_l1(self.l_conv1(little)))
+        x = torch.relu_(self.bn_b0(self.b_conv0(x)) + self.bn_l2(self.l_conv2(little)))
+        return torch.relu_(self.bn_bl_init(self.bl_init(x)))
+
+    @property
+    def num_features(self) -> int:
+        return self.arch.num_features
+
+    @property
+    def feature_info(self) -> FeatureInfo:
+        """Channels, stride and module of each map of `forward_features`."""
+        maps, stride = [], self.arch.stem_stride
+        for i, stage in enumerate(self.arch.stages, 1):
+            is_last = i == len(self.arch.stages)
+            maps.append((stage.channels, stride * stage.stride if is_last else stride, f"layer{i}"))
+            stride *= stage.stride
+        return FeatureInfo.of(maps[: self.count])
+
+    def layers(self) -> list[nn.Module]:
+        """The stages, first to last."""
+        return [self.get_submodule(f"layer{i}") for i in range(1, self.count + 1)]
+
+    def cut(self, count: int) -> None:
+        """Keep the first `count` stages and no classifier: what a backbone needs."""
+        for i in range(count + 1, self.count + 1):
+            delattr(self, f"layer{i}")
+        is_shorter, self.count = count < self.count, count
+        last = self.layers()[-1]
+        if is_shorter and last.strides:
+            last.fusion = nn.Identity()  # only the next stage reads it
+        self.reset_classifier(0)
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """A newly initialised classifier of so many classes; 0 for none."""
+        self.arch = replace(self.arch, num_classes=num_classes)
+        self.fc = classifier(self.arch)
+
+    def forward_features(self, x: Tensor) -> list[Tensor]:
+        """Each stage's feature maps, finest first: strides 4, 8, 16 and 32, as a stage strides after its branches."""
+        check_images(x, self.arch.in_channels)
+        x = self.stem(x)
+        maps = []
+        for layer in self.layers():
+            out = layer(x)
+            found, x = out if isinstance(layer, Module) else (out, out)
+            maps.append(found)
+        return maps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.forward_features(x)[-1].mean((2, 3)))

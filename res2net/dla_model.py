@@ -1,0 +1,138 @@
+"""The networks of deep layer aggregation (arXiv 1707.06484), the paper's block plugged in, with the released keys."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from res2net.arch import Stage
+from res2net.backbone import FeatureInfo, check_images, levels, own_stride
+from res2net.dla import DlaArch
+from res2net.model import conv3x3, init, plug
+
+
+class Root(nn.Module):
+    """An aggregation node: one 1x1 convolution over all that it aggregates."""
+
+    def __init__(self, c_in: int, c_out: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(c_in, c_out, 1, bias=False)
+        self.bn = nn.BatchNorm2d(c_out)
+
+    def forward(self, *maps: Tensor) -> Tensor:
+        return torch.relu_(self.bn(self.conv(torch.cat(maps, 1))))
+
+
+class Tree(nn.Module):
+    """`2 ** depth` blocks and their aggregation (section 3.2): two trees of half the blocks, or two blocks and a root.
+
+    The root of the last two blocks reads, besides these, the result of each first half around them, and what the
+    tree's input was where `aggregates_input` asks for it.
+    """
+
+    def __init__(
+        self, stage: Stage, depth: int, c_in: int, strides: bool, aggregated: int, aggregates_input: bool = False
+    ) -> None:
+        super().__init__()
+        c_out, stride = stage.channels, stage.stride if strides else 1
+        self.is_leaf, self.aggregates_input = depth == 1, aggregates_input
+        self.downsample = nn.MaxPool2d(stride, stride, ceil_mode=True) if stride > 1 else nn.Identity()
+        if not self.is_leaf:
+            self.tree1 = Tree(stage, depth - 1, c_in, strides, 2 * c_out)
+            self.tree2 = Tree(stage, depth - 1, c_out, False, aggregated + c_out)
+            return
+        self.tree1 = plug(stage, c_in, first=stride > 1)
+        self.tree2 = plug(stage, c_out, first=False)
+        self.root = Root(aggregated, c_out)
+        self.project: nn.Module = nn.Identity()
+        if c_in != c_out:
+            self.project = nn.Sequential(nn.Conv2d(c_in, c_out, 1, bias=False), nn.BatchNorm2d(c_out))
+
+    def forward(self, x: Tensor, maps: tuple[Tensor, ...] = ()) -> Tensor:
+        """`maps` are those that its last root aggregates from outside of it."""
+        if self.aggregates_input:
+            maps = (self.downsample(x), *maps)
+        if not self.is_leaf:
+            first = self.tree1(x)
+            return self.tree2(first, (*maps, first))
+        first = self.tree1(x, self.project(self.downsample(x)))
+        return self.root(self.tree2(first), first, *maps)
+
+
+def level(c_in: int, c_out: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(conv3x3(c_in, c_out, stride), nn.BatchNorm2d(c_out), nn.ReLU(inplace=True))
+
+
+class Dla(nn.Module):
+    """The network that a `DlaArch` describes. `model(x)` gives logits `[N, num_classes]` for images `[N, C, H, W]`.
+
+    Any H and W of at least 1 will do: maps are rounded up, as the pools here are too (the released ones round down,
+    which is the same at multiples of 32 and fails elsewhere).
+    """
+
+    def __init__(self, arch: DlaArch, output_stride: int | None = None) -> None:
+        super().__init__()
+        self.arch = arch
+        own_stride(arch, output_stride)
+        base, c_in = arch.base_channels, arch.stem_channels
+        stem = nn.Conv2d(arch.in_channels, base, 7, 1, 3, bias=False)
+        self.base_layer = nn.Sequential(stem, nn.BatchNorm2d(base), nn.ReLU(inplace=True))
+        self.level0, self.level1 = level(base, base), level(base, c_in, 2)
+        for i, stage in enumerate(arch.stages):
+            aggregated = 2 * stage.channels + (c_in if i else 0)
+            self.add_module(f"level{i + 2}", Tree(stage, stage.depth, c_in, True, aggregated, i > 0))
+            c_in = stage.channels
+        self.fc = classifier(arch)
+        self.apply(init)
+
+    @property
+    def num_features(self) -> int:
+        return self.arch.num_features
+
+    @property
+    def unused_keys(self) -> tuple[str, ...]:
+        """Patterns of the keys that released checkpoints have in vain."""
+        return tuple(re.escape(prefix) + r"[01]\.\w+" for prefix in self.arch.unused_projections())
+
+    @property
+    def feature_info(self) -> FeatureInfo:
+        """Channels, stride and module of each map of `forward_features`."""
+        maps = enumerate(zip(self.arch.stages, levels(self.arch), strict=True), 2)
+        return FeatureInfo.of((stage.channels, level.reduction, f"level{i}") for i, (stage, level) in maps)
+
+    def layers(self) -> list[nn.Module]:
+        """The stages, first to last."""
+        return [self.get_submodule(f"level{i}") for i in range(2, len(self.arch.stages) + 2)]
+
+    def cut(self, count: int) -> None:
+        """Keep the first `count` stages and no classifier: what a backbone needs."""
+        for i in range(count, len(self.arch.stages)):
+            delattr(self, f"level{i + 2}")
+        self.arch = replace(self.arch, stages=self.arch.stages[:count])
+        self.reset_classifier(0)
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """A newly initialised classifier of so many classes; 0 for none."""
+        self.arch = replace(self.arch, num_classes=num_classes)
+        self.fc = classifier(self.arch)
+
+    def forward_features(self, x: Tensor) -> list[Tensor]:
+        """Each stage's feature maps, finest first."""
+        check_images(x, self.arch.in_channels)
+        x = self.level1(self.level0(self.base_layer(x)))
+        maps = []
+        for layer in self.layers():
+            x = layer(x)
+            maps.append(x)
+        return maps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.forward_features(x)[-1].mean((2, 3), keepdim=True)).flatten(1)
+
+
+def classifier(arch: DlaArch) -> nn.Module:
+    """A 1x1 convolution, as released."""
+    return nn.Conv2d(arch.num_features, arch.num_classes, 1) if arch.num_classes else nn.Identity()

@@ -1,0 +1,326 @@
+"""`python -m trainers.fit`: a whole model folder or nothing, and one line for a mistake."""
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import res2net
+import trainers.data
+from res2net import Arch, Stage, create
+from res2net.files import MODEL_FILES
+from trainers import fit
+from trainers.data import Data, Split
+from trainers.train import Images, evaluate
+
+ARCH = Arch((Stage(1, 2, 4, 2, 3, 2), Stage(1, 4, 4, 1, 2, 2)), stem="cifar", stem_channels=4, num_classes=3)
+TRAIN, TEST = 24, 10
+Run = Callable[..., int]
+
+
+def pictures(n: int, channels: int, classes: int) -> Split:
+    rng = np.random.default_rng(n)
+    return Split(rng.integers(0, 256, (n, channels, 8, 8), np.uint8), np.arange(n) % classes)
+
+
+class World:
+    """A data set in place of the real ones, of as many classes and colours as a test wants."""
+
+    def __init__(self) -> None:
+        self.classes, self.channels, self.loaded = 3, 3, []
+
+    def load(self, name: str, data_dir: object, *, seed: int, val_fraction: float, train_images: int | None) -> Data:
+        self.loaded.append({"seed": seed, "val_fraction": val_fraction, "train_images": train_images})
+        everything = pictures(TRAIN, self.channels, self.classes)
+        cut = round(val_fraction * TRAIN)
+        val, train = (Split(everything.images[s], everything.labels[s]) for s in (slice(cut), slice(cut, None)))
+        names = tuple("abcdefgh"[: self.classes])
+        return Data("tiny", names, train, val, (0.5,) * self.channels, (0.25,) * self.channels)
+
+    def load_test(self, name: str, data_dir: object) -> Split:
+        return pictures(TEST, self.channels, self.classes)
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> World:
+    world = World()
+    monkeypatch.setattr(trainers.data, "load", world.load)
+    monkeypatch.setattr(trainers.data, "load_test", world.load_test)
+    return world
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A model folder, as a search exports it."""
+    torch.manual_seed(5)
+    res2net.save(create(ARCH), tmp_path / "source")
+    return tmp_path / "source"
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """The command, in a folder of its own and in the cheapest way."""
+    monkeypatch.chdir(tmp_path)
+    quick = ("--epochs", "1", "--batch-size", "8", "--precision", "fp32", "--device", "cpu")
+    return lambda *argv: fit.main([*quick, *map(str, argv)])
+
+
+def one_line(capsys: pytest.CaptureFixture[str], *parts: str) -> None:
+    """Stderr is one line that names the program and says all the parts."""
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert err.startswith("python -m trainers.fit: error: ")
+    for part in parts:
+        assert part in err
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+class TestFolder:
+    def test_holds_the_network_its_history_and_a_card(
+        self, run: Run, world: World, source: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert run(source, "--out", "out", "--epochs", 2, "--val-fraction", 0.25) == 0
+        out = Path("out")
+        assert sorted(p.name for p in out.iterdir()) == sorted(MODEL_FILES)
+        training = json.loads((out / "training.json").read_text())
+        assert [e["epoch"] for e in training["history"]] == [1, 2]
+        assert training["history"][-1]["val_top1"] == training["val_top1"]
+        assert training["macs"] == res2net.cost(ARCH, 8).macs
+        assert training["data"]["train_images"], training["data"]["val_images"] == (18, 6)
+        assert training["config"]["epochs"] == 2
+        assert {"versions", "hardware", "commit", "source"} <= training.keys()
+        card = (out / "README.md").read_text()
+        for text in (str(ARCH), f"{training['test_top1']:.2f} %", f"{training['macs']:,}", "18 images", "`tiny`"):
+            assert text in card
+        assert f"{training['val_top1']:.2f} % (6 images)" in card
+        assert f"{training['test_top1']:.2f} % on the test split" in capsys.readouterr().out
+
+    def test_trains_on_every_training_image(self, run: Run, world: World, source: Path) -> None:
+        assert run(source, "--out", "out") == 0
+        assert world.loaded == [{"seed": 0, "val_fraction": 0.0, "train_images": None}]
+        training = json.loads(Path("out/training.json").read_text())
+        assert training["data"]["train_images"] == TRAIN
+        assert training["val_top1"] is None
+        assert "val_top1" not in training["history"][0]
+        assert "validation" not in Path("out/README.md").read_text()
+
+    def test_loads_back_as_what_was_tested(
+        self, run: Run, world: World, source: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        trained = []
+        monkeypatch.setattr(fit, "write", lambda model, *rest: (trained.append(model), write(model, *rest)))
+        assert run(source, "--out", "out") == 0
+        model = res2net.load("out")
+        x = torch.randn(4, 3, 8, 8)
+        with torch.no_grad():
+            assert torch.equal(model(x), trained[0].eval().to(memory_format=torch.contiguous_format)(x))
+        d = world.load("tiny", None, seed=0, val_fraction=0, train_images=None)
+        top1 = evaluate(model, Images(world.load_test("tiny", None), d, torch.device("cpu")))[1]
+        assert top1 == json.loads(Path("out/training.json").read_text())["test_top1"]
+
+    def test_the_seed_decides_every_bit(self, run: Run, world: World, source: Path) -> None:
+        for out, seed in (("a", 1), ("b", 1), ("c", 2)):
+            assert run(source / "arch.json", "--out", out, "--seed", seed) == 0
+        a, b, c = (Path(out, "model.safetensors").read_bytes() for out in "abc")
+        assert a == b
+        assert a != c
+
+    def test_replaces_a_model_folder_as_a_whole(self, run: Run, world: World, source: Path) -> None:
+        before = (source / "model.safetensors").read_bytes()
+        assert run(source, "--out", source) == 0
+        assert sorted(p.name for p in source.iterdir()) == sorted(MODEL_FILES)
+        assert (source / "model.safetensors").read_bytes() != before
+
+    def test_makes_the_folders_above(self, run: Run, world: World, source: Path) -> None:
+        assert run(source, "--out", "new/deeper/out") == 0
+        assert res2net.load("new/deeper/out").arch == ARCH
+
+
+write = fit.write
+
+
+class TestArch:
+    def weights_before(
+        self, run: Run, monkeypatch: pytest.MonkeyPatch, *argv: object
+    ) -> tuple[res2net.Res2Net, dict[str, torch.Tensor]]:
+        """The network that training is given, and its weights then."""
+        seen = []
+
+        def kept(model: res2net.Res2Net, *_: object) -> None:
+            seen.append((model, {k: v.clone() for k, v in model.state_dict().items()}))
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(fit, "fit", kept)
+        assert run(*argv, "--out", "out") == 130
+        return seen[0]
+
+    def test_a_name(self, run: Run, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        model, _ = self.weights_before(run, monkeypatch, "res2net50_26w_4s")
+        assert model.arch == create("res2net50_26w_4s", num_classes=3).arch
+
+    def test_an_arch_json_takes_the_data_s_classes_and_colours(
+        self, run: Run, world: World, source: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        world.classes, world.channels = 5, 1
+        model, _ = self.weights_before(run, monkeypatch, source / "arch.json")
+        assert (model.arch.num_classes, model.arch.in_channels) == (5, 1)
+        assert model.arch.stages == ARCH.stages
+
+    def test_a_folder_goes_on_from_its_weights(
+        self, run: Run, world: World, source: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        _, before = self.weights_before(run, monkeypatch, source)
+        expected = res2net.load(source).state_dict()
+        assert all(torch.equal(before[k], expected[k]) for k in expected)
+
+    def test_but_for_the_classifier_where_the_classes_are_others(
+        self, run: Run, world: World, source: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        world.classes = 5
+        model, before = self.weights_before(run, monkeypatch, source)
+        assert before["fc.weight"].shape[0] == model.arch.num_classes == 5
+        expected = res2net.load(source).state_dict()
+        assert all(torch.equal(before[k], expected[k]) for k in expected if not k.startswith("fc."))
+        assert "3 -> 5 classes" in capsys.readouterr().out.replace("\n", " ")
+
+    def test_from_scratch_forgets_them(
+        self, run: Run, world: World, source: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        world.channels = 1
+        model, before = self.weights_before(run, monkeypatch, source, "--from-scratch", "--seed", 3)
+        torch.manual_seed(3)
+        fresh = create(model.arch).state_dict()
+        assert all(torch.equal(before[k], fresh[k]) for k in fresh)
+
+    def test_a_folder_of_an_architecture_alone_is_trained_from_scratch(
+        self, run: Run, world: World, source: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (source / "model.safetensors").unlink()
+        model, _ = self.weights_before(run, monkeypatch, source)
+        assert model.arch == ARCH
+
+
+class TestMistakes:
+    @pytest.fixture(autouse=True)
+    def nothing_is_written(self, tmp_path: Path, source: Path, request: pytest.FixtureRequest) -> Iterator[None]:
+        yield
+        left = {name.split("/")[0] for name in contents(tmp_path)} - {"source", "kept"}
+        assert left == set()
+        assert not (tmp_path / "out").exists()
+        assert not any(p.name.startswith(".") for p in tmp_path.iterdir())
+
+    @pytest.mark.parametrize(
+        ("argv", "parts"),
+        [
+            (["res2net50_26w4s"], ["did you mean 'res2net50_26w_4s'?"]),
+            (["no/such/folder"], ["no/such/folder", "arch.json"]),
+            (["res2net50_26w_4s", "--data", "cifar11"], ["--data", "cifar11", "cifar10"]),
+            (["res2net50_26w_4s", "--data", "cifar10"], ["--data-dir"]),
+            (["res2net50_26w_4s", "--data", "cifar10", "--data-dir", "nowhere"], ["--data-dir", "nowhere"]),
+            (["res2net50_26w_4s", "--data", "cifar10", "--download"], ["--download", "--data-dir"]),
+            (["res2net50_26w_4s", "--epochs", "0"], ["epochs is 0"]),
+            (["res2net50_26w_4s", "--epochs", "many"], ["--epochs", "many"]),
+            (["res2net50_26w_4s", "--lr", "nan"], ["lr is nan"]),
+            (["res2net50_26w_4s", "--precision", "fp8"], ["precision", "fp8", "auto, fp32, bf16"]),
+            (["res2net50_26w_4s", "--device", "tpu"], ["--device", "tpu", "cuda"]),
+            (["res2net50_26w_4s", "--val-fraction", "1"], ["--val-fraction", "1"]),
+        ],
+    )
+    def test_are_one_line_that_names_them(
+        self, run: Run, capsys: pytest.CaptureFixture[str], argv: list[str], parts: list[str]
+    ) -> None:
+        try:
+            code = run(*argv, "--out", "out")
+        except SystemExit as left:  # argparse's own
+            code = left.code
+        assert code == 2
+        one_line(capsys, *parts)
+
+    def test_training_without_numbers(
+        self, run: Run, world: World, source: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert run(source, "--out", "out", "--lr", 1e30) == 2
+        one_line(capsys, "training loss is nan in epoch 1 of 1", "--lr (it is 1e+30)")
+
+    def test_weights_that_have_become_no_numbers(
+        self, run: Run, world: World, source: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr(fit, "evaluate", lambda *_: (math.nan, 10.0))
+        assert run(source, "--out", "out") == 2
+        one_line(capsys, "test loss is nan", "--lr")
+
+    def test_weights_of_other_colours(
+        self, run: Run, world: World, source: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        world.channels = 1
+        assert run(source, "--out", "out") == 2
+        one_line(capsys, "3 colour channels, tiny has 1", "--from-scratch")
+
+    def test_weights_that_cannot_be_read(
+        self, run: Run, world: World, source: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (source / "model.safetensors").write_bytes(b"half")
+        assert run(source, "--out", "out") == 2
+        one_line(capsys, "model.safetensors", "not a readable safetensors file")
+
+    @pytest.mark.parametrize("name", ["kept", "kept/notes.txt", "kept/notes.txt/below"])
+    def test_an_out_that_is_something_else(
+        self, run: Run, world: World, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+    ) -> None:
+        (tmp_path / "kept").mkdir()
+        (tmp_path / "kept/notes.txt").write_text("mine")
+        assert run(source, "--out", name) == 2
+        one_line(capsys, "--out", "notes.txt")
+        assert world.loaded == []  # said before the data is read
+        assert contents(tmp_path / "kept") == {"notes.txt": b"mine"}
+
+    def test_a_missing_test_split_is_said_before_the_training(
+        self, run: Run, world: World, source: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        def missing(*_: object) -> None:
+            raise res2net.UserError("--data-dir: no test.bin")
+
+        monkeypatch.setattr(trainers.data, "load_test", missing)
+        monkeypatch.setattr(fit, "fit", lambda *_: pytest.fail("trained"))
+        assert run(source, "--out", "out") == 2
+        one_line(capsys, "no test.bin")
+
+
+class TestInterrupt:
+    @pytest.mark.parametrize("where", ["trainers.train.Trainer.epoch", "trainers.fit.evaluate", "trainers.fit.card"])
+    def test_leaves_things_as_they_were(
+        self,
+        run: Run,
+        world: World,
+        source: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+        where: str,
+    ) -> None:
+        def interrupted(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(where, interrupted)
+        before = contents(tmp_path)
+        for out in ("out", source):
+            assert run(source, "--out", out) == 130
+            err = capsys.readouterr().err
+            assert err == f"python -m trainers.fit: interrupted; nothing was written to {str(out)!r}\n"
+        assert contents(tmp_path) == before
+        assert [p.name for p in tmp_path.iterdir()] == ["source"]
+
+
+@pytest.mark.slow
+def test_on_the_embedded_data(run: Run, capsys: pytest.CaptureFixture[str], source: Path) -> None:
+    assert run(source, "--out", "out", "--train-images", 64) == 0
+    training = json.loads(Path("out/training.json").read_text())
+    assert training["data"]["name"] == "shapes"
+    assert res2net.load("out").arch.num_classes == 10
