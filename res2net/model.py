@@ -20,7 +20,7 @@ DENSE_CHANNELS = 32  # up to which a CPU computes groups faster as one dense con
 
 @lru_cache
 def block_diagonal(c_out: int, c_group: int, groups: int) -> Tensor:
-    """Ones where the dense kernel `[c_out, c_group * groups, 1, 1]` of a convolution in groups has weights, on the CPU."""
+    """Ones where a dense kernel has the weights of one in groups: `[c_out, c_group * groups, 1, 1]`, on the CPU."""
     with torch.inference_mode(False):  # it serves training as well, whichever asks first
         return torch.block_diag(*[torch.ones(c_out // groups, c_group, device="cpu")] * groups)[:, :, None, None]
 
@@ -33,7 +33,7 @@ class GroupedConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         narrow = self.out_channels <= DENSE_CHANNELS
-        if not narrow or x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
+        if not narrow or not torch.is_autocast_enabled("cpu") or x.device.type != "cpu":
             return super().forward(x)
         dense = self.weight.repeat(1, self.groups, 1, 1)
         dense = dense * block_diagonal(self.out_channels, self.weight.shape[1], self.groups)
@@ -128,14 +128,15 @@ class Bottle2neck(Block):
         self.pool = pool3x3(self.stride, self.dilation) if first and count < stage.scale else nn.Identity()
 
     def middle(self, x: Tensor) -> Tensor:
-        # Copies: element-wise kernels on a few channels out of a channels-last tensor are several times slower.
-        splits = [split.clone() for split in x.chunk(self.scale, 1)]
+        splits = x.chunk(self.scale, 1)
         outs: list[Tensor] = []
         for i, (conv, bn) in enumerate(zip(self.convs, self.bns, strict=True)):
-            y = splits[i] if self.first or i == 0 else outs[-1] + splits[i]
+            # A copy: element-wise kernels on a few channels out of a channels-last tensor are several times slower.
+            split = splits[i].clone()
+            y = split if self.first or i == 0 else outs[-1] + split
             outs.append(torch.relu_(bn(conv(y))))
         if len(outs) < self.scale:
-            outs.append(self.pool(splits[-1]))
+            outs.append(self.pool(splits[-1].clone()))
         return torch.cat(outs, 1)
 
 
