@@ -41,10 +41,10 @@ Seconds = tuple[float, float]  # by the clock, of the processor
 
 # Members of scale_card_depth on the micro base, from cheap to dear.
 MEMBERS = (
-    {"scale": 1, "cardinality": 4, "depth": 2},
+    {"scale": 1, "cardinality": 8, "depth": 2},
     {"scale": 4, "cardinality": 4, "depth": 2},
-    {"scale": 3, "cardinality": 1, "depth": 2},
-    {"scale": 8, "cardinality": 1, "depth": 2},
+    {"scale": 8, "cardinality": 1, "depth": 1},
+    {"scale": 8, "cardinality": 1, "depth": 3},
 )
 
 

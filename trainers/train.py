@@ -102,7 +102,7 @@ class Images:
     """A split on the device: uint8 `[N, H, W, C]`, normalised batch by batch into channels-last `[B, C, H, W]`."""
 
     def __init__(self, split: Split, data: Data, device: torch.device, padding: int = 0) -> None:
-        self.labels = torch.as_tensor(split.labels, dtype=torch.int64).to(device)
+        self.labels = _tensor(split.labels).to(device, torch.int64)
         pixels = _tensor(split.images).to(device).permute(0, 2, 3, 1)
         self.size = pixels.shape[1]
         self.pixels = _pad(pixels, padding, data.mean) if padding else pixels.contiguous()
@@ -174,7 +174,7 @@ class Trainer:
         warmup, total = self.config.warmup * self.steps_per_epoch, self.config.epochs * self.steps_per_epoch
         if step < warmup:
             return self.config.lr * (step + 1) / (warmup + 1)
-        return self.config.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1.0, total - warmup)))
+        return self.config.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))
 
     def epoch(self) -> Epoch:
         """Train one epoch and score; `TrainingFailed` with the reason if a loss is no longer a number."""
