@@ -53,6 +53,10 @@ def search(
     data = trainers.data.load(settings.data, settings.data_dir, seed=settings.seed, train_images=settings.train_images)
     space = runs.space_for(folder, settings, data.num_classes)
     check_limits(space, settings)
+    if settings.executor == "tune":
+        from search.execute_tune import check_gpus  # Ray is imported where it is asked for
+
+        check_gpus(settings.gpus_per_trial)
     runs.check(folder, settings, space)
     with runs.locked(folder):
         runs.open_run(folder, settings, space, _describe(data))
@@ -83,7 +87,7 @@ class _Session:
                 self.driver.release_all("the search was interrupted")
         trials = self._report()
         found = report.front_frame(trials)
-        if len(found):
+        if len(found) and runs.weights_path(self.folder, int(found.number.iloc[-1])).is_file():
             export.export(self.folder, "best", self.folder / "best")
         self.study.close()
         value = report.hypervolume_of(trials, self.space, self.settings)

@@ -11,6 +11,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, fields
+from pathlib import Path
 from typing import Any
 
 # Read by Ray when it is imported. No statistics leave the machine, no boxes are drawn over our progress display.
@@ -19,7 +20,7 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 
 import ray
 import torch
-from ray import PlacementGroupID, tune
+from ray import PlacementGroupID, cloudpickle, tune
 from ray.tune import Callback
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
@@ -102,8 +103,9 @@ class _Decisions(_Forgetful, FIFOScheduler):
         return TrialScheduler.CONTINUE if go_on else TrialScheduler.STOP
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
-        error = trial.get_pickled_error()
-        text = str(error).strip().split("\n")[0] if error else "no reason given"
+        # Tune has just written it there; `get_pickled_error` looks where the file is copied to only later.
+        error = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
+        text = str(error).strip().split("\n")[0]
         self._driver.on_lost(self._numbers[trial.trial_id], f"the worker died: {type(error).__name__}: {text}")
 
 
@@ -119,7 +121,7 @@ def execute(
 ) -> None:
     """Run jobs until the driver has no more, as many at a time as cores or GPUs allow."""
     with _cluster(data), _released():
-        gpus = _gpus_per_trial(gpus_per_trial)
+        gpus = check_gpus(gpus_per_trial)
         workers = workers or _workers(gpus)
         threads = max(1, cores() // workers) if not gpus else 1
         actor = tune.with_parameters(TrialActor, data=data, work=work, threads=threads)
@@ -145,11 +147,14 @@ def execute(
             ).fit()
 
 
-def _gpus_per_trial(asked: float | None) -> float:
-    there = ray.cluster_resources().get("GPU", 0)
-    if asked and asked > there:
-        raise UserError(f"--gpus-per-trial: {asked} is more than the {there:g} GPUs there are; accepted: at most that")
-    return asked if asked is not None else float(there > 0)
+def check_gpus(per_trial: float | None) -> float:
+    """GPUs for a trial: as asked, or a whole one where there is any; `UserError` for more than there are."""
+    there = ray.cluster_resources().get("GPU", 0) if ray.is_initialized() else torch.cuda.device_count()
+    if per_trial is None:
+        return float(there > 0)
+    if per_trial > there:
+        raise UserError(f"--gpus-per-trial: {per_trial:g} is more than the {there:g} GPUs here; accepted: at most that")
+    return per_trial
 
 
 def _workers(gpus: float) -> int:

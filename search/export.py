@@ -46,14 +46,13 @@ def front_of(folder: Path) -> list[Record]:
 def choose(folder: Path, pick: str, under: int | None = None) -> Record:
     """The trial that `pick` names: `best` or `knee` of the front (within `under` MACs), or a trial's number."""
     if pick not in ("best", "knee"):
+        if under is not None:
+            raise UserError(f"--under: says nothing with --pick {pick}; accepted: with best or knee")
         return _numbered(folder, pick)
     records = front_of(folder)
     within = [r for r in records if under is None or r.macs <= under]
     if not within:
-        cheapest = format_count(records[0].macs)
-        raise UserError(
-            f"--under: nothing on the front has {format_count(under or 0)} MACs; accepted: {cheapest} or more"
-        )
+        raise UserError(f"--under: nothing on the front has {under} MACs; accepted: {records[0].macs} or more")
     if pick == "best":
         return within[-1]
     return within[knee([r.val_top1 or 0.0 for r in within], [r.macs for r in within])]
@@ -75,12 +74,7 @@ def export(
     With `onnx` also `model.onnx`, for images of the size that it was trained on and a batch of any size.
     """
     record = choose(folder, pick, under)
-    weights = runs.weights_path(folder, record.number)
-    if not weights.is_file():
-        raise UserError(
-            f"--pick: the weights of trial {record.number} are not in {str(weights.parent)!r} (those of dominated "
-            f"networks go first where they take over 2 GiB); accepted: best, knee, or a trial of the front"
-        )
+    weights = _weights(folder, record)
     check_replaceable(to, "--to")
     run = runs.read(folder)
     training = _training(run, record, test_top1)
@@ -97,6 +91,17 @@ def export(
 
     write_folder(to, fill)
     return record
+
+
+def _weights(folder: Path, record: Record) -> Path:
+    """The file of a trial's weights; `UserError` if it is gone."""
+    path = runs.weights_path(folder, record.number)
+    if not path.is_file():
+        raise UserError(
+            f"--pick: the weights of trial {record.number} are not in {str(path.parent)!r} (those of dominated "
+            f"networks go first where they take over 2 GiB); accepted: best, knee, or a trial of the front"
+        )
+    return path
 
 
 def _training(run: dict[str, Any], record: Record, test_top1: float | None) -> dict[str, Any]:
@@ -144,7 +149,7 @@ def tested(folder: Path, record: Record, data_dir: str | None) -> float:
     settings = Settings.from_dict(run["settings"])
     split = trainers.data.load_test(settings.data, data_dir or settings.data_dir)
     model = create(arch_of(record))
-    model.load_state_dict(safetensors.torch.load_file(runs.weights_path(folder, record.number)))
+    model.load_state_dict(safetensors.torch.load_file(_weights(folder, record)))
     device = device_of("auto")
     data = run["data"]
     described = Data(data["name"], tuple(data["classes"]), split, split, tuple(data["mean"]), tuple(data["std"]))
@@ -169,6 +174,7 @@ def _main(argv: Sequence[str] | None) -> None:
     if args.onnx:
         need_onnx()  # said before the test split is read
     record = choose(args.run, args.pick, under)
+    check_replaceable(args.to, "--to")  # before the test split is read
     test_top1 = tested(args.run, record, args.data_dir) if args.test else None
     export(args.run, str(record.number), args.to, test_top1=test_top1, onnx=args.onnx)
     print(

@@ -46,7 +46,7 @@ class Lines:
         self._driver = driver
         self._seen = {r.number for r in driver.scored.values()}
         self._failed = driver.counts.get(FAILED, 0)
-        self._console.print(title, highlight=False)
+        self._console.print(title, highlight=False, markup=False, soft_wrap=True)
 
     def changed(self) -> None:
         driver = self._driver
@@ -64,7 +64,10 @@ class Lines:
         if driver.counts.get(FAILED, 0) > self._failed:
             self._failed = driver.counts[FAILED]
             self._console.print(
-                f"[{driver.spent:>3}/{driver.settings.trials}] failed: {driver.last_failure}", markup=False
+                f"[{driver.spent:>3}/{driver.settings.trials}] failed: {driver.last_failure}",
+                highlight=False,
+                markup=False,
+                soft_wrap=True,
             )
 
     def stop(self) -> None: ...
@@ -119,7 +122,11 @@ class Display:
     def _left(self) -> str:
         driver = self._driver
         elapsed = time.monotonic() - self._begun
-        done = driver.spent - self._before + sum(len(r.reports) / r.job.config.epochs for r in driver.running.values())
+        done = (
+            driver.spent
+            - self._before
+            + sum(len(r.reports) / r.job.config.epochs for r in list(driver.running.values()))
+        )
         guesses = [driver.seconds_left] if driver.seconds_left is not None else []
         if done > 0.2:
             guesses.append(elapsed / done * (driver.settings.trials - self._before - done))

@@ -172,7 +172,10 @@ def pareto_figure(trials: pd.DataFrame, title: str, settings: Settings):
         )
     for label, limit in (("--max-macs", settings.max_macs), ("--min-macs", settings.min_macs)):
         if limit:
-            figure.add_vline(x=limit, line_dash="dash", annotation_text=f"{label} {format_count(limit)}")
+            figure.add_vline(x=limit, line_dash="dash")
+            # On a log axis, Plotly wants a shape's place as the number, but an annotation's as its logarithm.
+            text = f"{label} {format_count(limit)}"
+            figure.add_annotation(x=math.log10(limit), y=1, yref="paper", text=text, showarrow=False, xanchor="left")
     figure.update_xaxes(type="log", title="multiply-accumulates of one image")
     figure.update_yaxes(title="top-1 accuracy on the validation split (%)")
     figure.update_layout(title=title, template="plotly_white", legend={"orientation": "h", "y": 1.02, "x": 0})

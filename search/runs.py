@@ -32,9 +32,12 @@ def read(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"run folder {str(folder)!r}: {RUN_FILE} is missing; accepted: the --out of a search")
     try:
-        return json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except ValueError as error:
         raise UserError(f"{path}: not JSON ({error})") from None
+    if not isinstance(content, dict) or not all(isinstance(content.get(key), dict) for key in ("settings", "space")):
+        raise UserError(f"{path}: not the settings and the space of a search")
+    return content
 
 
 def settings_of(folder: Path) -> Settings:
@@ -76,8 +79,6 @@ def check(folder: Path, settings: Settings, space: Space) -> None:
 
 def open_run(folder: Path, settings: Settings, space: Space, data: dict[str, Any]) -> None:
     """Write `run.json`, or add this session to the one that is there."""
-    (folder / WEIGHTS).mkdir(exist_ok=True)
-    (folder / ARTIFACTS).mkdir(exist_ok=True)
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     old = read(folder) if (folder / RUN_FILE).exists() else {"created": now, "sessions": []}
     content = {
@@ -87,7 +88,9 @@ def open_run(folder: Path, settings: Settings, space: Space, data: dict[str, Any
         "created": old["created"],
         "sessions": [*old["sessions"], {"started": now, **environment()}],
     }
-    write_atomic(folder / RUN_FILE, json.dumps(content, indent=2) + "\n")
+    write_atomic(folder / RUN_FILE, json.dumps(content, indent=2) + "\n")  # first: without it, the folder is no run
+    (folder / WEIGHTS).mkdir(exist_ok=True)
+    (folder / ARTIFACTS).mkdir(exist_ok=True)
 
 
 @contextlib.contextmanager

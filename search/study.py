@@ -83,6 +83,7 @@ class Study:
         """The next proposal; its seed follows from the study alone, so a resumed search proposes what it would have."""
         self._study.sampler = make_sampler(self._sampler, self._seed, self._asked)
         trial = self._study.ask(self._distributions)
+        _ = trial.relative_params  # of an enqueued trial too: there NSGA-II notes the generation that it belongs to
         self._live[trial.number] = trial
         self._asked += 1
         return Proposal(trial.number, dict(trial.params), trial.user_attrs.get("retry_of"))

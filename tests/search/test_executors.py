@@ -1,4 +1,7 @@
-"""One contract for every executor: whatever happens to a trial, the study says so and the search goes on."""
+"""One contract for every executor: whatever happens to a trial, the study says so and the search goes on.
+
+Work is made inside the tests' functions: Ray sends its workers by value what they cannot import.
+"""
 
 from __future__ import annotations
 
@@ -24,20 +27,6 @@ from trainers.data import Data
 from trainers.train import TrainingFailed
 
 Execute = Callable[[Driver, Data, Work], None]
-
-
-# Work is made inside functions: what cannot be imported is sent to Ray's workers by value.
-def dies_once(marker: Path) -> Work:
-    """The first worker that comes here is killed after an epoch."""
-
-    def work(job: Job, data: Data) -> Iterator[Report]:
-        for report in Synthetic()(job, data):
-            if report.epoch == 2 and not marker.exists():
-                marker.touch()
-                os.kill(os.getpid(), signal.SIGKILL)
-            yield report
-
-    return work
 
 
 def of(folder: Path, *outcomes: str) -> list[Record]:
@@ -154,11 +143,18 @@ class TestTune:
     def test_a_worker_that_is_killed_is_recorded_and_its_network_asked_again(
         self, execute_tune: Execute, open_driver: Callable, make_settings: Callable, data: Data, tmp_path: Path
     ) -> None:
+        def dies(job: Job, data: Data) -> Iterator[Report]:
+            for report in Synthetic()(job, data):
+                if report.epoch == 2 and job.number == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                yield report
+
         running = []
         with open_driver(make_settings(trials=6), on_change=lambda: running.append(len(driver.running))) as driver:
-            execute_tune(driver, data, dies_once(tmp_path / "died"), workers=2)
+            execute_tune(driver, data, dies, workers=2)
         (failed,) = of(tmp_path, FAILED)
-        assert failed.attrs["reason"].startswith("the worker died: ")
+        assert failed.number == 0
+        assert failed.attrs["reason"].startswith("the worker died: ActorDiedError: The actor died")
         assert "\n" not in failed.attrs["reason"]
         (again,) = [r for r in of(tmp_path, SCORED) if "retry_of" in r.attrs]
         assert (again.attrs["retry_of"], again.key) == (failed.number, failed.key)

@@ -55,7 +55,13 @@ class TestFolder:
         assert content.keys() == {"settings", "space", "data", "created", "sessions"}
         assert Settings.from_dict(content["settings"]) == settings == runs.settings_of(tmp_path / "run")
         assert runs.space_of(tmp_path / "run") == settings.get_space(10)
-        described = {"name": "shapes", "classes": list(data.classes), "train_images": 40, "val_images": 20}
+        described = {
+            "name": "shapes",
+            "classes": list(data.classes),
+            "train_images": 40,
+            "val_images": 20,
+            "image_size": 8,
+        }
         assert content["data"] == described | {"mean": [0.5] * 3, "std": [0.3] * 3}
         (session,) = content["sessions"]
         assert session.keys() == {"started", "versions", "hardware", "commit"}
