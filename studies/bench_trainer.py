@@ -6,8 +6,9 @@ The plain loop: a `DataLoader` over PIL images with torchvision's transforms, fp
 the same network on the same images with the same batch size, optimizer and number of threads, in turns in one run; one
 thread is what a search gives each trial on a CPU.
 
-1.4 to 1.7 times as many images a second on one core of a Xeon with AMX (n = 3 epochs; 0.8 to 15 MMACs): such networks
-spend their time in element-wise passes over activations, which are the same on both sides (studies/LOG.md).
+On one core of a Xeon with AMX: 1.5 to 2.0 times as many images a second for the micro base (0.8 to 15 MMACs, n = 3
+epochs), 3.4 to 3.8 times for the cifar base (705 and 827 MMACs, n = 2). Small networks spend their time in element-wise
+passes over activations, which cost both sides nearly the same (studies/LOG.md).
 """
 
 from __future__ import annotations

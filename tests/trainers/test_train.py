@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from res2net import Arch, Stage, UserError, create
+from res2net.model import conv3x3
 from trainers.data import Data, Split
 from trainers.train import Config, Epoch, Images, Trainer, TrainingFailed, device_of, evaluate, train, uses_bf16
 
@@ -344,6 +345,20 @@ class TestPrecision:
         model = network()
         train(model, data(), replace(QUICK, precision="bf16"))
         assert {v.dtype for v in model.state_dict().values() if v.is_floating_point()} == {torch.float32}
+
+    @pytest.mark.parametrize(("channels", "groups", "stride"), [(8, 2, 1), (8, 8, 2), (32, 4, 1), (64, 4, 1)])
+    def test_groups_computed_as_one_are_the_groups(self, channels: int, groups: int, stride: int) -> None:
+        torch.manual_seed(0)
+        conv = conv3x3(channels, channels, stride, groups)
+        x = torch.randn(2, channels, 6, 6).to(memory_format=torch.channels_last)
+        exact = F.conv2d(x, conv.weight, None, stride, 1, 1, groups)
+        with torch.autocast("cpu", torch.bfloat16):
+            y = conv(x)
+        assert y.dtype == torch.bfloat16
+        torch.testing.assert_close(y.float(), exact, rtol=0.02, atol=0.02)
+        weight = torch.randn_like(exact)
+        gradients = [torch.autograd.grad((v.float() * weight).sum(), conv.weight)[0] for v in (y, exact)]
+        torch.testing.assert_close(*gradients, rtol=0.03, atol=0.1)
 
 
 class TestEvaluate:
