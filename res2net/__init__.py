@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from res2net.biglittle_model import BigLittle
     from res2net.checkpoint import load_checkpoint
     from res2net.dla_model import Dla
+    from res2net.elastic import ElasticRes2Net
     from res2net.files import load, save
     from res2net.formats import export_onnx, export_program
     from res2net.model import Res2Net, create
@@ -24,6 +25,7 @@ _LAZY = {
     "Res2Net": "model",
     "Dla": "dla_model",
     "BigLittle": "biglittle_model",
+    "ElasticRes2Net": "elastic",
     "load": "files",
     "save": "files",
     "load_checkpoint": "checkpoint",
@@ -38,6 +40,7 @@ __all__ = [
     "Cost",
     "Dla",
     "DlaArch",
+    "ElasticRes2Net",
     "Res2Net",
     "Stage",
     "UserError",

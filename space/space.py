@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -67,6 +67,16 @@ class Space:
         """Parameters drawn uniformly over the combinations."""
         return {name: values[int(rng.random() * len(values))] for name, values in self._values.items()}
 
+    def sample_by_macs(self, rng: random.Random) -> Params:
+        """Parameters drawn so that small and large MACs are seen alike: most combinations are of middling ones.
+
+        Of eight uniform draws the nearest to a number of MACs drawn log-uniformly between the least and the most.
+        """
+        low, high = (math.log(bound(self)[1].macs) for bound in (Space.cheapest, Space.dearest))
+        target = rng.uniform(low, high)
+        drawn = [self.sample(rng) for _ in range(8)]
+        return min(drawn, key=lambda p: abs(math.log(cost(self._build(p), self.image_size).macs) - target))
+
     def arch(self, params: Mapping[str, int]) -> Arch:
         """The network of the parameters, repaired and in canonical form.
 
@@ -104,6 +114,19 @@ class Space:
     def dearest(self, cost_field: str = "macs", image_size: int | None = None) -> tuple[Params, Cost]:
         """The member with the most MACs (or params, or activations), exactly, and its cost."""
         return self._extreme(max, cost_field, image_size)
+
+    def envelope(self) -> Arch:
+        """The network, of cardinality 1, that no member exceeds in a stage's depth, width or scale: a supernet's."""
+        most = {
+            name: values[0] if name.startswith("cardinality") else values[-1] for name, values in self._values.items()
+        }
+        stages = [replace(s, width=self._widest(i), cardinality=1) for i, s in enumerate(self._build(most).stages)]
+        return self.skeleton.arch(tuple(stages))
+
+    def cardinalities(self) -> tuple[tuple[int, ...], ...]:
+        """Each stage's cardinalities."""
+        values = self.choices.get("cardinality", (self.skeleton.cardinality,))
+        return (values,) * len(self.skeleton.planes)
 
     def largest(self) -> Arch:
         """The member with the most MACs: all others are cut out of it, if its cardinality divides the others'."""
@@ -180,6 +203,11 @@ class Space:
 
     def _build(self, values: Mapping[str, int]) -> Arch:
         return self.skeleton.arch(tuple([self._stage(values, i) for i in range(len(self.skeleton.planes))]))
+
+    def _widest(self, i: int) -> int:
+        """Channels of the widest split of a stage (from 0), at its best repaired cardinality."""
+        width = max(self.choices.get("width", (self.skeleton.width,)))
+        return max(self.skeleton.stage(i, 1, c, 1, width).width for c in self.cardinalities()[i])
 
     def _checked(self, params: Mapping[str, int]) -> Params:
         return checked_params(params, self._values, f"space {self.name}")

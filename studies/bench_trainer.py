@@ -146,12 +146,12 @@ def timed(f: Callable[[], object]) -> Seconds:
     return time.perf_counter() - wall, sum(os.times()[:4]) - cpu
 
 
-def random_data(n: int) -> Data:
-    """Images of noise: what they show does not change how long they take. No validation split, so none is scored."""
+def random_data(n: int, val: int = 0) -> Data:
+    """Images of noise: what they show does not change how long they take. `val`: how many of them are validation images."""
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (n, 3, SIZE, SIZE), np.uint8), rng.integers(0, CLASSES, n)
     classes = tuple(map(str, range(CLASSES)))
-    return Data("random", classes, Split(images, labels), Split(images[:0], labels[:0]), (0.5,) * 3, (0.25,) * 3)
+    return Data("random", classes, Split(images, labels), Split(images[:val], labels[:val]), (0.5,) * 3, (0.25,) * 3)
 
 
 class PilImages(Dataset):

@@ -149,6 +149,8 @@ def _pad(pixels: Tensor, padding: int, mean: tuple[float, ...]) -> Tensor:
 class Trainer:
     """One network's training, an epoch at a time; its state can be saved between epochs and restored exactly."""
 
+    fused = True  # whether the optimizer may update all weights in one kernel: each must then have a gradient
+
     def __init__(self, model: nn.Module, data: Data, config: Config) -> None:
         self.config = config
         self.device = device_of(config.device)
@@ -163,7 +165,7 @@ class Trainer:
             momentum=config.momentum,
             nesterov=config.momentum > 0,
             weight_decay=config.weight_decay,
-            fused=True,
+            fused=self.fused,
         )
         # A single image left over joins the batch before it: alone it has no variance for a batch norm at 1 x 1.
         self.steps_per_epoch = max(1, -(-(len(self.train_images) - 1) // config.batch_size))
@@ -184,7 +186,7 @@ class Trainer:
         seconds = time.perf_counter() - start
         self.done_epochs += 1
         self._check("training", loss)
-        val_loss, val_top1 = evaluate(self.model, self.val_images, self.bf16)
+        val_loss, val_top1 = self._validate()
         if len(self.val_images):
             self._check("validation", val_loss)
         rate = len(self.train_images) / seconds
@@ -213,13 +215,22 @@ class Trainer:
     def _step(self, x: Tensor, y: Tensor, step: int) -> Tensor:
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr(step)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self._backward(x, y, step)
+        self.optimizer.step()
+        return loss
+
+    def _backward(self, x: Tensor, y: Tensor, step: int) -> Tensor:
+        """Leave the step's gradients in the weights; its loss."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             logits = self.model(x)
         loss = F.cross_entropy(logits.float(), y, label_smoothing=self.config.label_smoothing)
-        self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        self.optimizer.step()
         return loss.detach()
+
+    def _validate(self) -> tuple[float, float]:
+        """Mean cross-entropy and top-1 accuracy (%) on the validation split."""
+        return evaluate(self.model, self.val_images, self.bf16)
 
     def state_dict(self) -> dict[str, Any]:
         """All that `load_state_dict` needs to go on as if never stopped (loads with `weights_only=True`)."""

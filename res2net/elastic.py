@@ -1,0 +1,208 @@
+"""Weights shared by all networks of a space: every depth, width, cardinality and scale is a slice of them.
+
+Splits stand in the order of equation 1, in which the first passes through: a block of k splits then computes exactly
+the first k splits of a block with more (section 3.1), and scale is cut like depth, from the front. The released order,
+in which the split that passes through is the last, is made as a member's weights are handed out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import lru_cache
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from res2net.arch import Arch, Stage
+from res2net.cost import has_projection
+from res2net.errors import UserError
+from res2net.model import Res2Net, SqueezeExcite, classifier, init, shortcut, stem_conv
+
+STATISTICS = ("running_mean", "running_var")
+BUFFERS = (*STATISTICS, "num_batches_tracked")
+
+
+class SupernetSpace(Protocol):
+    """What a space tells its supernet (`space.Space` does)."""
+
+    def envelope(self) -> Arch:
+        """The network, of cardinality 1, that no member exceeds in depth, width or scale of any stage."""
+        ...
+
+    def cardinalities(self) -> tuple[tuple[int, ...], ...]:
+        """Each stage's cardinalities."""
+        ...
+
+
+class SharedNorm(nn.Module):
+    """Batch norms of all splits: `[scale, width]` each of weight, bias, mean and variance."""
+
+    def __init__(self, scale: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(scale, width))
+        self.bias = nn.Parameter(torch.zeros(scale, width))
+        self.register_buffer("running_mean", torch.zeros(scale, width))
+        self.register_buffer("running_var", torch.ones(scale, width))
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {name: getattr(self, name) for name in ("weight", "bias", *STATISTICS)}
+
+
+class ElasticBlock(nn.Module):
+    """A block's shared weights, and the slices of them that are an ordinary block's.
+
+    What two members share of a block: rows of `conv1` and columns of `conv3` of the splits and channels that both
+    have, `bn3`, the shortcut and the squeeze-and-excitation, whose channels are the stage's and never cut. The 3x3
+    kernels and the norms around them are shared by members of one cardinality, or by all. Split 0 has a kernel too: it
+    is that of scale 1, the plain bottleneck, which so shares with other scales only its 1x1 convolutions (and split 0's
+    kernel where a first block convolves all splits).
+    """
+
+    def __init__(self, arch: Arch, stage: Stage, cardinalities: tuple[int, ...], c_in: int, first: bool) -> None:
+        super().__init__()
+        scale, width = stage.scale, stage.width
+        self.convolves_all = first and arch.first_block == "conv"
+        self.conv1 = nn.Parameter(torch.empty(scale, width, c_in))
+        self.conv3 = nn.Parameter(torch.empty(stage.channels, scale, width))
+        nn.init.normal_(self.conv1, std=(2 / (scale * width)) ** 0.5)
+        nn.init.normal_(self.conv3, std=(2 / stage.channels) ** 0.5)
+        names = [str(c) for c in cardinalities]
+        self.kernels = nn.ParameterDict({c: torch.empty(scale, width, width * 9) for c in names})
+        for kernel in self.kernels.values():
+            nn.init.normal_(kernel, std=(2 / (9 * width)) ** 0.5)
+        self.norms1 = nn.ModuleDict({c: SharedNorm(scale, width) for c in names})
+        self.norms = nn.ModuleDict({c: SharedNorm(scale, width) for c in names})
+        self.bn3 = nn.BatchNorm2d(stage.channels)
+        self.se = SqueezeExcite(stage.channels, arch.se) if arch.se else None
+        self.downsample = shortcut(arch, stage, c_in) if first and has_projection(stage, c_in) else None
+
+    def whole(self) -> Iterator[tuple[str, Tensor]]:
+        """What every member has as it is, by the names of an ordinary block."""
+        for name in ("bn3", "se", "downsample"):
+            if (module := getattr(self, name)) is not None:
+                yield from module.state_dict(prefix=f"{name}.", keep_vars=True).items()
+
+    def sliced(self, stage: Stage) -> Iterator[tuple[str, Tensor]]:
+        """What a member has a slice of, by the names of an ordinary block of that stage."""
+        s, w = stage.scale, stage.width
+        own = str(stage.cardinality) if str(stage.cardinality) in self.kernels else next(iter(self.kernels))
+        # The released order: the first split last.
+        yield "conv1.weight", self.conv1[:s, :w].roll(-1, 0).reshape(s * w, -1, 1, 1)
+        yield "conv3.weight", self.conv3[:, :s, :w].roll(-1, 1).reshape(-1, s * w, 1, 1)
+        for name, value in self.norms1[own].tensors().items():
+            yield f"bn1.{name}", value[:s, :w].roll(-1, 0).reshape(s * w)
+        dense = self._convolved(self.kernels[own], s).unflatten(2, (-1, 3, 3))  # 5 dimensions are no weight to PyTorch
+        kernels = block_diagonals(dense[:, :w, :w], stage.cardinality).unbind()
+        norms = {n: self._convolved(v, s)[:, :w].unbind() for n, v in self.norms[own].tensors().items()}
+        for i, kernel in enumerate(kernels):
+            conv, norm = ("conv2", "bn2") if s == 1 else (f"convs.{i}", f"bns.{i}")
+            yield f"{conv}.weight", kernel
+            for name, values in norms.items():
+                yield f"{norm}.{name}", values[i]
+
+    def _convolved(self, x: Tensor, scale: int) -> Tensor:
+        """Of a tensor with an entry a split, those of the splits that a block of that scale convolves."""
+        if scale == 1:
+            return x[:1]
+        return x[:scale].roll(-1, 0) if self.convolves_all else x[1:scale]
+
+
+def block_diagonals(kernels: Tensor, groups: int) -> Tensor:
+    """Of dense kernels `[n, w, w, 3, 3]` those of a convolution in groups: `[n, w, w / groups, 3, 3]`."""
+    if groups == 1:
+        return kernels
+    n, w, part = len(kernels), kernels.shape[1], kernels.shape[1] // groups
+    blocks = kernels.reshape(n, groups, part, groups, part, 3, 3).diagonal(0, 1, 3)
+    return blocks.permute(0, 5, 1, 2, 3, 4).reshape(n, w, part, 3, 3)
+
+
+class ElasticRes2Net(nn.Module):
+    """All networks of a space in one set of weights: `model(x, arch)` gives the logits of a member.
+
+    own_cardinality: whether each cardinality has 3x3 kernels and norms of its own, of which a member takes the block
+    diagonal; else all take it from one dense kernel. Memory grows with the number of cardinalities.
+
+    While training, a member's batch norms take the batch's statistics and remember none, as they are of no other
+    member. In eval mode they take the shared ones, as `extract` does: give what was extracted statistics of its own
+    (`trainers.supernet.calibrate`) before it is used.
+    """
+
+    def __init__(self, space: SupernetSpace, own_cardinality: bool = True) -> None:
+        super().__init__()
+        self.arch = arch = space.envelope()
+        self.cardinalities = space.cardinalities()
+        self.conv1 = stem_conv(arch)
+        self.bn1 = nn.BatchNorm2d(arch.stem_channels)
+        c_in = arch.stem_channels
+        for i, (stage, choices) in enumerate(zip(arch.stages, self.cardinalities, strict=True), 1):
+            cardinalities = choices if own_cardinality else (1,)
+            blocks = [ElasticBlock(arch, stage, cardinalities, c_in, True)]
+            blocks += [ElasticBlock(arch, stage, cardinalities, stage.channels, False) for _ in range(stage.depth - 1)]
+            self.add_module(f"layer{i}", nn.ModuleList(blocks))
+            c_in = stage.channels
+        self.fc = classifier(arch)
+        self.apply(init)
+
+    def forward(self, x: Tensor, arch: Arch) -> Tensor:
+        """The logits `[N, num_classes]` of a member for images `[N, C, H, W]`; `UserError` for what is no member."""
+        return functional_call(_plain(arch, self.training), self.weights(arch, statistics=not self.training), (x,))
+
+    def weights(self, arch: Arch, statistics: bool = True) -> dict[str, Tensor]:
+        """A member's state dict, cut from the shared weights: gradients flow back. Statistics: those of batch norms."""
+        self.check(arch)
+        out: dict[str, Tensor] = {}
+        for name in ("conv1", "bn1", "fc"):
+            out |= getattr(self, name).state_dict(prefix=f"{name}.", keep_vars=True)
+        for i, stage in enumerate(arch.stages, 1):
+            for j, block in enumerate(self.get_submodule(f"layer{i}")[: stage.depth]):
+                out |= {f"layer{i}.{j}.{name}": value for name, value in block.whole()}
+                out |= {f"layer{i}.{j}.{name}": value for name, value in block.sliced(stage)}
+        return out if statistics else {k: v for k, v in out.items() if not k.endswith(BUFFERS)}
+
+    @torch.no_grad()
+    def extract(self, arch: Arch) -> Res2Net:
+        """A member as an ordinary network with its own copy of the weights, in this one's mode (train or eval)."""
+        weights = {name: value.detach().clone().contiguous() for name, value in self.weights(arch).items()}
+        with torch.device("meta"):  # nothing is allocated or drawn at random for weights that are replaced
+            model = Res2Net(arch)
+        for name in model.state_dict().keys() - weights.keys():  # the norms' counts of batches
+            weights[name] = torch.zeros((), dtype=torch.int64, device=self.bn1.weight.device)
+        model.load_state_dict(weights, assign=True)
+        return model.requires_grad_(True).train(self.training)
+
+    def check(self, arch: Arch) -> None:
+        """`UserError` for a network that is no slice of these weights, naming the stage and its value."""
+        ours = self.arch
+        alike = replace(arch, stages=ours.stages)
+        if all(s.scale == 1 for s in arch.stages):
+            alike = replace(alike, first_block=ours.first_block)  # which does nothing there
+        if alike != ours or len(arch.stages) != len(ours.stages):
+            raise UserError(f"supernet: {arch} differs in more than its stages' sizes; accepted: members of its space")
+        for i, (stage, most) in enumerate(zip(arch.stages, ours.stages, strict=True), 1):
+            for name in ("planes", "stride"):
+                _check(i, name, getattr(stage, name), getattr(stage, name) == getattr(most, name), getattr(most, name))
+            for name in ("depth", "width", "scale"):
+                limit = getattr(most, name)
+                _check(i, name, getattr(stage, name), getattr(stage, name) <= limit, f"at most {limit}")
+            accepted = self.cardinalities[i - 1]
+            _check(i, "cardinality", stage.cardinality, stage.cardinality in accepted, ", ".join(map(str, accepted)))
+
+
+def _check(stage: int, name: str, value: int, right: bool, accepted: object) -> None:
+    if not right:
+        raise UserError(f"supernet: stage {stage}: {name} is {value}; accepted: {accepted}")
+
+
+@lru_cache(maxsize=512)
+def _plain(arch: Arch, training: bool) -> Res2Net:
+    """The member's modules without weights; in training its batch norms know no statistics but the batch's."""
+    with torch.device("meta"):
+        model = Res2Net(arch)
+    for module in model.modules():
+        if training and isinstance(module, nn.BatchNorm2d):
+            module.track_running_stats = False
+            module.running_mean = module.running_var = module.num_batches_tracked = None
+    return model.train(training)

@@ -1,0 +1,147 @@
+"""A supernet's training step beside the four stand-alone steps of the same networks; how fast members are scored.
+
+    python -m studies.bench_supernet
+
+Both sides train the same four networks of a sandwich step (largest, smallest, two drawn) on the same batch with the
+same precision and threads, in turns in one run. Stand-alone: four models, each with a step of its own optimizer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+import res2net
+import space
+from res2net import Arch
+from res2net.elastic import ElasticRes2Net
+from res2net.errors import Parser, UserError, run_main
+from space import Space
+from studies.bench_trainer import CLASSES, SIZE, random_data
+from trainers.data import Data
+from trainers.meta import environment
+from trainers.supernet import CALIBRATION_IMAGES, Members, Scorer, SupernetTrainer
+from trainers.train import Config, Trainer
+
+PROG = "python -m studies.bench_supernet"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the seconds of both kinds of step, their ratio, members scored a second, and memory."""
+    return run_main(bench, PROG, argv)
+
+
+def bench(argv: Sequence[str] | None = None) -> None:
+    """The command's body."""
+    args = parser().parse_args(argv)
+    for name in ("steps", "batch_size", "threads", "scored"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')}: {getattr(args, name)}; accepted: at least 1")
+    allowed = space.get(args.space, args.base, args.per_stage, num_classes=CLASSES)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(args.threads)
+    try:
+        report(allowed, args)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def parser() -> Parser:
+    """The command's options."""
+    out = Parser(prog=PROG, description=__doc__.splitlines()[0])
+    out.add_argument("--space", default="scale_card_depth", help="name of a space, or a YAML file")
+    out.add_argument("--base", default="micro", help=f"one of {', '.join(space.BASES)}")
+    out.add_argument("--per-stage", action="store_true", help="every stage has its own parameters")
+    out.add_argument("--steps", type=int, default=20, help="steps timed, each of other members")
+    out.add_argument("--scored", type=int, default=20, help="members scored")
+    out.add_argument("--batch-size", type=int, default=64, help="images a step")
+    out.add_argument("--threads", type=int, default=1, help="threads of both sides' arithmetic")
+    return out
+
+
+def report(allowed: Space, args: argparse.Namespace) -> None:
+    """Time both sides and print them."""
+    hardware = environment()["hardware"]
+    print(f"{hardware['cpu']}, {hardware['cores']} cores; torch {torch.__version__}; {args.threads} thread(s); seed 0")
+    print(f"space {allowed.name}, base {allowed.base}: {allowed.size:,} combinations; batches of {args.batch_size}")
+    data = random_data(2000, val=2000)
+    config = Config(batch_size=args.batch_size, lr=0.01, device="cpu")
+    trainer = supernet(allowed, data, config)
+    shared, alone = time_steps(trainer, data, config, args.steps)
+    ratio = statistics.median(a / b for a, b in zip(shared, alone, strict=True))
+    rate = scored_a_second(trainer.scorer, allowed, args.scored)
+    weights = sum(p.numel() for p in trainer.model.parameters())
+    largest = res2net.cost(trainer.members.largest, SIZE).params
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10  # KiB on Linux
+    print(f"sandwich step       {1000 * statistics.median(shared):8.1f} ms  (median of n = {args.steps})")
+    print(f"four stand-alone    {1000 * statistics.median(alone):8.1f} ms")
+    print(f"ratio               {ratio:8.2f}     (median of paired steps)")
+    print(
+        f"members scored      {rate:8.2f} /s  (n = {args.scored}: {CALIBRATION_IMAGES} images calibrate, 2,000 score)"
+    )
+    print(f"shared weights      {weights / 1e6:8.2f} M   (the largest member has {largest / 1e6:.2f} M)")
+    print(f"peak memory         {peak:8.0f} MiB (of this process, both sides)")
+
+
+def supernet(allowed: Space, data: Data, config: Config) -> SupernetTrainer:
+    """A trainer of freshly initialised shared weights."""
+    torch.manual_seed(0)
+    smallest = allowed.arch(allowed.cheapest()[0])
+    members = Members(allowed.largest(), smallest, lambda rng: allowed.arch(allowed.sample_by_macs(rng)))
+    return SupernetTrainer(ElasticRes2Net(allowed), data, config, members)
+
+
+def time_steps(trainer: SupernetTrainer, data: Data, config: Config, n: int) -> tuple[list[float], list[float]]:
+    """Seconds of a sandwich step and of the same members' own steps, in turns; a first pair is not counted."""
+    times: tuple[list[float], list[float]] = ([], [])
+    index = torch.arange(config.batch_size)
+    x, y = trainer.train_images.batch(index, torch.zeros(2, config.batch_size, dtype=torch.int64), None)
+    trainer.model.train()
+    for step in range(n + 1):
+        archs = trainer.step_members(step)
+        alone = [Alone(arch, data, config) for arch in archs]
+        start = time.perf_counter()
+        trainer._step(x, y, step)
+        middle = time.perf_counter()
+        for member in alone:
+            member.step(x, y, step)
+        end = time.perf_counter()
+        if step:
+            times[0].append(middle - start)
+            times[1].append(end - middle)
+    return times
+
+
+class Alone:
+    """A network with its own optimizer, warmed by one step so that its momentum is there."""
+
+    def __init__(self, arch: Arch, data: Data, config: Config) -> None:
+        self.trainer = Trainer(res2net.create(arch), data, config)
+        self.trainer.model.train()
+        x, y = next(self.trainer.train_images.batches(config.batch_size))
+        self.trainer._step(x[:, :, :SIZE, :SIZE].contiguous(memory_format=torch.channels_last), y, 0)
+
+    def step(self, x: Tensor, y: Tensor, step: int) -> None:
+        self.trainer._step(x, y, step)
+
+
+def scored_a_second(scorer: Scorer, allowed: Space, n: int) -> float:
+    """Members drawn alike over MACs, scored one after the other."""
+    rng = random.Random(0)
+    archs = [allowed.arch(allowed.sample_by_macs(rng)) for _ in range(n)]
+    start = time.perf_counter()
+    for arch in archs:
+        scorer(arch)
+    return n / (time.perf_counter() - start)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
