@@ -147,7 +147,7 @@ def timed(f: Callable[[], object]) -> Seconds:
 
 
 def random_data(n: int, val: int = 0) -> Data:
-    """Images of noise: what they show does not change how long they take. `val`: how many of them are validation images."""
+    """Images of noise: what they show does not change how long they take; the first `val` are for validation too."""
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (n, 3, SIZE, SIZE), np.uint8), rng.integers(0, CLASSES, n)
     classes = tuple(map(str, range(CLASSES)))
