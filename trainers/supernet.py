@@ -44,6 +44,7 @@ class SupernetTrainer(Trainer):
             model.check(arch)
         super().__init__(model, data, config)
         self.members, self.scorer = members, Scorer(model, data, config)
+        self.on_step: Callable[[], None] = lambda: None  # for a progress bar
 
     def step_members(self, step: int) -> list[Arch]:
         """Those trained in a step, the largest first: they follow from the seed and the step alone."""
@@ -52,6 +53,7 @@ class SupernetTrainer(Trainer):
         return [self.members.largest, self.members.smallest, *drawn]
 
     def _backward(self, x: Tensor, y: Tensor, step: int) -> Tensor:
+        self.on_step()
         largest, *others = self.step_members(step)
         logits = self._logits(x, largest)
         loss = F.cross_entropy(logits, y, label_smoothing=self.config.label_smoothing)

@@ -1,0 +1,316 @@
+"""How well cheap scores rank networks: shared weights, a short tune, MACs, params, a training-free proxy.
+
+    python -m studies.rank --data shapes --out studies/results/rank-shapes
+
+Trains members of a space alone with the same recipe, twice with different seeds: the one is what is to be predicted,
+the other the ceiling that noise allows. Rank correlations (Kendall's tau-b, Spearman's rho) come with a 95 % bootstrap
+interval over the members. What is done is kept in the folder: the same command goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import itertools
+import json
+import math
+import multiprocessing
+import random
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import nn
+
+import space as spaces
+import trainers.data
+from res2net.arch import Arch
+from res2net.cost import cost
+from res2net.elastic import ElasticRes2Net
+from res2net.errors import Parser, UserError, run_main
+from res2net.files import write_atomic
+from res2net.model import create
+from search import supernet
+from search.driver import trial_seed
+from search.settings import Settings
+from space import Space
+from trainers.data import Data
+from trainers.meta import cores, environment
+from trainers.supernet import Scorer
+from trainers.train import Config, train
+
+PROG = "python -m studies.rank"
+TRUTH, CEILING = "alone", "alone_again"
+NAMES = {
+    "supernet": "shared weights",
+    "inherited": "inherited, tuned briefly",
+    "macs": "MACs",
+    "params": "params",
+    "synflow": "SynFlow (no training)",
+    CEILING: "another seed (ceiling)",
+}
+DRAWS = 2000  # of the bootstrap
+
+
+def choose(space: Space, count: int, seed: int) -> list[Arch]:
+    """Different members, spread evenly over scales and, within each, over MACs."""
+    rng = random.Random(seed)
+    by_scale: dict[tuple[int, ...], set[Arch]] = {}
+    drawn = space.all_params() if space.size <= 5000 else (space.sample(rng) for _ in range(5000))
+    for params in drawn:
+        arch = space.arch(params)
+        by_scale.setdefault((max(s.scale for s in arch.stages),), set()).add(arch)
+    chosen: list[Arch] = []
+    for i, key in enumerate(sorted(by_scale)):
+        group = sorted(by_scale[key], key=lambda a: (cost(a, space.image_size).macs, a.key()))
+        quota = min(len(group), count * (i + 1) // len(by_scale) - count * i // len(by_scale))
+        # One from each of `quota` equal shares of the group in order of MACs.
+        edges = [len(group) * j // quota for j in range(quota + 1)] if quota else []
+        chosen += [group[rng.randrange(a, b)] for a, b in itertools.pairwise(edges)]
+    return chosen
+
+
+def kendall(a: np.ndarray, b: np.ndarray) -> float:
+    """Tau-b: pairs ordered alike less those ordered otherwise, ties in either left out of its own count."""
+    x, y = (np.sign(v[:, None] - v[None, :]) for v in (a, b))
+    return float((x * y).sum() / math.sqrt((x * x).sum() * (y * y).sum()))
+
+
+def spearman(a: np.ndarray, b: np.ndarray) -> float:
+    """Rho: Pearson's correlation of the ranks, ties sharing theirs."""
+    x, y = (pd.Series(v).rank().to_numpy() for v in (a, b))
+    return float(np.corrcoef(x, y)[0, 1])
+
+
+def interval(f: Callable[[np.ndarray, np.ndarray], float], a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
+    """95 % bootstrap interval of a correlation, over the members."""
+    rng = np.random.default_rng(0)
+    values = []
+    for _ in range(DRAWS):
+        i = rng.integers(0, len(a), len(a))
+        if len(np.unique(a[i])) > 1 and len(np.unique(b[i])) > 1:
+            values.append(f(a[i], b[i]))
+    low, high = np.percentile(values, (2.5, 97.5))
+    return float(low), float(high)
+
+
+def correlations(members: pd.DataFrame) -> pd.DataFrame:
+    """A row a score: tau and rho against stand-alone accuracy, each with its interval."""
+    truth, rows = members[TRUTH].to_numpy(float), []
+    for name, label in NAMES.items():
+        if name not in members or members[name].isna().any():
+            continue
+        score, row = members[name].to_numpy(float), {"score": name, "label": label, "n": len(members)}
+        for kind, f in (("tau", kendall), ("rho", spearman)):
+            low, high = interval(f, score, truth)
+            row |= {kind: f(score, truth), f"{kind}_low": low, f"{kind}_high": high}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def synflow(model: nn.Module, image_size: int) -> float:
+    """Log of the sum of |weight x gradient| on an image of ones, all weights positive: no data, no training."""
+    model = model.double().eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.abs_()
+    model(torch.ones(1, 3, image_size, image_size, dtype=torch.float64)).sum().backward()
+    return math.log(sum((p * p.grad).abs().sum().item() for p in model.parameters() if p.grad is not None))
+
+
+# ---- What is trained, in processes of one thread each -----------------------------------------------------------
+
+_state: dict[str, object] = {}
+
+
+def _begin(settings: Settings, space: Space, folder: Path | None) -> None:
+    """Give a process its data and, if there is one, its copy of the supernet."""
+    torch.set_num_threads(1)
+    data = trainers.data.load(settings.data, settings.data_dir, seed=settings.seed, train_images=settings.train_images)
+    model = supernet.load(folder, space, data, settings) if folder else None
+    _state.update(settings=settings, data=data, model=model)
+    if model is not None:
+        _state["scorer"] = supernet.scorer(model, data, settings)
+
+
+def alone(arch: Arch, config: Config) -> float:
+    """Top-1 (%) of the network trained from scratch."""
+    torch.manual_seed(config.seed)
+    return train(create(arch), _data(), config)[-1].val_top1
+
+
+def shared(arch: Arch, config: Config) -> float:
+    """Top-1 (%) by the shared weights."""
+    scorer = _state["scorer"]
+    assert isinstance(scorer, Scorer)
+    return scorer(arch)[1]
+
+
+def inherited(arch: Arch, config: Config) -> float:
+    """Top-1 (%) of the network that starts from its slice and is tuned."""
+    model = _state["model"]
+    assert isinstance(model, ElasticRes2Net)
+    return train(model.extract(arch), _data(), config)[-1].val_top1
+
+
+def _data() -> Data:
+    data = _state["data"]
+    assert isinstance(data, Data)
+    return data
+
+
+class Study:
+    """The members' table in a folder, filled column by column."""
+
+    def __init__(self, folder: Path, archs: Sequence[Arch], image_size: int, workers: int, console: Console) -> None:
+        self.path, self.workers, self.console = folder / "members.csv", workers, console
+        self.archs = {a.key(): a for a in archs}
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.path.is_file():
+            self.frame = pd.read_csv(self.path, index_col="key")
+            if list(self.frame.index) != list(self.archs):
+                raise UserError(f"--out: {str(folder)!r} holds other members; accepted: the same options, or a new one")
+            return
+        prices = [cost(a, image_size) for a in archs]
+        rows = {"arch": [str(a) for a in archs], "scale": [max(s.scale for s in a.stages) for a in archs]}
+        rows |= {"cardinality": [max(s.cardinality for s in a.stages) for a in archs]}
+        rows |= {"macs": [p.macs for p in prices], "params": [p.params for p in prices]}
+        self.frame = pd.DataFrame(rows, index=pd.Index(list(self.archs), name="key"))
+
+    def fill(self, column: str, work: Callable[[Arch, Config], float], config_of: Callable, *initial: object) -> None:
+        """Compute what is missing of a column, dearest members first so that no process is left with one."""
+        if column not in self.frame:
+            self.frame[column] = math.nan
+        todo = [k for k in self.frame.sort_values("macs", ascending=False).index if math.isnan(self.frame[column][k])]
+        if not todo:
+            return
+        context = multiprocessing.get_context("spawn")
+        begun = time.monotonic()
+        with ProcessPoolExecutor(self.workers, context, _begin, initial) as pool:
+            results = {k: pool.submit(work, self.archs[k], config_of(self.archs[k])) for k in todo}
+            for key in track(todo, column, console=self.console, transient=True):
+                self.frame.loc[key, column] = results[key].result()
+                write_atomic(self.path, self.frame.to_csv())
+        took = time.monotonic() - begun
+        self.console.print(f"{column}: {len(todo)} networks in {took:.0f} s, {self.workers} processes", highlight=False)
+
+
+def plot(members: pd.DataFrame, table: pd.DataFrame, title: str) -> bytes:
+    """A panel a score: its values against stand-alone accuracy, coloured by scale."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = 3
+    rows = -(-len(table) // columns)
+    figure = Figure(figsize=(4.2 * columns, 3.5 * rows), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, columns, squeeze=False, sharey=True)
+    dots = None
+    for ax, row in itertools.zip_longest(axes.flat, table.itertuples()):
+        if row is None:
+            ax.set_visible(False)
+            continue
+        markers = dict(zip(sorted(members.cardinality.unique()), "osD^vP", strict=False))
+        for cardinality, marker in markers.items():
+            part = members[members.cardinality == cardinality]
+            scales = (members.scale.min(), members.scale.max())
+            dots = ax.scatter(part[row.score], part[TRUTH], c=part.scale, cmap="viridis", marker=marker, s=34)
+            dots.set_clim(*scales)
+        if row.score in ("macs", "params"):
+            ax.set_xscale("log")
+        ax.set_title(f"{row.label}\ntau {row.tau:.2f} [{row.tau_low:.2f}, {row.tau_high:.2f}]", fontsize=10)
+        ax.grid(alpha=0.25)
+        ax.spines[["top", "right"]].set_visible(False)
+    for ax in axes[:, 0]:
+        ax.set_ylabel("top-1 trained alone (%)")
+    if dots is not None:
+        figure.colorbar(dots, ax=axes, label="scale", pad=0.01)
+        for cardinality, marker in markers.items():
+            axes[0, 0].scatter([], [], color="0.4", marker=marker, s=30, label=f"c = {cardinality}")
+        axes[0, 0].legend(fontsize=8, frameon=False, loc="best")
+    figure.suptitle(title)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def build_parser() -> Parser:
+    """The command's options."""
+    out = Parser(prog=PROG, description=__doc__.splitlines()[0])
+    out.add_argument("--space", default="scale_card_depth", help=f"{', '.join(spaces.names())}, or a YAML file")
+    out.add_argument("--base", help=f"{', '.join(spaces.BASES)} (what suits the data set if not given)")
+    out.add_argument("--per-stage", action="store_true", help="every stage has its own values")
+    out.add_argument("--data", default="shapes", help=", ".join(trainers.data.names()))
+    out.add_argument("--data-dir", metavar="DIR", help="where the data set's files are")
+    out.add_argument("--train-images", type=int, metavar="N", help="train on so many images only")
+    out.add_argument("--members", type=int, default=30, help="networks compared")
+    out.add_argument("--epochs", type=int, default=3, help="of stand-alone training")
+    out.add_argument(
+        "--supernet", type=Path, metavar="DIR", help="shared weights (trained in OUT/supernet if not given)"
+    )
+    out.add_argument("--supernet-epochs", type=int, default=supernet.EPOCHS, help="of the shared weights")
+    out.add_argument("--tune-epochs", type=int, default=1, help="of inherited weights")
+    out.add_argument("--tune-lr", type=float, default=0.02, help="peak learning rate of that")
+    out.add_argument("--seed", type=int, default=0, help="of split, members and training")
+    out.add_argument("--workers", type=int, default=cores(), help="processes of one thread each")
+    out.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder; the same one goes on")
+    return out
+
+
+def _settings(args: argparse.Namespace) -> Settings:
+    names = ("space", "base", "per_stage", "data", "data_dir", "train_images", "epochs", "seed")
+    return Settings(**{name: getattr(args, name) for name in names})
+
+
+def _main(argv: Sequence[str] | None) -> None:
+    args, console = build_parser().parse_args(argv), Console()
+    if args.members < 3:
+        raise UserError(f"--members: {args.members} is too small; accepted: at least 3")
+    settings = _settings(args)
+    data = trainers.data.load(settings.data, settings.data_dir, seed=settings.seed, train_images=settings.train_images)
+    space = settings.get_space(data.num_classes)
+    study = Study(args.out, choose(space, args.members, args.seed), data.image_size, args.workers, console)
+    begun = time.monotonic()
+    shared_settings = replace(settings, epochs=args.supernet_epochs)
+    folder = args.supernet or args.out / "supernet"
+    if args.supernet is None:
+        supernet.train(shared_settings, space, data, folder, console)
+    for column, seed in ((TRUTH, args.seed), (CEILING, args.seed + 1)):
+        study.fill(column, alone, lambda a, s=seed: settings.train_config(trial_seed(s, a)), settings, space, None)
+    study.fill("supernet", shared, lambda a: settings.train_config(0), settings, space, folder)
+    tune = replace(settings.train_config(args.seed), epochs=args.tune_epochs, lr=args.tune_lr, warmup=0.0)
+    study.fill("inherited", inherited, lambda a: tune, settings, space, folder)
+    torch.manual_seed(args.seed)
+    study.frame["synflow"] = [synflow(create(a), data.image_size) for a in study.archs.values()]
+    write_atomic(study.path, study.frame.to_csv())
+    table = correlations(study.frame)
+    write_atomic(args.out / "correlations.csv", table.to_csv(index=False, float_format="%.4f"))
+    title = (
+        f"{space.name} ({space.base}) on {settings.data}: {len(study.frame)} members, {settings.epochs} epochs alone"
+    )
+    write_atomic(args.out / "rank.png", plot(study.frame, table, title))
+    about = {"options": {k: str(v) for k, v in vars(args).items()}, **environment()}
+    write_atomic(args.out / "about.json", json.dumps(about, indent=2) + "\n")
+    console.print(f"\nagainst top-1 of {len(study.frame)} members trained alone ({settings.data}, seed {args.seed})")
+    console.print(f"{'score':26} {'tau':>6} {'95 % interval':>16} {'rho':>7}", highlight=False)
+    for r in table.itertuples():
+        spread = f"[{r.tau_low:.2f}, {r.tau_high:.2f}]"
+        console.print(f"{r.label:26} {r.tau:6.2f} {spread:>16} {r.rho:7.2f}", highlight=False, markup=False)
+    console.print(f"{args.out}, after {time.monotonic() - begun:.0f} s", highlight=False)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the table; write `members.csv`, `correlations.csv`, `rank.png` and `about.json`."""
+    return run_main(_main, PROG, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
