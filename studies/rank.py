@@ -41,6 +41,7 @@ from res2net.model import create
 from search import supernet
 from search.driver import trial_seed
 from search.settings import Settings
+from search.units import format_count
 from space import Space
 from trainers.data import Data
 from trainers.meta import cores, environment
@@ -207,6 +208,7 @@ def plot(members: pd.DataFrame, table: pd.DataFrame, title: str) -> bytes:
     """A panel a score: its values against stand-alone accuracy, coloured by scale."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     columns = 3
     rows = -(-len(table) // columns)
@@ -226,6 +228,9 @@ def plot(members: pd.DataFrame, table: pd.DataFrame, title: str) -> bytes:
             dots.set_clim(*scales)
         if row.score in ("macs", "params"):
             ax.set_xscale("log")
+            ax.xaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
+            ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: format_count(v)))
+            ax.xaxis.set_minor_formatter(NullFormatter())
         ax.set_title(f"{row.label}\ntau {row.tau:.2f} [{row.tau_low:.2f}, {row.tau_high:.2f}]", fontsize=10)
         ax.grid(alpha=0.25)
         ax.spines[["top", "right"]].set_visible(False)
