@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
@@ -107,11 +108,12 @@ def show(console: Console, result: Result) -> None:
         console.print(
             f"hypervolume {result.hypervolume:.2f} % (best top-1 averaged over budgets of MACs)", highlight=False
         )
+    path, best = shlex.quote(str(folder)), shlex.quote(f"{folder}/best")
     lines = [
-        ("go on", f"python -m search.run --out {folder}" + ("" if result.unfinished else f" --trials {2 * trials}")),
+        ("go on", f"python -m search.run --out {path}" + ("" if result.unfinished else f" --trials {2 * trials}")),
         ("look", f"{folder}/pareto.html, or {dashboard.command(folder)}"),
-        ("export", f"python -m search.export {folder} --pick knee --to exported"),
-        ("train on", f"python -m trainers.fit {folder}/best --data {runs.settings_of(folder).data} --out trained"),
+        ("export", f"python -m search.export {path} --pick knee --to exported"),
+        ("train on", f"python -m trainers.fit {best} --data {runs.settings_of(folder).data} --out trained"),
     ]
     for name, text in lines if len(result.front) else lines[:1]:
         console.print(f"{name:>9}: {text}", highlight=False, soft_wrap=True, markup=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -212,6 +213,23 @@ class TestOutput:
         assert f"optuna-dashboard sqlite:///{folder}/study.db --artifact-dir {folder}/artifacts" in out
         assert f"python -m search.export {folder} --pick knee" in out
         assert f"python -m trainers.fit {folder}/best --data shapes" in out
+
+    def test_commands_can_be_pasted_into_a_shell(
+        self, by_formula: None, options: list[str], capsys: pytest.CaptureFixture, tmp_path: Path
+    ) -> None:
+        folder = str(tmp_path / "my run")
+        run.main([*options, "--out", folder])
+        lines = capsys.readouterr().out.splitlines()
+        shown = [shlex.split(line.split(": ", 1)[1]) for line in lines if line.lstrip().startswith(("go on", "export"))]
+        assert shown == [
+            ["python", "-m", "search.run", "--out", folder, "--trials", "6"],
+            ["python", "-m", "search.export", folder, "--pick", "knee", "--to", "exported"],
+        ]
+        (look,) = [line for line in lines if "optuna-dashboard" in line]
+        program = shlex.split(look.split(", or ")[1])
+        assert program == ["optuna-dashboard", f"sqlite:///{folder}/study.db", "--artifact-dir", f"{folder}/artifacts"]
+        (fit,) = [line for line in lines if "trainers.fit" in line]
+        assert shlex.split(fit)[-5] == f"{folder}/best"
 
     @pytest.mark.parametrize("trials", [3, 30])
     def test_a_terminal_gets_a_picture(
