@@ -161,18 +161,21 @@ class TestTrained:
     """Two real trainings, of seconds."""
 
     @pytest.fixture(scope="class")
-    def images(self, data: Data) -> torch.Tensor:
+    @classmethod
+    def images(cls, data: Data) -> torch.Tensor:
         """The validation images as a network sees them."""
         return next(Images(data.val, data, torch.device("cpu")).batches(100))[0]
 
     @pytest.fixture(scope="class")
-    def logits(self) -> dict[int, torch.Tensor]:
+    @classmethod
+    def logits(cls) -> dict[int, torch.Tensor]:
         """What each trial's model gave on the validation images, at its end."""
         return {}
 
     @pytest.fixture(scope="class")
+    @classmethod
     def run(
-        self,
+        cls,
         tmp_path_factory: pytest.TempPathFactory,
         tiny_space: Path,
         data: Data,
