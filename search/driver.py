@@ -33,7 +33,6 @@ class Running:
     job: Job
     cost: Cost
     params: dict[str, int]
-    started: float
     reports: list[Report] = field(default_factory=list)
 
 
@@ -167,7 +166,7 @@ class Driver:
             self._count(REPEATED)
             return None
         job = Job(proposal.number, arch, self.settings.train_config(trial_seed(self.settings.seed, arch)))
-        self.running[proposal.number] = Running(job, price, proposal.params, time.monotonic())
+        self.running[proposal.number] = Running(job, price, proposal.params)
         self.on_change()
         return job
 

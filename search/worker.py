@@ -7,7 +7,7 @@ import socket
 import traceback
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
@@ -94,8 +94,3 @@ def reason_of(error: BaseException, job: Job) -> str:
 
 def _first_line(error: BaseException) -> str:
     return str(error).strip().split("\n")[0][:300]
-
-
-def metrics(report: Report) -> dict[str, Any]:
-    """The report's numbers and texts, without the weights."""
-    return {k: v for k, v in asdict(report).items() if k != "weights"}
