@@ -86,13 +86,13 @@ def _interrupt(*_: object) -> None:
 
 def _main(argv: Sequence[str] | None) -> int:
     options = vars(build_parser().parse_args(argv))
+    signal.signal(signal.SIGTERM, _interrupt)
     out, download = options.pop("out", None), options.pop("download", False)
     settings = settings_of(options, out)
     if download:
         if settings.data_dir is None:
             raise UserError("--download: needs --data-dir, the folder to put the data set in")
         trainers.data.download(settings.data, settings.data_dir)
-    signal.signal(signal.SIGTERM, _interrupt)
     console = Console()
     result = search(settings, out, progress.default(console))
     show(console, result)

@@ -130,6 +130,16 @@ class TestMistakes:
         assert not out.exists()
 
 
+@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_while_the_data_loads_is_one_line(
+    by: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr("trainers.data.load", lambda *args, **kwargs: os.kill(os.getpid(), by))
+    assert run.main(["--out", str(tmp_path / "run")]) == 130
+    assert capsys.readouterr() == ("", "python -m search.run: interrupted\n")
+    assert not (tmp_path / "run").exists()
+
+
 def test_help_shows_defaults_units_and_choices(capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit) as stop:
         run.main(["--help"])
