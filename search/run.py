@@ -58,7 +58,7 @@ def build_parser() -> Parser:
     how.add_argument("--seed", type=int, metavar="N", help=f"of split, proposals and training (default: {d.seed})")
     where = parser.add_argument_group("where")
     where.add_argument("--executor", help=f"{', '.join(EXECUTORS)} (default: {d.executor}, which is Ray Tune)")
-    where.add_argument("--workers", type=int, metavar="N", help="trials at a time (default: as cores or GPUs allow)")
+    where.add_argument("--workers", type=int, metavar="N", help="trials at a time (default: the most that fit)")
     where.add_argument("--gpus-per-trial", type=float, metavar="X", help="0.25 shares a GPU (default: 1 where one is)")
     where.add_argument("--out", type=Path, metavar="DIR", help="the run's folder (default: a new one under runs/)")
     return parser

@@ -121,12 +121,28 @@ class TestMistakes:
         assert not (tmp_path / "run").exists()
 
     @pytest.mark.slow
-    def test_gpus_that_are_not_there_are_found_out_before_anything_is_written(
-        self, ray_cluster: None, loaded: Data, tmp_path: Path, capsys: pytest.CaptureFixture
+    @pytest.mark.parametrize(
+        ("option", "value", "named"),
+        [("--gpus-per-trial", "16", "accepted: at most that"), ("--workers", "3", "accepted: at most 2")],
+    )
+    def test_resources_that_are_not_there_are_found_out_before_anything_is_written(
+        self,
+        option: str,
+        value: str,
+        named: str,
+        ray_cluster: None,
+        loaded: Data,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture,
     ) -> None:
+        monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
         out = tmp_path / "run"
-        assert run.main(["--space", "scale", "--out", str(out), "--gpus-per-trial", "16"]) == 2
-        assert capsys.readouterr().err.startswith("python -m search.run: error: --gpus-per-trial")
+        assert run.main(["--space", "scale", "--out", str(out), option, value]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"python -m search.run: error: {option}: {value}")
+        assert error.endswith(f"{named}\n")
+        assert error.count("\n") == 1
         assert not out.exists()
 
 
