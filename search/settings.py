@@ -70,9 +70,10 @@ class Settings:
                 "accepted: at most that"
             )
 
-    def get_space(self, num_classes: int) -> Space:
-        """The space, on the base that was asked for or that suits the data set."""
-        return spaces.get(self.space, self.base or BASE_OF_DATA[self.data], self.per_stage, num_classes=num_classes)
+    def get_space(self, num_classes: int, image_size: int | None = None) -> Space:
+        """The space, on the base that was asked for or that suits the data set; costs are of images of that size."""
+        base = self.base or BASE_OF_DATA[self.data]
+        return spaces.get(self.space, base, self.per_stage, num_classes=num_classes, image_size=image_size)
 
     def train_config(self, seed: int) -> Config:
         """How a trial is trained."""

@@ -204,7 +204,7 @@ class TestTrained:
             model = res2net.load(tmp_path / str(number))
             assert not model.training
             torch.testing.assert_close(model(images).detach(), expected, rtol=1e-5, atol=1e-5)
-            assert record.macs == cost(model.arch, 32).macs
+            assert record.macs == cost(model.arch, data.image_size).macs
             right = (expected.argmax(1) == labels).float().mean().item()
             assert record.val_top1 == pytest.approx(100 * right)
 
