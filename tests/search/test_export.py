@@ -18,7 +18,7 @@ from search import runs
 from search.api import search
 from search.export import choose, export, front_of, main
 from search.settings import Settings
-from search.study import SCORED, arch_of, read
+from search.study import FAILED, SCORED, arch_of, read
 from search.worker import Job, Report, train_trial
 from studies.synthetic import Synthetic
 from trainers.data import Data, Split
@@ -155,6 +155,27 @@ class TestFolder:
         with pytest.raises(UserError):
             export(tmp_path / "run", "best", tmp_path / "model")
         assert not (tmp_path / "model").exists()
+
+
+def test_a_trial_whose_weights_are_no_numbers_fails_and_the_search_hands_back_its_result(
+    loaded: Data, tiny_space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its losses are numbers, and no folder takes such weights: on the front, it would end the search's last export."""
+    made = []
+
+    def create(arch: res2net.Arch) -> torch.nn.Module:
+        made.append(res2net.create(arch))
+        if len(made) == 2:
+            next(b for n, b in made[1].named_buffers() if n.endswith("running_var")).fill_(torch.inf)
+        return made[-1]
+
+    monkeypatch.setattr("search.worker.create", create)
+    settings = Settings(space=str(tiny_space), executor="local", trials=2, epochs=1, batch_size=20)
+    result = search(settings, tmp_path)
+    assert list(result.trials.outcome)[:2] == [SCORED, FAILED]
+    assert result.trials.reason[1].endswith("running_var' is not finite after epoch 1")
+    assert list(result.front.number) == [0]
+    assert (tmp_path / "best/model.safetensors").is_file()
 
 
 class TestTrained:
