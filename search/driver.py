@@ -10,6 +10,7 @@ import math
 import random
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -23,7 +24,7 @@ from space import Space
 
 MAX_MISSES = 12  # proposals in a row that need no training, before one that does is looked for
 ENUMERABLE = 50_000  # a space of at most so many combinations is gone through, a larger one sampled
-RETRIES = 2  # how often a network is tried again after a failure
+RETRIES = 2  # how often a network is tried again whose trial was lost
 
 
 @dataclass(slots=True)
@@ -55,7 +56,8 @@ class Driver:
         self.limits = limits_of(settings)
         self.running: dict[int, Running] = {}
         self.scored: dict[str, Record] = {}
-        self.failures: dict[str, int] = {}
+        self.lost: Counter[str] = Counter()  # trials of a network that were lost, and tried again
+        self.given_up: dict[str, int] = {}  # networks that are not tried again, with the trial that failed
         self.counts: dict[str, int] = {}
         self.last_failure = ""
         self.why_stopped = ""
@@ -99,7 +101,7 @@ class Driver:
                 f"after epoch {report.epoch} the accuracy is {report.val_top1}, the validation loss {report.val_loss}"
             )
         if reason is not None:
-            self._fail(number, reason)
+            self._fail(number, reason, report.lost)
             return False
         self.study.report(number, report.epoch, report.val_top1)
         if report.epoch >= trial.job.config.epochs:
@@ -115,7 +117,7 @@ class Driver:
     def on_lost(self, number: int, reason: str) -> None:
         """A worker died; its trial is recorded as failed and its network asked again."""
         if number in self.running:
-            self._fail(number, reason)
+            self._fail(number, reason, lost=True)
 
     def release(self, number: int, reason: str) -> None:
         """Give a trial up through no fault of its own: a resumed search asks it again."""
@@ -139,12 +141,16 @@ class Driver:
         """Take up what the study holds: scores, failures, and trials that another driver left running."""
         self.release_all("the search was stopped while it ran")
         self.counts.clear()
-        for record in self.study.records():
+        records = self.study.records()
+        tried_again = {r.attrs.get("retry_of") for r in records}
+        for record in records:
             self._count(record.outcome)
             if record.outcome == SCORED:
                 self.scored[record.key] = record
-            elif record.outcome == FAILED and record.key:
-                self.failures[record.key] = self.failures.get(record.key, 0) + 1
+            elif record.outcome == FAILED and record.number in tried_again:
+                self.lost[record.key] += 1
+            elif record.outcome == FAILED:
+                self.given_up[record.key] = record.number
 
     def _propose(self) -> Job | None:
         """Ask once; None if the proposal could be answered without training."""
@@ -181,15 +187,15 @@ class Driver:
         if twin is not None:
             self.study.fail(proposal.number, REPEATED, f"the same network runs as trial {twin}")
             return True
-        if self.failures.get(key, 0) > RETRIES:
-            self.study.fail(proposal.number, REPEATED, f"the same network failed {self.failures[key]} times")
+        if key in self.given_up:
+            self.study.fail(proposal.number, REPEATED, f"the same network failed as trial {self.given_up[key]}")
             return True
         return False
 
     def _enqueue_unseen(self) -> bool:
-        """Enqueue a member that is within the limits and neither scored nor running; False if there is none."""
+        """Enqueue a member that is within the limits and was not tried yet; False if there is none."""
         busy = {r.job.arch.key() for r in self.running.values()}
-        busy |= self.scored.keys() | {k for k, n in self.failures.items() if n > RETRIES}
+        busy |= self.scored.keys() | self.given_up.keys()
         rng = random.Random(f"{self.settings.seed} {len(self.scored)} {len(busy)}")
         fresh = [p for p in self._candidates(rng) if self._is_fresh(p, busy)]
         if fresh:
@@ -224,13 +230,16 @@ class Driver:
         self._count(SCORED)
         self.on_change()
 
-    def _fail(self, number: int, reason: str) -> None:
+    def _fail(self, number: int, reason: str, lost: bool) -> None:
+        """Record a failure. Only of a lost trial is the network tried again: with its seed, others fail alike."""
         trial = self.running.pop(number)
         key = trial.job.arch.key()
-        self.failures[key] = self.failures.get(key, 0) + 1
         self.last_failure = f"trial {number}: {reason}"
-        if self.failures[key] <= RETRIES:
+        if lost and self.lost[key] < RETRIES:
+            self.lost[key] += 1
             self.study.enqueue(trial.params, retry_of=number)
+        else:
+            self.given_up[key] = number
         self.study.fail(number, FAILED, reason)
         self._count(FAILED)
         self.on_change()

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from optuna.storages import RDBStorage
 
 import search.driver
@@ -44,13 +45,13 @@ def answered(folder: Path) -> list[tuple[dict[str, int], str, float | None]]:
     return [(r.params, r.outcome, r.val_top1) for r in records(folder) if r.outcome not in (ORPHAN, "waiting")]
 
 
-def failing(*keys: str) -> Callable[[Job, Data], Iterator[Report]]:
+def failing(*keys: str, by: Exception | None = None) -> Callable[[Job, Data], Iterator[Report]]:
     """A work that fails for these networks (for all if there are none), and records how often it was called."""
 
     def work(job: Job, data: Data) -> Iterator[Report]:
         work.calls.append(job)
         if not keys or job.arch.key() in keys:
-            raise RuntimeError("no luck")
+            raise by or RuntimeError("no luck")
         yield from Synthetic()(job, data)
 
     work.calls = []
@@ -145,20 +146,45 @@ def test_parameters_that_give_a_known_network_are_answered_from_the_study(
 
 
 class TestFailures:
-    def test_a_network_that_fails_is_tried_a_bounded_number_of_times(
-        self, run_driver: Callable, make_settings: Callable, tmp_path: Path
+    @pytest.mark.parametrize(
+        "error",
+        [
+            MemoryError("too large"),
+            torch.OutOfMemoryError("CUDA out of memory"),
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes"),
+        ],
+    )
+    def test_a_network_that_runs_out_of_memory_is_tried_a_bounded_number_of_times(
+        self, error: Exception, run_driver: Callable, make_settings: Callable, tmp_path: Path
     ) -> None:
-        work = failing()
+        work = failing(by=error)
         driver = run_driver(make_settings(trials=7), work)
         counts = Counter(job.arch.key() for job in work.calls)
         assert len(work.calls) == driver.spent == driver.counts[FAILED] == 7
-        assert max(counts.values()) == 1 + RETRIES
+        assert sorted(counts.values()) == [1, 1 + RETRIES, 1 + RETRIES]
+        failed = of(tmp_path, FAILED)
+        assert all(
+            r.state == "FAIL" and r.attrs["reason"].startswith("out of memory with batches of 20") for r in failed
+        )
+        retried = [r for r in failed if "retry_of" in r.attrs]
+        assert len(retried) == 2 * RETRIES
+        assert all(records(tmp_path)[r.attrs["retry_of"]].key == r.key for r in retried)
+        assert driver.last_failure.startswith(f"trial {failed[-1].number}: out of memory")
+
+    def test_a_failure_that_would_come_again_is_not_tried_again(
+        self, run_driver: Callable, make_settings: Callable, tmp_path: Path
+    ) -> None:
+        """Its seed is the network's: an exception, or a loss that is no number, would be the same."""
+        work = failing()
+        driver = run_driver(make_settings(trials=100), work)
+        assert max(Counter(job.arch.key() for job in work.calls).values()) == 1
+        assert len(work.calls) == driver.spent == driver.counts[FAILED] == ALL
         failed = of(tmp_path, FAILED)
         assert all(r.state == "FAIL" and r.attrs["reason"].startswith("RuntimeError: no luck (work,") for r in failed)
-        retried = [r for r in failed if "retry_of" in r.attrs]
-        assert len(retried) >= 4
-        assert all(records(tmp_path)[r.attrs["retry_of"]].key == r.key for r in retried)
-        assert driver.last_failure.startswith(f"trial {failed[-1].number}: RuntimeError")
+        assert of(tmp_path, "waiting") == []
+        first = {r.key: r.number for r in failed}
+        repeated = of(tmp_path, REPEATED)
+        assert all(r.attrs["reason"] == f"the same network failed as trial {first[r.key]}" for r in repeated)
 
     def test_the_search_goes_on_with_other_networks(
         self, run_driver: Callable, make_settings: Callable, tmp_path: Path
@@ -166,20 +192,22 @@ class TestFailures:
         space = make_settings().get_space(10)
         bad = space.arch({"scale": 2, "cardinality": 1, "depth": 1}).key()
         work = failing(bad)
-        driver = run_driver(make_settings(trials=ALL + RETRIES, epochs=1), work)
-        assert Counter(r.key for r in of(tmp_path, FAILED)) == {bad: 1 + RETRIES}
+        driver = run_driver(make_settings(trials=ALL, epochs=1), work)
+        assert [r.key for r in of(tmp_path, FAILED)] == [bad]
         assert len({r.key for r in of(tmp_path, SCORED)}) == ALL - 1
-        assert driver.spent == ALL + RETRIES
+        assert driver.spent == ALL
 
-    def test_a_used_up_network_is_not_tried_again_by_a_resumed_search(
-        self, run_driver: Callable, make_settings: Callable
+    @pytest.mark.parametrize(("error", "tries"), [(RuntimeError("no luck"), 1), (MemoryError(), 1 + RETRIES)])
+    @pytest.mark.parametrize("resumed_after", [1, 2])
+    def test_a_resumed_search_tries_again_what_one_that_was_not_stopped_would(
+        self, resumed_after: int, error: Exception, tries: int, run_driver: Callable, make_settings: Callable
     ) -> None:
-        run_driver(make_settings(trials=1 + RETRIES), failing())
-        again = failing()
-        run_driver(make_settings(trials=2 + RETRIES), again)
-        (job,) = again.calls
-        first = failing()
-        assert job.arch.key() not in {j.arch.key() for j in first.calls}
+        works = [failing(by=error), failing(by=error)]
+        for trials, work in zip((resumed_after, 100), works, strict=True):
+            run_driver(make_settings(trials=trials), work)
+        calls = [job.arch.key() for work in works for job in work.calls]
+        assert Counter(calls) == dict.fromkeys(calls, tries)
+        assert len(set(calls)) == ALL
 
     @pytest.mark.parametrize("value", [math.nan, math.inf])
     @pytest.mark.parametrize("epoch", [1, 2])

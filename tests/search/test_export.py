@@ -172,7 +172,7 @@ def test_a_trial_whose_weights_are_no_numbers_fails_and_the_search_hands_back_it
     monkeypatch.setattr("search.worker.create", create)
     settings = Settings(space=str(tiny_space), executor="local", trials=2, epochs=1, batch_size=20)
     result = search(settings, tmp_path)
-    assert list(result.trials.outcome)[:2] == [SCORED, FAILED]
+    assert list(result.trials.outcome) == [SCORED, FAILED]
     assert result.trials.reason[1].endswith("running_var' is not finite after epoch 1")
     assert list(result.front.number) == [0]
     assert (tmp_path / "best/model.safetensors").is_file()
