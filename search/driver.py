@@ -25,6 +25,7 @@ from space import Space
 MAX_MISSES = 12  # proposals in a row that need no training, before one that does is looked for
 ENUMERABLE = 50_000  # a space of at most so many combinations is gone through, a larger one sampled
 RETRIES = 2  # how often a network is tried again whose trial was lost
+KILLED = "the search was stopped while it ran"  # of a trial whose driver ended without a word
 
 
 @dataclass(slots=True)
@@ -139,18 +140,29 @@ class Driver:
 
     def _recover(self) -> None:
         """Take up what the study holds: scores, failures, and trials that another driver left running."""
-        self.release_all("the search was stopped while it ran")
-        self.counts.clear()
         records = self.study.records()
         tried_again = {r.attrs.get("retry_of") for r in records}
         for record in records:
-            self._count(record.outcome)
-            if record.outcome == SCORED:
-                self.scored[record.key] = record
-            elif record.outcome == FAILED and record.number in tried_again:
-                self.lost[record.key] += 1
-            elif record.outcome == FAILED:
-                self.given_up[record.key] = record.number
+            if record.state != "RUNNING":
+                self._take_up(record, record.number in tried_again)
+        for orphan in self.study.running():
+            # Without Ray a network may end the driver itself: asked again for ever, no resume would get past it.
+            if orphan.key and self.lost[orphan.key] >= RETRIES:
+                self.study.adopt(orphan.number)
+                self.study.fail(orphan.number, FAILED, f"{KILLED}, and {RETRIES} trials of it were lost before")
+                self._take_up(self.study.record(orphan.number), tried_again=False)
+            self.lost[orphan.key] += 1
+        self.release_all(KILLED)
+
+    def _take_up(self, record: Record, tried_again: bool) -> None:
+        """Enter a trial that has ended into the books."""
+        self._count(record.outcome)
+        if record.outcome == SCORED:
+            self.scored[record.key] = record
+        elif record.attrs.get("reason") == KILLED or (record.outcome == FAILED and tried_again):
+            self.lost[record.key] += 1
+        elif record.outcome == FAILED:
+            self.given_up[record.key] = record.number
 
     def _propose(self) -> Job | None:
         """Ask once; None if the proposal could be answered without training."""

@@ -369,6 +369,41 @@ class TestResume:
         assert [(r.attrs["retry_of"], r.outcome) for r in retried] == [(1, SCORED)]
         assert len(of(tmp_path, SCORED)) == 3
 
+    def test_a_network_that_kills_the_driver_is_given_up_after_so_many_resumes(
+        self, run_driver: Callable, make_settings: Callable, tmp_path: Path
+    ) -> None:
+        settings, tried = make_settings(trials=4), []
+
+        def deadly(job: Job, data: Data) -> Iterator[Report]:
+            tried.append(job.arch.key())
+            if job.arch.key() == tried[0]:
+                raise Killed
+            yield from Synthetic()(job, data)
+
+        for _ in range(1 + RETRIES):
+            with pytest.raises(Killed):
+                run_driver(settings, deadly)
+        driver = run_driver(settings, deadly)
+        assert Counter(tried)[tried[0]] == 1 + RETRIES
+        assert driver.spent == 4
+        assert (len(of(tmp_path, ORPHAN)), len(of(tmp_path, SCORED))) == (RETRIES, 3)
+        (failed,) = of(tmp_path, FAILED)
+        assert failed.key == tried[0]
+        assert failed.attrs["reason"].startswith("the search was stopped while it ran, and 2 trials of it were lost")
+        again = run_driver(make_settings(trials=100, epochs=2), deadly)
+        assert again.counts[SCORED] == ALL - 1
+        assert Counter(tried)[tried[0]] == 1 + RETRIES
+
+    def test_a_network_that_was_interrupted_is_asked_again_however_often(
+        self, open_driver: Callable, run_driver: Callable, make_settings: Callable, tmp_path: Path
+    ) -> None:
+        for _ in range(2 + RETRIES):
+            with open_driver(make_settings(trials=1)) as driver:
+                driver.next_job()
+                driver.release_all("the search was interrupted")
+        assert run_driver(make_settings(trials=1)).counts[SCORED] == 1
+        assert {r.key for r in of(tmp_path, ORPHAN)} == {r.key for r in of(tmp_path, SCORED)}
+
     def test_several_running_trials_are_all_asked_again(
         self, open_driver: Callable, run_driver: Callable, make_settings: Callable, tmp_path: Path
     ) -> None:
