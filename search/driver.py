@@ -6,6 +6,7 @@ An executor calls `next_job` when a worker is free, `on_report` after each epoch
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import random
 import statistics
@@ -60,6 +61,7 @@ class Driver:
         self.lost: Counter[str] = Counter()  # trials of a network that were lost, and tried again
         self.given_up: dict[str, int] = {}  # networks that are not tried again, with the trial that failed
         self.counts: dict[str, int] = {}
+        self.misses = 0  # proposals in a row, up to the last, that needed no training
         self.last_failure = ""
         self.why_stopped = ""
         self.started = time.monotonic()
@@ -82,15 +84,14 @@ class Driver:
         if self._no_time():
             self.why_stopped = "the time is up"
             return None
-        misses = 0
         while True:
-            job = self._propose()
-            if job is not None:
-                return job
-            misses += 1
-            if misses % MAX_MISSES == 0 and not self._enqueue_unseen():
+            if self.misses and self.misses % MAX_MISSES == 0 and not self._enqueue_unseen():
                 self.why_stopped = "every network of the space that meets the limits is scored or running"
                 return None
+            job = self._propose()
+            self.misses = 0 if job is not None else self.misses + 1
+            if job is not None:
+                return job
 
     def on_report(self, number: int, report: Report) -> bool:
         """Take in a trial's report; whether the trial shall go on."""
@@ -145,6 +146,9 @@ class Driver:
         for record in records:
             if record.state != "RUNNING":
                 self._take_up(record, record.number in tried_again)
+        asked = [r.outcome for r in records if r.state not in ("RUNNING", "WAITING") and r.outcome != ORPHAN]
+        missed = itertools.takewhile(lambda outcome: outcome in (INFEASIBLE, REPEATED), reversed(asked))
+        self.misses = sum(1 for _ in missed)
         for orphan in self.study.running():
             # Without Ray a network may end the driver itself: asked again for ever, no resume would get past it.
             if orphan.key and self.lost[orphan.key] >= RETRIES:
@@ -205,7 +209,12 @@ class Driver:
         return False
 
     def _enqueue_unseen(self) -> bool:
-        """Enqueue a member that is within the limits and was not tried yet; False if there is none."""
+        """Enqueue a member that is within the limits and was not tried yet; False if there is none.
+
+        Where something is enqueued already, as by a driver that was killed just then, that is enough.
+        """
+        if self.study.waiting():
+            return True
         busy = {r.job.arch.key() for r in self.running.values()}
         busy |= self.scored.keys() | self.given_up.keys()
         rng = random.Random(f"{self.settings.seed} {len(self.scored)} {len(busy)}")

@@ -133,6 +133,10 @@ class Study:
         """The trials that have not ended."""
         return [r for r in self.records() if r.state == "RUNNING"]
 
+    def waiting(self) -> bool:
+        """Whether something is enqueued."""
+        return bool(self._study.get_trials(deepcopy=False, states=[TrialState.WAITING]))
+
     def adopt(self, number: int) -> None:
         """Take over a trial that another driver left running, so that it can be ended."""
         self._live[number] = optuna.Trial(self._study, self._study.get_trials(deepcopy=False)[number]._trial_id)

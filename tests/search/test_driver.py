@@ -404,6 +404,40 @@ class TestResume:
         assert run_driver(make_settings(trials=1)).counts[SCORED] == 1
         assert {r.key for r in of(tmp_path, ORPHAN)} == {r.key for r in of(tmp_path, SCORED)}
 
+    @pytest.mark.parametrize("kept", [0, 5, search.driver.MAX_MISSES - 1])
+    @pytest.mark.parametrize("method", ["infeasible", "ask"])
+    def test_killed_among_proposals_that_need_no_training(
+        self,
+        method: str,
+        kept: int,
+        open_driver: Callable,
+        run_driver: Callable,
+        make_settings: Callable,
+        tmp_path_factory: pytest.TempPathFactory,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """How many there were in a row is in the study: a resume goes on counting."""
+        settings = make_settings(max_macs=166_000, min_macs=165_500)  # which nothing meets
+        whole, killed = tmp_path_factory.mktemp("whole"), tmp_path_factory.mktemp("killed")
+        run_driver(settings, folder=whole)
+        with open_driver(settings, folder=killed) as driver:
+            given = getattr(driver.study, method)
+            left = iter([True] * kept)
+
+            def call(*args: object) -> object:
+                if not next(left, False):
+                    raise Killed
+                return given(*args)
+
+            monkeypatch.setattr(driver.study, method, call)
+            with pytest.raises(Killed):
+                driver.next_job()
+        assert run_driver(settings, folder=killed).counts[INFEASIBLE] == search.driver.MAX_MISSES
+        assert answered(killed) == answered(whole)
+        before = records(killed)
+        assert run_driver(settings, folder=killed).why_stopped.startswith("every network of the space")
+        assert records(killed) == before
+
     def test_several_running_trials_are_all_asked_again(
         self, open_driver: Callable, run_driver: Callable, make_settings: Callable, tmp_path: Path
     ) -> None:
