@@ -86,7 +86,7 @@ class Driver:
             return None
         while True:
             if self.misses and self.misses % MAX_MISSES == 0 and not self._enqueue_unseen():
-                self.why_stopped = "every network of the space that meets the limits is scored or running"
+                self.why_stopped = self._nothing_new()
                 return None
             job = self._propose()
             self.misses = 0 if job is not None else self.misses + 1
@@ -223,6 +223,11 @@ class Driver:
             self.study.enqueue(rng.choice(fresh))
         return bool(fresh)
 
+    def _nothing_new(self) -> str:
+        if self.space.size <= ENUMERABLE:
+            return "every network of the space that meets the limits was tried"
+        return f"no new network in {self.misses} proposals in a row, nor in {ENUMERABLE:,} drawn at random"
+
     def _candidates(self, rng: random.Random) -> Iterator[dict[str, int]]:
         if self.space.size <= ENUMERABLE:
             yield from self.space.all_params()
@@ -259,6 +264,7 @@ class Driver:
         if lost and self.lost[key] < RETRIES:
             self.lost[key] += 1
             self.study.enqueue(trial.params, retry_of=number)
+            self.why_stopped = ""  # of a space that was used up; if the time is, the next job finds that out
         else:
             self.given_up[key] = number
         self.study.fail(number, FAILED, reason)

@@ -110,7 +110,7 @@ def test_a_space_that_is_used_up_ends_the_search(run_driver: Callable, make_sett
         space.arch(p).key() for p in space.all_params() if driver.limits.allow(cost(space.arch(p), space.image_size))
     }
     assert {r.key for r in of(tmp_path, SCORED)} == possible
-    assert driver.why_stopped == "every network of the space that meets the limits is scored or running"
+    assert driver.why_stopped == "every network of the space that meets the limits was tried"
 
 
 def test_limits_that_nothing_meets_together_end_the_search(run_driver: Callable, make_settings: Callable) -> None:
@@ -262,6 +262,18 @@ class TestFailures:
             assert driver.study.record(again.number).attrs["retry_of"] == job.number
             assert driver.study.record(job.number).attrs["reason"] == "the worker died: SIGKILL"
             assert driver.counts[FAILED] == 1
+
+    def test_a_worker_lost_after_nothing_new_was_left_is_tried_again(
+        self, open_driver: Callable, make_settings: Callable
+    ) -> None:
+        with open_driver(make_settings(trials=100)) as driver:
+            jobs = list(iter(driver.next_job, None))
+            assert len(jobs) == ALL
+            assert driver.why_stopped.startswith("every network of the space")
+            driver.on_lost(jobs[3].number, "the worker died: SIGKILL")
+            assert driver.next_job().arch == jobs[3].arch
+            assert driver.next_job() is None
+            assert driver.why_stopped.startswith("every network of the space")
 
 
 class TestTime:
@@ -617,6 +629,15 @@ def test_a_space_too_large_to_go_through_is_sampled(
     monkeypatch.setattr(search.driver, "ENUMERABLE", 10)
     monkeypatch.setattr(search.driver, "MAX_MISSES", 1)
     assert run_driver(make_settings(trials=6, epochs=1)).spent == 6
+
+
+def test_why_a_search_stopped_says_no_more_than_it_looked_at(
+    run_driver: Callable, make_settings: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 12 networks as in `test_limits_that_nothing_meets_together_end_the_search`, but too many to go through."""
+    monkeypatch.setattr(search.driver, "ENUMERABLE", 11)
+    driver = run_driver(make_settings(max_macs=166_000, min_macs=165_500))
+    assert driver.why_stopped == "no new network in 12 proposals in a row, nor in 11 drawn at random"
 
 
 def test_random_numbers_of_the_process_change_nothing(
