@@ -34,9 +34,12 @@ class Parser(argparse.ArgumentParser):
 
 
 def run_main(body: Callable[[Sequence[str] | None], int | None], prog: str, argv: Sequence[str] | None = None) -> int:
-    """Run a command's body; a `UserError` becomes one line on stderr and exit code 2."""
+    """Run a command's body; a `UserError` becomes one line on stderr and exit code 2, Ctrl-C one and 130."""
     try:
         return body(argv) or 0
     except UserError as error:
         print(f"{prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"{prog}: interrupted", file=sys.stderr)
+        return 130

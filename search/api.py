@@ -51,12 +51,12 @@ def search(
     """
     folder = Path(out) if out is not None else Path("runs") / runs.new_name(settings)
     data = trainers.data.load(settings.data, settings.data_dir, seed=settings.seed, train_images=settings.train_images)
-    space = runs.space_for(folder, settings, data.num_classes)
+    space = runs.space_for(folder, settings, data)
     check_limits(space, settings)
     if settings.executor == "tune":
-        from search.execute_tune import check_gpus  # Ray is imported where it is asked for
+        from search.execute_tune import check_gpus, check_workers  # Ray is imported where it is asked for
 
-        check_gpus(settings.gpus_per_trial)
+        check_workers(settings.workers, check_gpus(settings.gpus_per_trial))
     runs.check(folder, settings, space)
     with runs.locked(folder):
         runs.open_run(folder, settings, space, _describe(data))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import tempfile
 from pathlib import Path
 
@@ -13,8 +14,8 @@ from search.study import Study
 
 
 def command(folder: Path) -> str:
-    """The command that opens the dashboard of a run."""
-    return f"optuna-dashboard sqlite:///{folder}/study.db --artifact-dir {folder}/artifacts"
+    """The command that opens the dashboard of a run, as a shell reads it."""
+    return shlex.join(["optuna-dashboard", f"sqlite:///{folder}/study.db", "--artifact-dir", f"{folder}/artifacts"])
 
 
 def attach_arch(study: Study, number: int, arch: Arch, folder: Path) -> None:

@@ -6,10 +6,12 @@ An executor calls `next_job` when a worker is free, `on_report` after each epoch
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import random
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -23,7 +25,8 @@ from space import Space
 
 MAX_MISSES = 12  # proposals in a row that need no training, before one that does is looked for
 ENUMERABLE = 50_000  # a space of at most so many combinations is gone through, a larger one sampled
-RETRIES = 2  # how often a network is tried again after a failure
+RETRIES = 2  # how often a network is tried again whose trial was lost
+KILLED = "the search was stopped while it ran"  # of a trial whose driver ended without a word
 
 
 @dataclass(slots=True)
@@ -33,7 +36,6 @@ class Running:
     job: Job
     cost: Cost
     params: dict[str, int]
-    started: float
     reports: list[Report] = field(default_factory=list)
 
 
@@ -56,8 +58,10 @@ class Driver:
         self.limits = limits_of(settings)
         self.running: dict[int, Running] = {}
         self.scored: dict[str, Record] = {}
-        self.failures: dict[str, int] = {}
+        self.lost: Counter[str] = Counter()  # trials of a network that were lost, and tried again
+        self.given_up: dict[str, int] = {}  # networks that are not tried again, with the trial that failed
         self.counts: dict[str, int] = {}
+        self.misses = 0  # proposals in a row, up to the last, that needed no training
         self.last_failure = ""
         self.why_stopped = ""
         self.started = time.monotonic()
@@ -80,15 +84,14 @@ class Driver:
         if self._no_time():
             self.why_stopped = "the time is up"
             return None
-        misses = 0
         while True:
+            if self.misses and self.misses % MAX_MISSES == 0 and not self._enqueue_unseen():
+                self.why_stopped = self._nothing_new()
+                return None
             job = self._propose()
+            self.misses = 0 if job is not None else self.misses + 1
             if job is not None:
                 return job
-            misses += 1
-            if misses % MAX_MISSES == 0 and not self._enqueue_unseen():
-                self.why_stopped = "every network of the space that meets the limits is scored or running"
-                return None
 
     def on_report(self, number: int, report: Report) -> bool:
         """Take in a trial's report; whether the trial shall go on."""
@@ -100,7 +103,7 @@ class Driver:
                 f"after epoch {report.epoch} the accuracy is {report.val_top1}, the validation loss {report.val_loss}"
             )
         if reason is not None:
-            self._fail(number, reason)
+            self._fail(number, reason, report.lost)
             return False
         self.study.report(number, report.epoch, report.val_top1)
         if report.epoch >= trial.job.config.epochs:
@@ -116,7 +119,7 @@ class Driver:
     def on_lost(self, number: int, reason: str) -> None:
         """A worker died; its trial is recorded as failed and its network asked again."""
         if number in self.running:
-            self._fail(number, reason)
+            self._fail(number, reason, lost=True)
 
     def release(self, number: int, reason: str) -> None:
         """Give a trial up through no fault of its own: a resumed search asks it again."""
@@ -138,14 +141,32 @@ class Driver:
 
     def _recover(self) -> None:
         """Take up what the study holds: scores, failures, and trials that another driver left running."""
-        self.release_all("the search was stopped while it ran")
-        self.counts.clear()
-        for record in self.study.records():
-            self._count(record.outcome)
-            if record.outcome == SCORED:
-                self.scored[record.key] = record
-            elif record.outcome == FAILED and record.key:
-                self.failures[record.key] = self.failures.get(record.key, 0) + 1
+        records = self.study.records()
+        tried_again = {r.attrs.get("retry_of") for r in records}
+        for record in records:
+            if record.state != "RUNNING":
+                self._take_up(record, record.number in tried_again)
+        asked = [r.outcome for r in records if r.state not in ("RUNNING", "WAITING") and r.outcome != ORPHAN]
+        missed = itertools.takewhile(lambda outcome: outcome in (INFEASIBLE, REPEATED), reversed(asked))
+        self.misses = sum(1 for _ in missed)
+        for orphan in self.study.running():
+            # Without Ray a network may end the driver itself: asked again for ever, no resume would get past it.
+            if orphan.key and self.lost[orphan.key] >= RETRIES:
+                self.study.adopt(orphan.number)
+                self.study.fail(orphan.number, FAILED, f"{KILLED}, and {RETRIES} trials of it were lost before")
+                self._take_up(self.study.record(orphan.number), tried_again=False)
+            self.lost[orphan.key] += 1
+        self.release_all(KILLED)
+
+    def _take_up(self, record: Record, tried_again: bool) -> None:
+        """Enter a trial that has ended into the books."""
+        self._count(record.outcome)
+        if record.outcome == SCORED:
+            self.scored[record.key] = record
+        elif record.attrs.get("reason") == KILLED or (record.outcome == FAILED and tried_again):
+            self.lost[record.key] += 1
+        elif record.outcome == FAILED:
+            self.given_up[record.key] = record.number
 
     def _propose(self) -> Job | None:
         """Ask once; None if the proposal could be answered without training."""
@@ -167,7 +188,7 @@ class Driver:
             self._count(REPEATED)
             return None
         job = Job(proposal.number, arch, self.settings.train_config(trial_seed(self.settings.seed, arch)))
-        self.running[proposal.number] = Running(job, price, proposal.params, time.monotonic())
+        self.running[proposal.number] = Running(job, price, proposal.params)
         self.on_change()
         return job
 
@@ -182,20 +203,30 @@ class Driver:
         if twin is not None:
             self.study.fail(proposal.number, REPEATED, f"the same network runs as trial {twin}")
             return True
-        if self.failures.get(key, 0) > RETRIES:
-            self.study.fail(proposal.number, REPEATED, f"the same network failed {self.failures[key]} times")
+        if key in self.given_up:
+            self.study.fail(proposal.number, REPEATED, f"the same network failed as trial {self.given_up[key]}")
             return True
         return False
 
     def _enqueue_unseen(self) -> bool:
-        """Enqueue a member that is within the limits and neither scored nor running; False if there is none."""
+        """Enqueue a member that is within the limits and was not tried yet; False if there is none.
+
+        Where something is enqueued already, as by a driver that was killed just then, that is enough.
+        """
+        if self.study.waiting():
+            return True
         busy = {r.job.arch.key() for r in self.running.values()}
-        busy |= self.scored.keys() | {k for k, n in self.failures.items() if n > RETRIES}
+        busy |= self.scored.keys() | self.given_up.keys()
         rng = random.Random(f"{self.settings.seed} {len(self.scored)} {len(busy)}")
         fresh = [p for p in self._candidates(rng) if self._is_fresh(p, busy)]
         if fresh:
             self.study.enqueue(rng.choice(fresh))
         return bool(fresh)
+
+    def _nothing_new(self) -> str:
+        if self.space.size <= ENUMERABLE:
+            return "every network of the space that meets the limits was tried"
+        return f"no new network in {self.misses} proposals in a row, nor in {ENUMERABLE:,} drawn at random"
 
     def _candidates(self, rng: random.Random) -> Iterator[dict[str, int]]:
         if self.space.size <= ENUMERABLE:
@@ -225,13 +256,17 @@ class Driver:
         self._count(SCORED)
         self.on_change()
 
-    def _fail(self, number: int, reason: str) -> None:
+    def _fail(self, number: int, reason: str, lost: bool) -> None:
+        """Record a failure. Only of a lost trial is the network tried again: with its seed, others fail alike."""
         trial = self.running.pop(number)
         key = trial.job.arch.key()
-        self.failures[key] = self.failures.get(key, 0) + 1
         self.last_failure = f"trial {number}: {reason}"
-        if self.failures[key] <= RETRIES:
+        if lost and self.lost[key] < RETRIES:
+            self.lost[key] += 1
             self.study.enqueue(trial.params, retry_of=number)
+            self.why_stopped = ""  # of a space that was used up; if the time is, the next job finds that out
+        else:
+            self.given_up[key] = number
         self.study.fail(number, FAILED, reason)
         self._count(FAILED)
         self.on_change()

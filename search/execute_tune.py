@@ -122,7 +122,7 @@ def execute(
     """Run jobs until the driver has no more, as many at a time as cores or GPUs allow."""
     with _cluster(data), _released():
         gpus = check_gpus(gpus_per_trial)
-        workers = workers or _workers(gpus)
+        workers = check_workers(workers, gpus)
         threads = max(1, cores() // workers) if not gpus else 1
         actor = tune.with_parameters(TrialActor, data=data, work=work, threads=threads)
         numbers: dict[str, int] = {}
@@ -149,7 +149,7 @@ def execute(
 
 def check_gpus(per_trial: float | None) -> float:
     """GPUs for a trial: as asked, or a whole one where there is any; `UserError` for more than there are."""
-    there = ray.cluster_resources().get("GPU", 0) if ray.is_initialized() else torch.cuda.device_count()
+    there = _resources().get("GPU", 0)
     if per_trial is None:
         return float(there > 0)
     if per_trial > there:
@@ -157,10 +157,22 @@ def check_gpus(per_trial: float | None) -> float:
     return per_trial
 
 
-def _workers(gpus: float) -> int:
-    resources = ray.cluster_resources()
-    by_cpu = int(resources.get("CPU", 1))
-    return max(1, min(by_cpu, int(resources["GPU"] / gpus)) if gpus else by_cpu)
+def check_workers(asked: int | None, gpus: float) -> int:
+    """Trials at a time: as asked, or as many as there is room for; `UserError` for more than that."""
+    there = _resources()
+    cpus = int(there.get("CPU", 1))
+    most = max(1, min(cpus, int(there.get("GPU", 0) / gpus)) if gpus else cpus)
+    if asked is not None and asked > most:
+        room = f"{cpus} cores" + (f" and {there.get('GPU', 0):g} GPUs, {gpus:g} a trial" if gpus else "")
+        raise UserError(f"--workers: {asked} trials at a time is more than {room} allow; accepted: at most {most}")
+    return asked or most
+
+
+def _resources() -> dict[str, float]:
+    """Cores and GPUs: the cluster's if the process is in one, else this machine's."""
+    if ray.is_initialized():
+        return ray.cluster_resources()
+    return {"CPU": cores(), "GPU": torch.cuda.device_count()}
 
 
 @contextlib.contextmanager

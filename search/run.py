@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
@@ -57,7 +58,7 @@ def build_parser() -> Parser:
     how.add_argument("--seed", type=int, metavar="N", help=f"of split, proposals and training (default: {d.seed})")
     where = parser.add_argument_group("where")
     where.add_argument("--executor", help=f"{', '.join(EXECUTORS)} (default: {d.executor}, which is Ray Tune)")
-    where.add_argument("--workers", type=int, metavar="N", help="trials at a time (default: as cores or GPUs allow)")
+    where.add_argument("--workers", type=int, metavar="N", help="trials at a time (default: the most that fit)")
     where.add_argument("--gpus-per-trial", type=float, metavar="X", help="0.25 shares a GPU (default: 1 where one is)")
     where.add_argument("--out", type=Path, metavar="DIR", help="the run's folder (default: a new one under runs/)")
     return parser
@@ -85,13 +86,13 @@ def _interrupt(*_: object) -> None:
 
 def _main(argv: Sequence[str] | None) -> int:
     options = vars(build_parser().parse_args(argv))
+    signal.signal(signal.SIGTERM, _interrupt)
     out, download = options.pop("out", None), options.pop("download", False)
     settings = settings_of(options, out)
     if download:
         if settings.data_dir is None:
             raise UserError("--download: needs --data-dir, the folder to put the data set in")
         trainers.data.download(settings.data, settings.data_dir)
-    signal.signal(signal.SIGTERM, _interrupt)
     console = Console()
     result = search(settings, out, progress.default(console))
     show(console, result)
@@ -107,11 +108,12 @@ def show(console: Console, result: Result) -> None:
         console.print(
             f"hypervolume {result.hypervolume:.2f} % (best top-1 averaged over budgets of MACs)", highlight=False
         )
+    path, best = shlex.quote(str(folder)), shlex.quote(f"{folder}/best")
     lines = [
-        ("go on", f"python -m search.run --out {folder}" + ("" if result.unfinished else f" --trials {2 * trials}")),
+        ("go on", f"python -m search.run --out {path}" + ("" if result.unfinished else f" --trials {2 * trials}")),
         ("look", f"{folder}/pareto.html, or {dashboard.command(folder)}"),
-        ("export", f"python -m search.export {folder} --pick knee --to exported"),
-        ("train on", f"python -m trainers.fit {folder}/best --data {runs.settings_of(folder).data} --out trained"),
+        ("export", f"python -m search.export {path} --pick knee --to exported"),
+        ("train on", f"python -m trainers.fit {best} --data {runs.settings_of(folder).data} --out trained"),
     ]
     for name, text in lines if len(result.front) else lines[:1]:
         console.print(f"{name:>9}: {text}", highlight=False, soft_wrap=True, markup=False)

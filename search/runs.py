@@ -14,6 +14,7 @@ from res2net.errors import UserError
 from res2net.files import write_atomic
 from search.settings import Settings
 from space import Space
+from trainers.data import Data
 from trainers.meta import environment
 
 RUN_FILE, LOCK_FILE, WEIGHTS, ARTIFACTS = "run.json", ".lock", "weights", "artifacts"
@@ -48,15 +49,18 @@ def space_of(folder: Path) -> Space:
     return Space.from_dict(read(folder)["space"])
 
 
-def space_for(folder: Path, settings: Settings, num_classes: int) -> Space:
-    """The space of the settings; of a search that goes on and whose YAML file is gone, the one it wrote down."""
+def space_for(folder: Path, settings: Settings, data: Data) -> Space:
+    """The space of the settings, for the data's classes and image size.
+
+    Of a search that goes on and whose YAML file is gone, the one it wrote down.
+    """
     if (
         settings.space.endswith((".yaml", ".yml"))
         and not Path(settings.space).exists()
         and (folder / RUN_FILE).exists()
     ):
         return space_of(folder)
-    return settings.get_space(num_classes)
+    return settings.get_space(data.num_classes, data.image_size)
 
 
 def check(folder: Path, settings: Settings, space: Space) -> None:

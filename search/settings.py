@@ -14,6 +14,7 @@ from res2net.cost import Cost, cost
 from res2net.errors import UserError, unknown
 from search.units import format_count
 from space import Space
+from space.space import MAX_WIDTH
 from trainers.train import Config
 
 SAMPLERS = ("tpe", "nsga2", "random")
@@ -70,9 +71,10 @@ class Settings:
                 "accepted: at most that"
             )
 
-    def get_space(self, num_classes: int) -> Space:
-        """The space, on the base that was asked for or that suits the data set."""
-        return spaces.get(self.space, self.base or BASE_OF_DATA[self.data], self.per_stage, num_classes=num_classes)
+    def get_space(self, num_classes: int, image_size: int | None = None) -> Space:
+        """The space, on the base that was asked for or that suits the data set; costs are of images of that size."""
+        base = self.base or BASE_OF_DATA[self.data]
+        return spaces.get(self.space, base, self.per_stage, num_classes=num_classes, image_size=image_size)
 
     def train_config(self, seed: int) -> Config:
         """How a trial is trained."""
@@ -156,16 +158,21 @@ def check_limits(space: Space, settings: Settings) -> None:
 
 def _check_match(space: Space, settings: Settings) -> None:
     """`UserError` if no shape of a few hundred can be made that dear, or none that can is within the limits."""
+    (narrow, least), (wide, most) = space.match_range()
     rng, error = random.Random(settings.seed), None
-    for _ in range(300):
+    for params in (narrow, wide, *(space.sample(rng) for _ in range(300))):
         try:
-            if limits_of(settings).allow(cost(member(space, space.sample(rng), settings.match_macs), space.image_size)):
+            if limits_of(settings).allow(cost(member(space, params, settings.match_macs), space.image_size)):
                 return
             error = "no shape of that many MACs is within the other limits"
         except UserError as problem:
             error = error or str(problem)
-    macs = format_count(settings.match_macs or 0)
-    raise UserError(f"--match-macs: nothing in space {space.name!r} ({space.base}) matches {macs}: {error}")
+    macs = settings.match_macs or 0
+    if not least.macs <= macs <= most.macs:
+        error = f"accepted: {least.macs} (its cheapest shape, 1 channel wide) to {most.macs} (its dearest, {MAX_WIDTH})"
+    raise UserError(
+        f"--match-macs: nothing in space {space.name!r} ({space.base}) matches {format_count(macs)}: {error}"
+    )
 
 
 def _choice(option: str, value: str, accepted: tuple[str, ...]) -> None:

@@ -114,7 +114,7 @@ class Study:
         self._end(number, TrialState.COMPLETE, outcome, attrs, [val_top1, float(macs)])
 
     def infeasible(self, number: int, reason: str) -> None:
-        """End a trial whose network breaks a limit: samplers learn from it, and it cannot enter the front."""
+        """End a trial whose network cannot be had: TPE learns from it, the others do not; it is never on the front."""
         self._end(number, TrialState.PRUNED, INFEASIBLE, {"reason": reason})
 
     def fail(self, number: int, outcome: str, reason: str) -> None:
@@ -132,6 +132,10 @@ class Study:
     def running(self) -> list[Record]:
         """The trials that have not ended."""
         return [r for r in self.records() if r.state == "RUNNING"]
+
+    def waiting(self) -> bool:
+        """Whether something is enqueued."""
+        return bool(self._study.get_trials(deepcopy=False, states=[TrialState.WAITING]))
 
     def adopt(self, number: int) -> None:
         """Take over a trial that another driver left running, so that it can be ended."""
@@ -220,7 +224,7 @@ def _record(trial: FrozenTrial) -> Record:
 
 
 def read(folder: Path) -> Iterator[Record]:
-    """The records of a run's folder, without writing to it."""
+    """The records of a run's folder; no trial is changed, though SQLite may leave files of its own beside the study."""
     path = folder / STUDY_FILE
     if not path.is_file():
         raise UserError(f"run folder {str(folder)!r}: {STUDY_FILE} is missing; accepted: the --out of a search")

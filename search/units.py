@@ -35,7 +35,8 @@ def _parse(text: str, units: dict[str, int]) -> float | None:
 
 def format_count(value: float) -> str:
     """Three digits and a unit: `4.16G`, `20.0M`, `512`."""
-    for unit, size in (("G", 10**9), ("M", 10**6), ("K", 10**3)):
+    value = float(f"{value:.3g}")  # rounded first: 999,999 is a million
+    for unit, size in (("T", 10**12), ("G", 10**9), ("M", 10**6), ("K", 10**3)):
         if value >= size:
             scaled = value / size
             digits = 2 if scaled < 10 else 1 if scaled < 100 else 0

@@ -7,7 +7,7 @@ import socket
 import traceback
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
@@ -37,7 +37,10 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """A trial's state after an epoch. `reason` is set if it failed; `weights` (safetensors) once it has all epochs."""
+    """A trial's state after an epoch. `weights` (safetensors) are set once it has all epochs, `reason` if it failed.
+
+    lost: the failure may not come again (memory that another trial held, a worker that died); all others would.
+    """
 
     epoch: int
     val_top1: float = float("nan")
@@ -47,6 +50,7 @@ class Report:
     images_per_second: float = 0.0
     host: str = ""
     reason: str | None = None
+    lost: bool = False
     weights: bytes | None = None
 
 
@@ -78,24 +82,24 @@ def guarded(work: Work, job: Job, data: Data) -> Iterator[Report]:
         if epoch < job.config.epochs:
             yield Report(epoch, reason=f"it ended after epoch {epoch} of {job.config.epochs}")
     except Exception as error:  # any failure of a trial is a result of the search
-        yield Report(epoch, reason=reason_of(error, job))
+        yield Report(epoch, reason=reason_of(error, job), lost=out_of_memory(error))
 
 
 def reason_of(error: BaseException, job: Job) -> str:
     """One line for the study: what happened, and where if it is not a known kind."""
     if isinstance(error, TrainingFailed):
         return str(error)
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "not enough memory" in str(error):
+    if out_of_memory(error):
         return f"out of memory with batches of {job.config.batch_size}: {_first_line(error)}"
     frames = traceback.extract_tb(error.__traceback__)
     where = f" ({frames[-1].name}, {frames[-1].filename.rsplit('/', 1)[-1]}:{frames[-1].lineno})" if frames else ""
     return f"{type(error).__name__}: {_first_line(error)}{where}"
 
 
+def out_of_memory(error: BaseException) -> bool:
+    texts = ("can't allocate memory", "not enough memory")  # of torch on a CPU, which raises a RuntimeError
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in texts)
+
+
 def _first_line(error: BaseException) -> str:
     return str(error).strip().split("\n")[0][:300]
-
-
-def metrics(report: Report) -> dict[str, Any]:
-    """The report's numbers and texts, without the weights."""
-    return {k: v for k, v in asdict(report).items() if k != "weights"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping
@@ -16,6 +17,7 @@ from res2net.errors import UserError, unknown
 from space.choices import Params, checked_choices, checked_keys, checked_params, combinations
 from space.skeleton import SKELETON_KEYS, Skeleton
 
+MAX_WIDTH = 2048  # at 64 planes, that MACs are matched with: ten times the widest choice of the named spaces
 WORST_MATCH = 0.1  # of the MACs asked for: beyond it, networks are no longer at "preserved complexity"
 
 
@@ -136,7 +138,7 @@ class Space:
         """The network of the parameters with the one width (at 64 planes) that brings it nearest to `macs`.
 
         So scale, cardinality and depth are compared at equal complexity, as the paper does (26w x 4s, 14w x 8s). The
-        width is any whole number, not only a choice; parameters of the width are ignored and may be left out.
+        width is any whole number up to `MAX_WIDTH`; parameters of the width are ignored and may be left out.
         `UserError` if the nearest is more than a tenth off: then the width alone cannot make up for the others.
         """
         size = image_size or self.image_size
@@ -146,19 +148,19 @@ class Space:
         def at(width: int) -> Arch:
             return self._build(values | {f"width{suffix}": width for suffix, _ in self._groups()})
 
-        above = 1  # the narrowest width that is not below `macs`: MACs grow with the width
-        while cost(at(above), size).macs < macs:
-            above *= 2
-        below = above // 2
-        while above - below > 1:
-            middle = (above + below) // 2
-            above, below = (middle, below) if cost(at(middle), size).macs >= macs else (above, middle)
-        nearest = min((at(w) for w in (below, above) if w), key=lambda a: abs(cost(a, size).macs - macs))
+        widths = range(1, MAX_WIDTH + 1)
+        i = bisect.bisect_left(widths, macs, key=lambda w: cost(at(w), size).macs)  # MACs grow with the width
+        nearest = min(map(at, widths[max(0, i - 1) : i + 1]), key=lambda a: abs(cost(a, size).macs - macs))
         got = cost(nearest, size).macs
         if abs(got - macs) > WORST_MATCH * macs:
             shown = ", ".join(f"{k}={v}" for k, v in params.items() if not k.startswith("width"))
             raise UserError(f"match-macs: {macs:,} MACs cannot be met with {shown}; the nearest has {got:,}")
         return nearest
+
+    def match_range(self) -> tuple[tuple[Params, Cost], tuple[Params, Cost]]:
+        """Between what `at_macs` can be asked for: the members with the least and the most MACs that it can give."""
+        free = replace(self, choices={**self.choices, "width": (1, MAX_WIDTH)})
+        return free.cheapest(), free.dearest()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists, numbers and strings, for JSON."""

@@ -179,7 +179,7 @@ class Trainer:
         return self.config.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))
 
     def epoch(self) -> Epoch:
-        """Train one epoch and score; `TrainingFailed` with the reason if a loss is no longer a number."""
+        """Train one epoch and score; `TrainingFailed` if a loss, or in the end a weight, is no longer a number."""
         assert self.done_epochs < self.config.epochs, "the schedule has no further epoch"
         start = time.perf_counter()
         loss = self._train_epoch()  # the only wait for the device is for this number
@@ -189,12 +189,20 @@ class Trainer:
         val_loss, val_top1 = self._validate()
         if len(self.val_images):
             self._check("validation", val_loss)
+        if self.done_epochs == self.config.epochs:
+            self._check_weights()
         rate = len(self.train_images) / seconds
         return Epoch(self.done_epochs, loss, val_loss, val_top1, rate, seconds)
 
     def _check(self, kind: str, loss: float) -> None:
         if not math.isfinite(loss):
             raise TrainingFailed(f"{kind} loss is {loss} in epoch {self.done_epochs} of {self.config.epochs}")
+
+    def _check_weights(self) -> None:
+        """Losses may stay numbers where a weight does not: a batch norm of infinite variance puts out zeros."""
+        for name, tensor in self.model.state_dict().items():
+            if not torch.isfinite(tensor).all():
+                raise TrainingFailed(f"weight {name!r} is not finite after epoch {self.done_epochs}")
 
     def _train_epoch(self) -> float:
         images, config = self.train_images, self.config

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shlex
 import shutil
 import socket
 import subprocess
@@ -31,11 +32,11 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory: pytest.TempPathFactory, tiny_space: Path, data: Data) -> Result:
-    """A search with trials over its limit."""
-    settings = Settings(space=str(tiny_space), executor="local", trials=6, epochs=2, max_macs=250_000)
+    """A search with trials over its limit, in a folder whose name a shell would take apart."""
+    settings = Settings(space=str(tiny_space), executor="local", trials=6, epochs=2, max_macs=16_000)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainers.data, "load", lambda *args, **kwargs: data)
-        return search(settings, tmp_path_factory.mktemp("dashboard") / "run", work=Synthetic(weights=True))
+        return search(settings, tmp_path_factory.mktemp("dashboard") / "my run", work=Synthetic(weights=True))
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,7 @@ def address(result: Result, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    program, *options = dashboard.command(result.folder).split()
+    program, *options = shlex.split(dashboard.command(result.folder))
     program = shutil.which(program, path=str(Path(sys.executable).parent)) or pytest.fail(f"{program} is not installed")
     log = tmp_path_factory.mktemp("log") / "dashboard.log"
     with open(log, "wb") as file:

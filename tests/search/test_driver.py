@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from optuna.storages import RDBStorage
 
 import search.driver
@@ -44,13 +45,13 @@ def answered(folder: Path) -> list[tuple[dict[str, int], str, float | None]]:
     return [(r.params, r.outcome, r.val_top1) for r in records(folder) if r.outcome not in (ORPHAN, "waiting")]
 
 
-def failing(*keys: str) -> Callable[[Job, Data], Iterator[Report]]:
+def failing(*keys: str, by: Exception | None = None) -> Callable[[Job, Data], Iterator[Report]]:
     """A work that fails for these networks (for all if there are none), and records how often it was called."""
 
     def work(job: Job, data: Data) -> Iterator[Report]:
         work.calls.append(job)
         if not keys or job.arch.key() in keys:
-            raise RuntimeError("no luck")
+            raise by or RuntimeError("no luck")
         yield from Synthetic()(job, data)
 
     work.calls = []
@@ -109,7 +110,7 @@ def test_a_space_that_is_used_up_ends_the_search(run_driver: Callable, make_sett
         space.arch(p).key() for p in space.all_params() if driver.limits.allow(cost(space.arch(p), space.image_size))
     }
     assert {r.key for r in of(tmp_path, SCORED)} == possible
-    assert driver.why_stopped == "every network of the space that meets the limits is scored or running"
+    assert driver.why_stopped == "every network of the space that meets the limits was tried"
 
 
 def test_limits_that_nothing_meets_together_end_the_search(run_driver: Callable, make_settings: Callable) -> None:
@@ -145,20 +146,45 @@ def test_parameters_that_give_a_known_network_are_answered_from_the_study(
 
 
 class TestFailures:
-    def test_a_network_that_fails_is_tried_a_bounded_number_of_times(
-        self, run_driver: Callable, make_settings: Callable, tmp_path: Path
+    @pytest.mark.parametrize(
+        "error",
+        [
+            MemoryError("too large"),
+            torch.OutOfMemoryError("CUDA out of memory"),
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes"),
+        ],
+    )
+    def test_a_network_that_runs_out_of_memory_is_tried_a_bounded_number_of_times(
+        self, error: Exception, run_driver: Callable, make_settings: Callable, tmp_path: Path
     ) -> None:
-        work = failing()
+        work = failing(by=error)
         driver = run_driver(make_settings(trials=7), work)
         counts = Counter(job.arch.key() for job in work.calls)
         assert len(work.calls) == driver.spent == driver.counts[FAILED] == 7
-        assert max(counts.values()) == 1 + RETRIES
+        assert sorted(counts.values()) == [1, 1 + RETRIES, 1 + RETRIES]
+        failed = of(tmp_path, FAILED)
+        assert all(
+            r.state == "FAIL" and r.attrs["reason"].startswith("out of memory with batches of 20") for r in failed
+        )
+        retried = [r for r in failed if "retry_of" in r.attrs]
+        assert len(retried) == 2 * RETRIES
+        assert all(records(tmp_path)[r.attrs["retry_of"]].key == r.key for r in retried)
+        assert driver.last_failure.startswith(f"trial {failed[-1].number}: out of memory")
+
+    def test_a_failure_that_would_come_again_is_not_tried_again(
+        self, run_driver: Callable, make_settings: Callable, tmp_path: Path
+    ) -> None:
+        """Its seed is the network's: an exception, or a loss that is no number, would be the same."""
+        work = failing()
+        driver = run_driver(make_settings(trials=100), work)
+        assert max(Counter(job.arch.key() for job in work.calls).values()) == 1
+        assert len(work.calls) == driver.spent == driver.counts[FAILED] == ALL
         failed = of(tmp_path, FAILED)
         assert all(r.state == "FAIL" and r.attrs["reason"].startswith("RuntimeError: no luck (work,") for r in failed)
-        retried = [r for r in failed if "retry_of" in r.attrs]
-        assert len(retried) >= 4
-        assert all(records(tmp_path)[r.attrs["retry_of"]].key == r.key for r in retried)
-        assert driver.last_failure.startswith(f"trial {failed[-1].number}: RuntimeError")
+        assert of(tmp_path, "waiting") == []
+        first = {r.key: r.number for r in failed}
+        repeated = of(tmp_path, REPEATED)
+        assert all(r.attrs["reason"] == f"the same network failed as trial {first[r.key]}" for r in repeated)
 
     def test_the_search_goes_on_with_other_networks(
         self, run_driver: Callable, make_settings: Callable, tmp_path: Path
@@ -166,20 +192,22 @@ class TestFailures:
         space = make_settings().get_space(10)
         bad = space.arch({"scale": 2, "cardinality": 1, "depth": 1}).key()
         work = failing(bad)
-        driver = run_driver(make_settings(trials=ALL + RETRIES, epochs=1), work)
-        assert Counter(r.key for r in of(tmp_path, FAILED)) == {bad: 1 + RETRIES}
+        driver = run_driver(make_settings(trials=ALL, epochs=1), work)
+        assert [r.key for r in of(tmp_path, FAILED)] == [bad]
         assert len({r.key for r in of(tmp_path, SCORED)}) == ALL - 1
-        assert driver.spent == ALL + RETRIES
+        assert driver.spent == ALL
 
-    def test_a_used_up_network_is_not_tried_again_by_a_resumed_search(
-        self, run_driver: Callable, make_settings: Callable
+    @pytest.mark.parametrize(("error", "tries"), [(RuntimeError("no luck"), 1), (MemoryError(), 1 + RETRIES)])
+    @pytest.mark.parametrize("resumed_after", [1, 2])
+    def test_a_resumed_search_tries_again_what_one_that_was_not_stopped_would(
+        self, resumed_after: int, error: Exception, tries: int, run_driver: Callable, make_settings: Callable
     ) -> None:
-        run_driver(make_settings(trials=1 + RETRIES), failing())
-        again = failing()
-        run_driver(make_settings(trials=2 + RETRIES), again)
-        (job,) = again.calls
-        first = failing()
-        assert job.arch.key() not in {j.arch.key() for j in first.calls}
+        works = [failing(by=error), failing(by=error)]
+        for trials, work in zip((resumed_after, 100), works, strict=True):
+            run_driver(make_settings(trials=trials), work)
+        calls = [job.arch.key() for work in works for job in work.calls]
+        assert Counter(calls) == dict.fromkeys(calls, tries)
+        assert len(set(calls)) == ALL
 
     @pytest.mark.parametrize("value", [math.nan, math.inf])
     @pytest.mark.parametrize("epoch", [1, 2])
@@ -234,6 +262,18 @@ class TestFailures:
             assert driver.study.record(again.number).attrs["retry_of"] == job.number
             assert driver.study.record(job.number).attrs["reason"] == "the worker died: SIGKILL"
             assert driver.counts[FAILED] == 1
+
+    def test_a_worker_lost_after_nothing_new_was_left_is_tried_again(
+        self, open_driver: Callable, make_settings: Callable
+    ) -> None:
+        with open_driver(make_settings(trials=100)) as driver:
+            jobs = list(iter(driver.next_job, None))
+            assert len(jobs) == ALL
+            assert driver.why_stopped.startswith("every network of the space")
+            driver.on_lost(jobs[3].number, "the worker died: SIGKILL")
+            assert driver.next_job().arch == jobs[3].arch
+            assert driver.next_job() is None
+            assert driver.why_stopped.startswith("every network of the space")
 
 
 class TestTime:
@@ -340,6 +380,75 @@ class TestResume:
         retried = [r for r in records(tmp_path) if "retry_of" in r.attrs]
         assert [(r.attrs["retry_of"], r.outcome) for r in retried] == [(1, SCORED)]
         assert len(of(tmp_path, SCORED)) == 3
+
+    def test_a_network_that_kills_the_driver_is_given_up_after_so_many_resumes(
+        self, run_driver: Callable, make_settings: Callable, tmp_path: Path
+    ) -> None:
+        settings, tried = make_settings(trials=4), []
+
+        def deadly(job: Job, data: Data) -> Iterator[Report]:
+            tried.append(job.arch.key())
+            if job.arch.key() == tried[0]:
+                raise Killed
+            yield from Synthetic()(job, data)
+
+        for _ in range(1 + RETRIES):
+            with pytest.raises(Killed):
+                run_driver(settings, deadly)
+        driver = run_driver(settings, deadly)
+        assert Counter(tried)[tried[0]] == 1 + RETRIES
+        assert driver.spent == 4
+        assert (len(of(tmp_path, ORPHAN)), len(of(tmp_path, SCORED))) == (RETRIES, 3)
+        (failed,) = of(tmp_path, FAILED)
+        assert failed.key == tried[0]
+        assert failed.attrs["reason"].startswith("the search was stopped while it ran, and 2 trials of it were lost")
+        again = run_driver(make_settings(trials=100, epochs=2), deadly)
+        assert again.counts[SCORED] == ALL - 1
+        assert Counter(tried)[tried[0]] == 1 + RETRIES
+
+    def test_a_network_that_was_interrupted_is_asked_again_however_often(
+        self, open_driver: Callable, run_driver: Callable, make_settings: Callable, tmp_path: Path
+    ) -> None:
+        for _ in range(2 + RETRIES):
+            with open_driver(make_settings(trials=1)) as driver:
+                driver.next_job()
+                driver.release_all("the search was interrupted")
+        assert run_driver(make_settings(trials=1)).counts[SCORED] == 1
+        assert {r.key for r in of(tmp_path, ORPHAN)} == {r.key for r in of(tmp_path, SCORED)}
+
+    @pytest.mark.parametrize("kept", [0, 5, search.driver.MAX_MISSES - 1])
+    @pytest.mark.parametrize("method", ["infeasible", "ask"])
+    def test_killed_among_proposals_that_need_no_training(
+        self,
+        method: str,
+        kept: int,
+        open_driver: Callable,
+        run_driver: Callable,
+        make_settings: Callable,
+        tmp_path_factory: pytest.TempPathFactory,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """How many there were in a row is in the study: a resume goes on counting."""
+        settings = make_settings(max_macs=166_000, min_macs=165_500)  # which nothing meets
+        whole, killed = tmp_path_factory.mktemp("whole"), tmp_path_factory.mktemp("killed")
+        run_driver(settings, folder=whole)
+        with open_driver(settings, folder=killed) as driver:
+            given = getattr(driver.study, method)
+            left = iter([True] * kept)
+
+            def call(*args: object) -> object:
+                if not next(left, False):
+                    raise Killed
+                return given(*args)
+
+            monkeypatch.setattr(driver.study, method, call)
+            with pytest.raises(Killed):
+                driver.next_job()
+        assert run_driver(settings, folder=killed).counts[INFEASIBLE] == search.driver.MAX_MISSES
+        assert answered(killed) == answered(whole)
+        before = records(killed)
+        assert run_driver(settings, folder=killed).why_stopped.startswith("every network of the space")
+        assert records(killed) == before
 
     def test_several_running_trials_are_all_asked_again(
         self, open_driver: Callable, run_driver: Callable, make_settings: Callable, tmp_path: Path
@@ -520,6 +629,15 @@ def test_a_space_too_large_to_go_through_is_sampled(
     monkeypatch.setattr(search.driver, "ENUMERABLE", 10)
     monkeypatch.setattr(search.driver, "MAX_MISSES", 1)
     assert run_driver(make_settings(trials=6, epochs=1)).spent == 6
+
+
+def test_why_a_search_stopped_says_no_more_than_it_looked_at(
+    run_driver: Callable, make_settings: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 12 networks as in `test_limits_that_nothing_meets_together_end_the_search`, but too many to go through."""
+    monkeypatch.setattr(search.driver, "ENUMERABLE", 11)
+    driver = run_driver(make_settings(max_macs=166_000, min_macs=165_500))
+    assert driver.why_stopped == "no new network in 12 proposals in a row, nor in 11 drawn at random"
 
 
 def test_random_numbers_of_the_process_change_nothing(

@@ -18,7 +18,7 @@ from search import runs
 from search.api import search
 from search.export import choose, export, front_of, main
 from search.settings import Settings
-from search.study import SCORED, arch_of, read
+from search.study import FAILED, SCORED, arch_of, read
 from search.worker import Job, Report, train_trial
 from studies.synthetic import Synthetic
 from trainers.data import Data, Split
@@ -157,22 +157,46 @@ class TestFolder:
         assert not (tmp_path / "model").exists()
 
 
+def test_a_trial_whose_weights_are_no_numbers_fails_and_the_search_hands_back_its_result(
+    loaded: Data, tiny_space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its losses are numbers, and no folder takes such weights: on the front, it would end the search's last export."""
+    made = []
+
+    def create(arch: res2net.Arch) -> torch.nn.Module:
+        made.append(res2net.create(arch))
+        if len(made) == 2:
+            next(b for n, b in made[1].named_buffers() if n.endswith("running_var")).fill_(torch.inf)
+        return made[-1]
+
+    monkeypatch.setattr("search.worker.create", create)
+    settings = Settings(space=str(tiny_space), executor="local", trials=2, epochs=1, batch_size=20)
+    result = search(settings, tmp_path)
+    assert list(result.trials.outcome) == [SCORED, FAILED]
+    assert result.trials.reason[1].endswith("running_var' is not finite after epoch 1")
+    assert list(result.front.number) == [0]
+    assert (tmp_path / "best/model.safetensors").is_file()
+
+
 class TestTrained:
     """Two real trainings, of seconds."""
 
     @pytest.fixture(scope="class")
-    def images(self, data: Data) -> torch.Tensor:
+    @classmethod
+    def images(cls, data: Data) -> torch.Tensor:
         """The validation images as a network sees them."""
         return next(Images(data.val, data, torch.device("cpu")).batches(100))[0]
 
     @pytest.fixture(scope="class")
-    def logits(self) -> dict[int, torch.Tensor]:
+    @classmethod
+    def logits(cls) -> dict[int, torch.Tensor]:
         """What each trial's model gave on the validation images, at its end."""
         return {}
 
     @pytest.fixture(scope="class")
+    @classmethod
     def run(
-        self,
+        cls,
         tmp_path_factory: pytest.TempPathFactory,
         tiny_space: Path,
         data: Data,
@@ -201,7 +225,7 @@ class TestTrained:
             model = res2net.load(tmp_path / str(number))
             assert not model.training
             torch.testing.assert_close(model(images).detach(), expected, rtol=1e-5, atol=1e-5)
-            assert record.macs == cost(model.arch, 32).macs
+            assert record.macs == cost(model.arch, data.image_size).macs
             right = (expected.argmax(1) == labels).float().mean().item()
             assert record.val_top1 == pytest.approx(100 * right)
 

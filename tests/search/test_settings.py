@@ -146,11 +146,18 @@ def test_matching_macs_widens_to_within_a_tenth(make_settings: Callable[..., Set
     assert matched != cost(member(space, params, None), space.image_size).macs
 
 
-@pytest.mark.parametrize("match", [100, 10_000])
-def test_macs_that_nothing_can_match_are_refused(make_settings: Callable[..., Settings], match: int) -> None:
+@pytest.mark.parametrize("match", [100, 10_000, 10**15])
+def test_macs_that_nothing_can_match_are_refused_with_what_can(
+    make_settings: Callable[..., Settings], match: int
+) -> None:
     settings = make_settings(match_macs=match)
-    with pytest.raises(UserError, match=r"^--match-macs: nothing in space 'tiny' \(micro\) matches"):
-        check_limits(settings.get_space(10), settings)
+    space = settings.get_space(10)
+    with pytest.raises(UserError, match=r"^--match-macs: nothing in space 'tiny' \(micro\) matches") as error:
+        check_limits(space, settings)
+    named = re.search(r"accepted: (\d+) \(.*\) to (\d+) \(.*\)$", str(error.value))
+    assert named is not None, error.value
+    for accepted in map(int, named.groups()):
+        check_limits(space, make_settings(match_macs=accepted))
 
 
 def test_matched_macs_beyond_another_limit_are_refused(make_settings: Callable[..., Settings]) -> None:

@@ -25,7 +25,8 @@ def test_the_names() -> None:
 
 @pytest.mark.parametrize(("name", "base", "each"), ALL)
 def test_every_named_space(name: str, base: str, each: bool) -> None:
-    allowed = space.get(name, base, each, num_classes=7)
+    allowed = space.get(name, base, each, num_classes=7, image_size=20)
+    assert allowed.image_size == 20
     assert (allowed.name, allowed.base, allowed.per_stage) == (name, base, each)
     largest = allowed.largest()
     assert largest.num_classes == 7

@@ -200,6 +200,15 @@ def test_macs_that_no_width_meets_are_an_error() -> None:
         space.get("scale", "micro").at_macs({"scale": 8}, 1000)
 
 
+def test_the_solved_width_has_a_bound() -> None:
+    allowed = space.get("scale", "micro")
+    (narrow, least), (wide, most) = allowed.match_range()
+    for params, price in ((narrow, least), (wide, most)):
+        assert cost(allowed.at_macs(params, price.macs), 32) == price
+    with pytest.raises(UserError, match=f"cannot be met with scale=8; the nearest has {most.macs:,}$"):
+        allowed.at_macs({"scale": 8}, 10**15)
+
+
 def test_a_width_is_repaired_to_the_cardinality() -> None:
     frame = Skeleton(planes=(64, 128), strides=(1, 2), pattern=(1, 1), width=26, depth=1)
     allowed = Space("s", "none", frame, {"cardinality": (1, 4, 8, 26), "width": (3, 26)})

@@ -290,6 +290,15 @@ class TestFailures:
         with pytest.raises(TrainingFailed, match=r"^validation loss is nan in epoch 1 of 2$"):
             train(Explodes(), data(), QUICK)
 
+    def test_so_do_final_weights_that_are_no_numbers_though_every_loss_is_one(self) -> None:
+        model, epochs = network(), []
+        variance = next(b for n, b in model.named_buffers() if n.endswith("running_var"))
+        variance.fill_(math.inf)  # and stays so; the batch norm then puts out zeros when it is scored
+        with pytest.raises(TrainingFailed, match=r"^weight '.*running_var' is not finite after epoch 2$"):
+            train(model, data(), QUICK, epochs.append)
+        assert [e.epoch for e in epochs] == [1]
+        assert math.isfinite(epochs[0].val_loss)
+
     @pytest.mark.parametrize(
         ("field", "value"),
         [
