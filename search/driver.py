@@ -243,13 +243,12 @@ class Driver:
 
     def _score(self, number: int, report: Report) -> None:
         trial = self.running.pop(number)
-        attrs = {
-            "epochs": report.epoch,
-            "seconds": round(report.seconds, 3),
+        training = {
             "images_per_second": round(report.images_per_second, 1),
             "val_loss": report.val_loss,
             "host": report.host,
         }
+        attrs = {"epochs": report.epoch, "seconds": round(report.seconds, 3), "training": training}
         self.on_scored(trial.job, report.weights)  # first: a score that the study holds has its weights on disk
         self.study.complete(number, report.val_top1, trial.cost.macs, SCORED, **attrs)
         self.scored[trial.job.arch.key()] = self.study.record(number)
