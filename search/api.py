@@ -59,22 +59,22 @@ def search(
         check_workers(settings.workers, check_gpus(settings.gpus_per_trial))
     runs.check(folder, settings, space)
     with runs.locked(folder):
-        runs.open_run(folder, settings, space, _describe(data))
-        return _Session(settings, folder, space, data, progress or Silent(), work).run()
+        number = runs.open_run(folder, settings, space, _describe(data))
+        return _Session(number, settings, folder, space, data, progress or Silent(), work).run()
 
 
 class _Session:
     """One driver's time with a run's folder."""
 
     def __init__(
-        self, settings: Settings, folder: Path, space: Space, data: Data, progress: Progress, work: Work
+        self, number: int, settings: Settings, folder: Path, space: Space, data: Data, progress: Progress, work: Work
     ) -> None:
         self.settings, self.folder, self.space, self.data = settings, folder, space, data
         self.progress, self.work = progress, work
         self.study = Study(
             sqlite_url(folder), folder.absolute().name, settings.sampler, settings.seed, space.parameters
         )
-        self.driver = Driver(settings, space, self.study, self._keep, self._changed)
+        self.driver = Driver(settings, space, self.study, self._keep, self._changed, number)
         self.reported = time.monotonic()
 
     def run(self) -> Result:

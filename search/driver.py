@@ -43,6 +43,7 @@ class Driver:
     """Asks the study, screens what it proposes, hands out jobs, and records what comes back.
 
     `on_scored` is called with the job and the weights of each trial that got its full budget, before it is recorded.
+    `session` is the run's session that this is, whose hardware and commit its trials are told with.
     """
 
     def __init__(
@@ -52,9 +53,11 @@ class Driver:
         study: Study,
         on_scored: Callable[[Job, bytes | None], None] = lambda job, weights: None,
         on_change: Callable[[], None] = lambda: None,
+        session: int = 0,
     ) -> None:
         self.settings, self.space, self.study = settings, space, study
         self.on_scored, self.on_change = on_scored, on_change
+        self.session = session
         self.limits = limits_of(settings)
         self.running: dict[int, Running] = {}
         self.scored: dict[str, Record] = {}
@@ -243,13 +246,13 @@ class Driver:
 
     def _score(self, number: int, report: Report) -> None:
         trial = self.running.pop(number)
-        attrs = {
-            "epochs": report.epoch,
-            "seconds": round(report.seconds, 3),
+        training = {
             "images_per_second": round(report.images_per_second, 1),
             "val_loss": report.val_loss,
             "host": report.host,
+            "session": self.session,
         }
+        attrs = {"epochs": report.epoch, "seconds": round(report.seconds, 3), "training": training}
         self.on_scored(trial.job, report.weights)  # first: a score that the study holds has its weights on disk
         self.study.complete(number, report.val_top1, trial.cost.macs, SCORED, **attrs)
         self.scored[trial.job.arch.key()] = self.study.record(number)

@@ -105,7 +105,7 @@ def _weights(folder: Path, record: Record) -> Path:
 
 
 def _training(run: dict[str, Any], record: Record, test_top1: float | None) -> dict[str, Any]:
-    session = run["sessions"][-1]
+    session = run["sessions"][record.attrs.get("session", -1)]  # earlier runs did not say which
     return {
         "trial": record.number,
         "val_top1": record.val_top1,

@@ -29,6 +29,7 @@ COLUMNS = (
     "seconds",
     "arch",
 )
+IDLE = ("arch_json", "val_loss", "images_per_second", "session")  # what is in the study alone
 LAST = ("key", "retry_of", "repeat_of", "reason", "host")
 
 
@@ -36,7 +37,7 @@ def trials_frame(records: Sequence[Record], epochs: int) -> pd.DataFrame:
     """A row a trial: what became of it, accuracy (%), cost, parameters; `front` marks the networks of the front."""
     rows = []
     for r in records:
-        attrs = {k: v for k, v in r.attrs.items() if k not in ("arch_json", "val_loss", "images_per_second")}
+        attrs = {k: v for k, v in r.attrs.items() if k not in IDLE}
         rows.append(
             {"number": r.number, "state": r.state, "outcome": r.outcome, "val_top1": r.val_top1, **attrs, **r.params}
         )

@@ -81,8 +81,8 @@ def check(folder: Path, settings: Settings, space: Space) -> None:
         )
 
 
-def open_run(folder: Path, settings: Settings, space: Space, data: dict[str, Any]) -> None:
-    """Write `run.json`, or add this session to the one that is there."""
+def open_run(folder: Path, settings: Settings, space: Space, data: dict[str, Any]) -> int:
+    """Write `run.json`, or add this session to the one that is there; returns the session's number, from 0."""
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     old = read(folder) if (folder / RUN_FILE).exists() else {"created": now, "sessions": []}
     content = {
@@ -95,6 +95,7 @@ def open_run(folder: Path, settings: Settings, space: Space, data: dict[str, Any
     write_atomic(folder / RUN_FILE, json.dumps(content, indent=2) + "\n")  # first: without it, the folder is no run
     (folder / WEIGHTS).mkdir(exist_ok=True)
     (folder / ARTIFACTS).mkdir(exist_ok=True)
+    return len(old["sessions"])
 
 
 @contextlib.contextmanager

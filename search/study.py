@@ -30,6 +30,9 @@ OBJECTIVES = {"val_top1": "maximize", "macs": "minimize"}
 SCORED, REPEATED, INFEASIBLE, FAILED, ORPHAN = "scored", "repeated", "infeasible", "failed", "orphan"
 SPENT = (SCORED, FAILED)  # what counts against --trials
 
+# Attributes of a trial that are tables of lesser ones: each attribute is a transaction of its own.
+TABLES = ("network", "training")
+
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
@@ -94,8 +97,8 @@ class Study:
 
     def describe(self, number: int, arch: Arch, cost: Cost, violations: list[float]) -> None:
         """Write down the trial's network, its cost, and by how much it breaks each limit."""
-        attrs = {"arch": str(arch), "key": arch.key(), **cost._asdict(), "arch_json": arch.to_dict()}
-        self.annotate(number, attrs)
+        network = {"key": arch.key(), "activations": cost.activations, "arch_json": arch.to_dict()}
+        self.annotate(number, {"arch": str(arch), "macs": cost.macs, "params": cost.params, "network": network})
         if violations:
             trial_id = self._live[number]._trial_id
             self._study._storage.set_trial_system_attr(trial_id, "constraints", violations)
@@ -208,6 +211,8 @@ def _set_pragmas(connection: Any, _: Any) -> None:
 
 def _record(trial: FrozenTrial) -> Record:
     attrs = dict(trial.user_attrs)
+    for name in TABLES:
+        attrs |= attrs.pop(name, {})
     outcome = attrs.pop("outcome", None)
     if outcome is None or not trial.state.is_finished():  # killed between its outcome and its end, it has not ended
         outcome = trial.state.name.lower()

@@ -145,6 +145,21 @@ def test_parameters_that_give_a_known_network_are_answered_from_the_study(
     assert driver.why_stopped.startswith("every network of the space")
 
 
+def test_lesser_attributes_are_written_together(
+    open_driver: Callable, make_settings: Callable, data: Data, tmp_path: Path
+) -> None:
+    """Each attribute is a transaction; those that a person looks for on the dashboard have their own."""
+    with open_driver(make_settings(trials=1)) as driver:
+        execute(driver, data, Synthetic())
+        (trial,) = driver.study.optuna_study.trials
+    shown = {"arch", "macs", "params", "seconds", "epochs", "outcome"}
+    assert trial.user_attrs.keys() == shown | {"network", "training"}
+    (record,) = records(tmp_path)
+    arch = arch_of(record)
+    assert (record.key, record.attrs["activations"]) == (arch.key(), cost(arch, 32).activations)
+    assert record.attrs.keys() >= {"images_per_second", "val_loss", "host"}
+
+
 class TestFailures:
     @pytest.mark.parametrize(
         "error",

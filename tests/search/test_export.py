@@ -102,6 +102,22 @@ class TestFolder:
             assert text in card
         assert str(tmp_path) not in card
 
+    def test_hardware_and_code_are_those_of_the_trial_s_session(
+        self, data: Data, tiny_space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for trials, commit in ((2, "first"), (3, "second")):
+            settings = Settings(space=str(tiny_space), executor="local", trials=trials, epochs=1)
+            here = {"versions": {}, "hardware": {"cpu": f"{commit} CPU", "cores": 1, "gpus": []}, "commit": commit}
+            monkeypatch.setattr("search.runs.environment", lambda here=here: here)
+            finished(tmp_path / "run", data, settings, Synthetic(weights=True))
+        for record in (r for r in read(tmp_path / "run") if r.outcome == SCORED):
+            export(tmp_path / "run", str(record.number), tmp_path / "model")
+            commit = "second" if record.number == 2 else "first"
+            assert json.loads((tmp_path / "model/training.json").read_text())["commit"] == commit
+            card = (tmp_path / "model/README.md").read_text()
+            assert f"{commit} CPU" in card
+            assert f"commit {commit}" in card
+
     def test_the_best_is_exported_by_the_search_itself(self, run: Path) -> None:
         assert json.loads((run / "best/training.json").read_text())["trial"] == choose(run, "best").number
 
