@@ -5,19 +5,19 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
 
 import trainers.data
-from search import dashboard, export, report, runs
+from search import dashboard, export, report, runs, supernet
 from search.driver import Driver
 from search.execute_local import execute as execute_local
 from search.progress import Progress, Silent, front_records
 from search.settings import Settings, check_limits
 from search.study import Study, sqlite_url
-from search.worker import Job, Work, train_trial
+from search.worker import Job, SharedWork, Work, train_trial
 from space import Space
 from trainers.data import Data
 
@@ -53,6 +53,8 @@ def search(
     data = trainers.data.load(settings.data, settings.data_dir, seed=settings.seed, train_images=settings.train_images)
     space = runs.space_for(folder, settings, data)
     check_limits(space, settings)
+    if settings.supernet is not None:
+        work = SharedWork(supernet.load(Path(settings.supernet), space, data, settings))
     if settings.executor == "tune":
         from search.execute_tune import check_gpus, check_workers  # Ray is imported where it is asked for
 
@@ -79,12 +81,13 @@ class _Session:
 
     def run(self) -> Result:
         begun, interrupted = time.monotonic(), False
-        with self._shown():
-            try:
+        try:
+            self._train_supernet()
+            with self._shown():
                 self._execute()
-            except KeyboardInterrupt:
-                interrupted = True
-                self.driver.release_all("the search was interrupted")
+        except KeyboardInterrupt:
+            interrupted = True
+            self.driver.release_all("the search was interrupted")
         trials = self._report()
         found = report.front_frame(trials)
         if len(found) and runs.weights_path(self.folder, int(found.number.iloc[-1])).is_file():
@@ -92,7 +95,9 @@ class _Session:
         self.study.close()
         value = report.hypervolume_of(trials, self.space, self.settings)
         why = "interrupted" if interrupted else self.driver.why_stopped or "all trials are done"
-        unfinished = self.driver.spent < self.settings.trials
+        unfinished = (
+            self.driver.spent < self.settings.trials
+        )  # confirmations that are missing are asked for by any resume
         return Result(self.folder, found, trials, value, time.monotonic() - begun, why, interrupted, unfinished)
 
     @contextlib.contextmanager
@@ -104,6 +109,16 @@ class _Session:
             yield
         finally:
             self.progress.stop()
+
+    def _train_supernet(self) -> None:
+        """The weights that trials share, in the run's folder, if they were not brought along."""
+        s = self.settings
+        if s.evaluator == "scratch" or s.supernet is not None:
+            return
+        how = replace(s, epochs=s.supernet_epochs, lr=Settings().lr if s.evaluator == "inherit" else s.lr)
+        self.work = SharedWork(
+            supernet.train(how, self.space, self.data, self.folder / supernet.FOLDER, self.progress.console)
+        )
 
     def _execute(self) -> None:
         if self.settings.executor == "local":

@@ -13,13 +13,14 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from res2net.arch import Arch
 from res2net.cost import Cost, cost
 from res2net.errors import UserError
+from search.front import front
 from search.settings import Settings, limits_of, member
-from search.study import FAILED, INFEASIBLE, ORPHAN, REPEATED, SCORED, SPENT, Proposal, Record, Study
+from search.study import ESTIMATED, FAILED, INFEASIBLE, ORPHAN, REPEATED, SCORED, Proposal, Record, Study
 from search.worker import Job, Report
 from space import Space
 
@@ -61,6 +62,7 @@ class Driver:
         self.limits = limits_of(settings)
         self.running: dict[int, Running] = {}
         self.scored: dict[str, Record] = {}
+        self.estimated: dict[str, Record] = {}  # by a supernet's weights
         self.lost: Counter[str] = Counter()  # trials of a network that were lost, and tried again
         self.given_up: dict[str, int] = {}  # networks that are not tried again, with the trial that failed
         self.counts: dict[str, int] = {}
@@ -72,8 +74,19 @@ class Driver:
 
     @property
     def spent(self) -> int:
-        """Trials that count against `--trials`: scored or failed."""
-        return sum(self.counts.get(o, 0) for o in SPENT)
+        """Trials that count against `--trials`: scored (or estimated, before what confirms them) or failed."""
+        found = ESTIMATED if self.estimates else SCORED
+        return self.counts.get(found, 0) + self.counts.get(FAILED, 0)
+
+    @property
+    def estimates(self) -> bool:
+        """Whether trials are scored by shared weights."""
+        return self.settings.evaluator == "supernet"
+
+    @property
+    def found(self) -> list[Record]:
+        """What the front is made of: networks that were trained; as long as there are none, estimates."""
+        return list((self.scored or self.estimated).values())
 
     @property
     def seconds_left(self) -> float | None:
@@ -81,11 +94,16 @@ class Driver:
         return None if self.settings.time is None else self.settings.time - (time.monotonic() - self.started)
 
     def next_job(self) -> Job | None:
-        """The next network to train, or None: nothing more to start."""
-        if self.why_stopped or self.spent + len(self.running) >= self.settings.trials:
-            return None
+        """The next network to score, or None: nothing more to start now."""
         if self._no_time():
             self.why_stopped = "the time is up"
+            return None
+        return self._next_new() or self._next_confirmation()
+
+    def _next_new(self) -> Job | None:
+        """The next network that is not known."""
+        searching = sum(r.job.evaluator == self.settings.evaluator for r in self.running.values())
+        if self.why_stopped or self.spent + searching >= self.settings.trials:
             return None
         while True:
             if self.misses and self.misses % MAX_MISSES == 0 and not self._enqueue_unseen():
@@ -94,6 +112,22 @@ class Driver:
             job = self._propose()
             self.misses = 0 if job is not None else self.misses + 1
             if job is not None:
+                return job
+
+    def _next_confirmation(self) -> Job | None:
+        """The next network of the estimates' front to train from scratch, once all estimates are in."""
+        if not self.estimates or any(r.job.evaluator == "supernet" for r in self.running.values()):
+            return None
+        while True:
+            tried = self.scored.keys() | self.given_up.keys() | {r.job.arch.key() for r in self.running.values()}
+            pick = next(
+                (r for r in picked(list(self.estimated.values()), self.settings.confirm) if r.key not in tried), None
+            )
+            if pick is None:
+                return None
+            if not self.study.waiting():
+                self.study.enqueue(pick.params, confirms=pick.number)
+            if (job := self._propose()) is not None:
                 return job
 
     def on_report(self, number: int, report: Report) -> bool:
@@ -166,6 +200,8 @@ class Driver:
         self._count(record.outcome)
         if record.outcome == SCORED:
             self.scored[record.key] = record
+        elif record.outcome == ESTIMATED:
+            self.estimated[record.key] = record
         elif record.attrs.get("reason") == KILLED or (record.outcome == FAILED and tried_again):
             self.lost[record.key] += 1
         elif record.outcome == FAILED:
@@ -190,14 +226,24 @@ class Driver:
         if self._known(proposal, arch.key(), price):
             self._count(REPEATED)
             return None
-        job = Job(proposal.number, arch, self.settings.train_config(trial_seed(self.settings.seed, arch)))
+        job = self._job(proposal, arch)
         self.running[proposal.number] = Running(job, price, proposal.params)
         self.on_change()
         return job
 
+    def _job(self, proposal: Proposal, arch: Arch) -> Job:
+        evaluator = "scratch" if proposal.confirms is not None else self.settings.evaluator
+        if evaluator == "supernet":  # one report; the seed draws what calibrates, the same for all
+            return Job(
+                proposal.number, arch, replace(self.settings.train_config(self.settings.seed), epochs=1), evaluator
+            )
+        return Job(proposal.number, arch, self.settings.train_config(trial_seed(self.settings.seed, arch)), evaluator)
+
     def _known(self, proposal: Proposal, key: str, price: Cost) -> bool:
         """Whether the network was tried before; the trial is then ended with what is known."""
         earlier = self.scored.get(key)
+        if earlier is None and proposal.confirms is None:
+            earlier = self.estimated.get(key)
         if earlier is not None and earlier.val_top1 is not None:
             answer = {"repeat_of": earlier.number, "epochs": earlier.attrs["epochs"]}
             self.study.complete(proposal.number, earlier.val_top1, price.macs, REPEATED, **answer)
@@ -219,8 +265,9 @@ class Driver:
         if self.study.waiting():
             return True
         busy = {r.job.arch.key() for r in self.running.values()}
-        busy |= self.scored.keys() | self.given_up.keys()
-        rng = random.Random(f"{self.settings.seed} {len(self.scored)} {len(busy)}")
+        known = self.estimated if self.estimates else self.scored
+        busy |= known.keys() | self.given_up.keys()
+        rng = random.Random(f"{self.settings.seed} {len(known)} {len(busy)}")
         fresh = [p for p in self._candidates(rng) if self._is_fresh(p, busy)]
         if fresh:
             self.study.enqueue(rng.choice(fresh))
@@ -252,11 +299,14 @@ class Driver:
             "host": report.host,
             "session": self.session,
         }
-        attrs = {"epochs": report.epoch, "seconds": round(report.seconds, 3), "training": training}
+        by_weights = trial.job.evaluator == "supernet"
+        epochs = 0 if by_weights else report.epoch
+        attrs = {"epochs": epochs, "seconds": round(report.seconds, 3), "training": training}
         self.on_scored(trial.job, report.weights)  # first: a score that the study holds has its weights on disk
-        self.study.complete(number, report.val_top1, trial.cost.macs, SCORED, **attrs)
-        self.scored[trial.job.arch.key()] = self.study.record(number)
-        self._count(SCORED)
+        outcome, books = (ESTIMATED, self.estimated) if by_weights else (SCORED, self.scored)
+        self.study.complete(number, report.val_top1, trial.cost.macs, outcome, **attrs)
+        books[trial.job.arch.key()] = self.study.record(number)
+        self._count(outcome)
         self.on_change()
 
     def _fail(self, number: int, reason: str, lost: bool) -> None:
@@ -281,8 +331,17 @@ class Driver:
         """Whether a trial of the usual length would not end within `--time`."""
         if self.seconds_left is None:
             return False
-        usual = [r.attrs["seconds"] for r in self.scored.values()]
+        usual = [r.attrs["seconds"] for r in self.found]
         return self.seconds_left < (statistics.median(usual) if usual else 0)
+
+
+def picked(estimates: list[Record], count: int) -> list[Record]:
+    """Of the estimates' front, so many networks: evenly along it, both ends among them."""
+    best = [estimates[i] for i in front([r.val_top1 or 0.0 for r in estimates], [r.macs for r in estimates])]
+    if count == 1:
+        return best[-1:]
+    places = {round(i * (len(best) - 1) / (count - 1)) for i in range(count)} if best and count else set()
+    return [best[i] for i in sorted(places, reverse=True)]  # the dearest first, so that no worker is left with it
 
 
 def trial_seed(seed: int, arch: Arch) -> int:

@@ -27,17 +27,17 @@ from res2net.formats import export_onnx, need_onnx
 from search import runs
 from search.front import front, knee
 from search.settings import Settings
-from search.study import SCORED, Record, arch_of, read
+from search.study import ESTIMATED, SCORED, Record, arch_of, read
 from search.units import format_count, parse_count
 from trainers.card import code, machine, model_card
 from trainers.data import Data
 from trainers.train import Images, device_of, evaluate
 
 
-def front_of(folder: Path) -> list[Record]:
-    """The front of a run's folder, cheapest first."""
-    epochs = runs.settings_of(folder).epochs
-    records = [r for r in read(folder) if r.outcome == SCORED and r.attrs["epochs"] == epochs]
+def front_of(folder: Path, estimates: bool = False) -> list[Record]:
+    """The front of a run's folder, cheapest first: of trained networks, or of `estimates` by shared weights."""
+    outcome, epochs = (ESTIMATED, 0) if estimates else (SCORED, runs.settings_of(folder).epochs)
+    records = [r for r in read(folder) if r.outcome == outcome and r.attrs["epochs"] == epochs]
     if not records:
         raise UserError(f"run folder {str(folder)!r}: no trial has its full budget yet; accepted: a run with one")
     return [records[i] for i in front([r.val_top1 or 0.0 for r in records], [r.macs for r in records])]

@@ -14,14 +14,16 @@ from rich.text import Text
 
 from search.driver import Driver, Running
 from search.front import front
-from search.study import FAILED, INFEASIBLE, ORPHAN, REPEATED, Record
+from search.study import ESTIMATED, FAILED, INFEASIBLE, ORPHAN, REPEATED, Record
 from search.units import format_count, format_seconds
 
 FRONT_ROWS = 12
 
 
 class Progress(Protocol):
-    """Told when a search begins, when something changed, and when it ends."""
+    """Told when a search begins, when something changed, and when it ends; `console` is where it writes."""
+
+    console: Console
 
     def start(self, driver: Driver, title: str) -> None: ...
     def changed(self) -> None: ...
@@ -30,6 +32,8 @@ class Progress(Protocol):
 
 class Silent:
     """Shows nothing."""
+
+    console = Console(quiet=True)
 
     def start(self, driver: Driver, title: str) -> None: ...
     def changed(self) -> None: ...
@@ -40,22 +44,24 @@ class Lines:
     """One line for each trial that ended: for logs and pipes."""
 
     def __init__(self, console: Console) -> None:
-        self._console = console
+        self.console = console
 
     def start(self, driver: Driver, title: str) -> None:
         self._driver = driver
-        self._seen = {r.number for r in driver.scored.values()}
+        self._seen = {r.number for r in self._scores()}
         self._failed = driver.counts.get(FAILED, 0)
-        self._console.print(title, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(title, highlight=False, markup=False, soft_wrap=True)
 
     def changed(self) -> None:
         driver = self._driver
-        for record in [r for r in driver.scored.values() if r.number not in self._seen]:
+        for record in [r for r in self._scores() if r.number not in self._seen]:
             self._seen.add(record.number)
             on_front = record.number in {r.number for r in front_records(driver)}
-            self._console.print(
+            note = "  shared weights" if record.outcome == ESTIMATED else ""
+            self.console.print(
                 f"[{driver.spent:>3}/{driver.settings.trials}] trial {record.number:<4} {record.val_top1:6.2f} %  "
                 f"{format_count(record.macs):>6} MACs  {record.attrs['seconds']:6.1f} s  {record.attrs['arch']}"
+                + note
                 + ("  (front)" if on_front else ""),
                 highlight=False,
                 markup=False,
@@ -63,7 +69,7 @@ class Lines:
             )
         if driver.counts.get(FAILED, 0) > self._failed:
             self._failed = driver.counts[FAILED]
-            self._console.print(
+            self.console.print(
                 f"[{driver.spent:>3}/{driver.settings.trials}] failed: {driver.last_failure}",
                 highlight=False,
                 markup=False,
@@ -72,17 +78,20 @@ class Lines:
 
     def stop(self) -> None: ...
 
+    def _scores(self) -> list[Record]:
+        return [*self._driver.estimated.values(), *self._driver.scored.values()]
+
 
 class Display:
     """A live picture: what runs, the front so far, what is left."""
 
     def __init__(self, console: Console) -> None:
-        self._console = console
+        self.console = console
 
     def start(self, driver: Driver, title: str) -> None:
         self._driver, self._title, self._begun = driver, title, time.monotonic()
         self._before = driver.spent
-        self._live = Live(console=self._console, get_renderable=self._picture, refresh_per_second=4, transient=True)
+        self._live = Live(console=self.console, get_renderable=self._picture, refresh_per_second=4, transient=True)
         self._live.start()
 
     def changed(self) -> None: ...  # it redraws by itself
@@ -168,7 +177,7 @@ def front_table(driver: Driver) -> Table:
 
 def front_records(driver: Driver) -> list[Record]:
     """The records of the front so far, cheapest first."""
-    scored = [r for r in list(driver.scored.values()) if r.val_top1 is not None]
+    scored = [r for r in driver.found if r.val_top1 is not None]
     return [scored[i] for i in front([r.val_top1 or 0.0 for r in scored], [r.macs for r in scored])]
 
 

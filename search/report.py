@@ -12,7 +12,7 @@ import pandas as pd
 from res2net.files import write_atomic
 from search.front import front, hypervolume, knee
 from search.settings import Settings
-from search.study import SCORED, Record
+from search.study import ESTIMATED, SCORED, Record
 from search.units import format_count
 from space import Space
 
@@ -30,11 +30,14 @@ COLUMNS = (
     "arch",
 )
 IDLE = ("arch_json", "val_loss", "images_per_second", "session")  # what is in the study alone
-LAST = ("key", "retry_of", "repeat_of", "reason", "host")
+LAST = ("key", "retry_of", "repeat_of", "confirms", "reason", "host")
 
 
 def trials_frame(records: Sequence[Record], epochs: int) -> pd.DataFrame:
-    """A row a trial: what became of it, accuracy (%), cost, parameters; `front` marks the networks of the front."""
+    """A row a trial: what became of it, accuracy (%), cost, parameters; `front` marks the networks of the front.
+
+    Those are networks trained for the full budget, or, before there are any, those with a score by shared weights.
+    """
     rows = []
     for r in records:
         attrs = {k: v for k, v in r.attrs.items() if k not in IDLE}
@@ -48,8 +51,10 @@ def trials_frame(records: Sequence[Record], epochs: int) -> pd.DataFrame:
     params = [c for c in frame.columns if c not in (*COLUMNS, *LAST)]
     frame["front"] = False
     full = frame[(frame.outcome == SCORED) & (frame.epochs == epochs)]
+    if full.empty:  # as long as none was trained
+        full = frame[frame.outcome == ESTIMATED]
     frame.loc[full.index[front(list(full.val_top1), list(full.macs))], "front"] = True
-    for name in ("macs", "params", "activations", "epochs", "retry_of", "repeat_of"):
+    for name in ("macs", "params", "activations", "epochs", "retry_of", "repeat_of", "confirms"):
         frame[name] = frame[name].astype("Int64")
     frame["val_top1"] = frame["val_top1"].astype(float)
     return frame[[*COLUMNS, *params, *LAST]]
@@ -58,7 +63,7 @@ def trials_frame(records: Sequence[Record], epochs: int) -> pd.DataFrame:
 def front_frame(trials: pd.DataFrame) -> pd.DataFrame:
     """The front, cheapest first, without columns that say nothing of it."""
     chosen = trials[trials.front].sort_values("macs").reset_index(drop=True)
-    return chosen.drop(columns=["state", "outcome", "front", "retry_of", "repeat_of", "reason"])
+    return chosen.drop(columns=["state", "outcome", "front", "retry_of", "repeat_of", "confirms", "reason"])
 
 
 def macs_range(space: Space, settings: Settings) -> tuple[int, int]:
@@ -80,7 +85,9 @@ def write(folder: Path, records: Sequence[Record], space: Space, settings: Setti
     trials = trials_frame(records, settings.epochs)
     write_atomic(folder / "trials.csv", trials.to_csv(index=False))
     write_atomic(folder / "pareto.csv", front_frame(trials).to_csv(index=False))
-    title = f"{space.name} on {settings.data}: {settings.epochs} epochs a trial, validation split"
+    trained = f"{settings.epochs} epochs a trial" if (trials.outcome == SCORED).any() else "no trial done yet"
+    how = "scores by shared weights" if (trials.outcome == ESTIMATED)[trials.front].any() else trained
+    title = f"{space.name} on {settings.data}: {how}, validation split"
     write_atomic(folder / "pareto.png", pareto_png(trials, title, settings))
     write_atomic(folder / "pareto.html", pareto_figure(trials, title, settings).to_html(include_plotlyjs=True))
     return trials
@@ -92,6 +99,12 @@ def mean_scale(trials: pd.DataFrame) -> pd.Series:
     return trials[names].astype(float).mean(axis=1) if names else pd.Series(math.nan, index=trials.index)
 
 
+def drawn(trials: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The trials that the front is of, and the others with a score: what shared weights estimated, if any confirmed."""
+    scored, estimated = (trials[trials.outcome == outcome] for outcome in (SCORED, ESTIMATED))
+    return (scored, estimated) if len(scored) or estimated.empty else (estimated, scored)
+
+
 def pareto_png(trials: pd.DataFrame, title: str, settings: Settings) -> bytes:
     """The front over all scored networks, coloured by scale; limits as dashed lines, the knee named."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -101,9 +114,18 @@ def pareto_png(trials: pd.DataFrame, title: str, settings: Settings) -> bytes:
     figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     ax = figure.add_subplot()
-    done = trials[trials.outcome == SCORED]
+    done, estimates = drawn(trials)
     best = done[done.front].sort_values("macs")
     scale = mean_scale(done)
+    if len(estimates):
+        ax.scatter(
+            estimates.macs.astype(float),
+            estimates.val_top1,
+            color="0.75",
+            s=10,
+            zorder=1,
+            label="score by shared weights",
+        )
     if len(done):
         macs, top1 = done.macs.astype(float), done.val_top1
         if scale.notna().all() and scale.nunique() > 1:
@@ -153,9 +175,10 @@ def pareto_figure(trials: pd.DataFrame, title: str, settings: Settings):
     """The same as an interactive figure: hovering shows the network."""
     import plotly.graph_objects as go
 
-    done = trials[trials.outcome == SCORED]
+    done, estimates = drawn(trials)
     figure = go.Figure()
     for name, part, style in (
+        ("score by shared weights", estimates, {"mode": "markers", "marker": {"size": 6, "color": "#d5dbe1"}}),
         ("dominated", done[~done.front], {"mode": "markers", "marker": {"size": 8, "color": "#9aa5b1"}}),
         (
             "front",
@@ -163,6 +186,8 @@ def pareto_figure(trials: pd.DataFrame, title: str, settings: Settings):
             {"mode": "lines+markers", "line": {"shape": "hv", "color": "#d62728"}, "marker": {"size": 11}},
         ),
     ):
+        if part is estimates and part.empty:
+            continue
         figure.add_scatter(
             x=part.macs.astype(float),
             y=part.val_top1,

@@ -19,9 +19,12 @@ from res2net.errors import Parser, UserError, run_main
 from search import dashboard, progress, runs
 from search.api import Result, search
 from search.export import front_of
-from search.settings import EXECUTORS, SAMPLERS, Settings
+from search.settings import EVALUATORS, EXECUTORS, SAMPLERS, Settings
+from search.study import SCORED
 from search.units import format_seconds, parse_count, parse_seconds
 
+# Defaults that suit an evaluator: a score by shared weights takes a second, and tuning starts from trained weights.
+FITTING: dict[str, dict[str, Any]] = {"supernet": {"trials": 200}, "inherit": {"lr": 0.02}}
 COUNTS = ("max_macs", "min_macs", "max_params", "match_macs")
 
 
@@ -56,6 +59,20 @@ def build_parser() -> Parser:
     how.add_argument("--batch-size", type=int, metavar="N", help=f"images a step (default: {d.batch_size})")
     how.add_argument("--lr", type=float, metavar="X", help=f"peak learning rate (default: {d.lr})")
     how.add_argument("--seed", type=int, metavar="N", help=f"of split, proposals and training (default: {d.seed})")
+    score = parser.add_argument_group("how networks are scored")
+    score.add_argument("--evaluator", help=f"{', '.join(EVALUATORS)} (default: {d.evaluator}, each is trained)")
+    score.add_argument(
+        "--supernet", metavar="DIR", help="shared weights of search.supernet (default: train them first)"
+    )
+    score.add_argument(
+        "--supernet-epochs", type=int, metavar="N", help=f"epochs of shared weights (default: {d.supernet_epochs})"
+    )
+    score.add_argument(
+        "--confirm",
+        type=int,
+        metavar="K",
+        help=f"train K networks of the front that shared weights found (default: {d.confirm})",
+    )
     where = parser.add_argument_group("where")
     where.add_argument("--executor", help=f"{', '.join(EXECUTORS)} (default: {d.executor}, which is Ray Tune)")
     where.add_argument("--workers", type=int, metavar="N", help="trials at a time (default: the most that fit)")
@@ -77,7 +94,7 @@ def settings_of(options: dict[str, Any], out: Path | None) -> Settings:
         known = {f.name: getattr(before, f.name) for f in fields(before)}
         given = Settings(**{**known, **values})
         return given if "time" in values else replace(given, time=None)
-    return Settings(**values)
+    return Settings(**(FITTING.get(values.get("evaluator", ""), {}) | values))
 
 
 def _interrupt(*_: object) -> None:
@@ -103,8 +120,11 @@ def show(console: Console, result: Result) -> None:
     """The front, and what to do with it."""
     folder, trials = result.folder, runs.settings_of(result.folder).trials
     console.print(f"\n{result.why_stopped} after {format_seconds(result.seconds)}.", highlight=False)
+    trained = runs.settings_of(folder).evaluator != "supernet" or (result.trials.outcome == SCORED).any()
     if len(result.front):
-        console.print(progress.table_of_front(front_of(folder)))
+        if not trained:
+            console.print("no network was trained: these scores are by shared weights (--confirm K trains K of them)")
+        console.print(progress.table_of_front(front_of(folder, estimates=not trained)))
         console.print(
             f"hypervolume {result.hypervolume:.2f} % (best top-1 averaged over budgets of MACs)", highlight=False
         )
@@ -115,7 +135,8 @@ def show(console: Console, result: Result) -> None:
         ("export", f"python -m search.export {path} --pick knee --to exported"),
         ("train on", f"python -m trainers.fit {best} --data {runs.settings_of(folder).data} --out trained"),
     ]
-    for name, text in lines if len(result.front) else lines[:1]:
+    shown = lines if trained else lines[:2]  # there is nothing to export yet
+    for name, text in shown if len(result.front) else lines[:1]:
         console.print(f"{name:>9}: {text}", highlight=False, soft_wrap=True, markup=False)
 
 

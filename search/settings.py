@@ -19,10 +19,11 @@ from trainers.train import Config
 
 SAMPLERS = ("tpe", "nsga2", "random")
 EXECUTORS = ("tune", "local")
+EVALUATORS = ("scratch", "supernet", "inherit")
 BASE_OF_DATA = {"shapes": "micro", "cifar10": "cifar", "cifar100": "cifar"}
 
 # What may differ when a search goes on: how long and where, not what is searched or how it is scored.
-FREE = ("data_dir", "trials", "time", "executor", "workers", "gpus_per_trial")
+FREE = ("data_dir", "trials", "time", "confirm", "executor", "workers", "gpus_per_trial")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,9 @@ class Settings:
     """A search's settings, named as the options of `python -m search.run`.
 
     Counts are of one image's multiply-accumulates or of weights; `time` is in seconds; None is no limit.
+    evaluator: how a trial gets its score: trained from `scratch`; by the weights of a `supernet`, of which `confirm`
+    networks of the front found are then trained from scratch; or tuned from its slice of one (`inherit`).
+    supernet: the folder of a trained one, else it is trained first, for `supernet_epochs`.
     """
 
     space: str = "scale_card_depth"
@@ -48,6 +52,10 @@ class Settings:
     epochs: int = 2
     batch_size: int = 64
     lr: float = 0.1
+    evaluator: str = "scratch"
+    supernet: str | None = None
+    supernet_epochs: int = 8
+    confirm: int = 4
     executor: str = "tune"
     workers: int | None = None
     gpus_per_trial: float | None = None
@@ -57,7 +65,17 @@ class Settings:
         _choice("--data", self.data, trainers.data.names())
         _choice("--sampler", self.sampler, SAMPLERS)
         _choice("--executor", self.executor, EXECUTORS)
-        for name in ("trials", "epochs", "batch_size", "workers", "train_images"):
+        _choice("--evaluator", self.evaluator, EVALUATORS)
+        if self.match_macs and self.evaluator != "scratch":
+            raise UserError(
+                f"--match-macs: its widths are none of the supernet's, which --evaluator {self.evaluator} needs; "
+                "accepted: with --evaluator scratch"
+            )
+        if self.supernet is not None and self.evaluator == "scratch":
+            raise UserError("--supernet: says nothing with --evaluator scratch; accepted: with supernet or inherit")
+        if self.confirm < 0:
+            raise UserError(f"--confirm: {self.confirm} is too small; accepted: at least 0")
+        for name in ("trials", "epochs", "supernet_epochs", "batch_size", "workers", "train_images"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"--{name.replace('_', '-')}: {value} is too small; accepted: at least 1")

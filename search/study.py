@@ -26,9 +26,16 @@ from res2net.errors import UserError
 STUDY_FILE = "study.db"
 OBJECTIVES = {"val_top1": "maximize", "macs": "minimize"}
 
-# What became of a trial, in its attribute `outcome`. Only `scored` ones can be on the front.
-SCORED, REPEATED, INFEASIBLE, FAILED, ORPHAN = "scored", "repeated", "infeasible", "failed", "orphan"
-SPENT = (SCORED, FAILED)  # what counts against --trials
+# What became of a trial, in its attribute `outcome`. Only `scored` ones, which were trained, are on the final front;
+# `estimated` ones have a score by shared weights.
+SCORED, ESTIMATED, REPEATED, INFEASIBLE, FAILED, ORPHAN = (
+    "scored",
+    "estimated",
+    "repeated",
+    "infeasible",
+    "failed",
+    "orphan",
+)
 
 # Attributes of a trial that are tables of lesser ones: each attribute is a transaction of its own.
 TABLES = ("network", "training")
@@ -36,11 +43,15 @@ TABLES = ("network", "training")
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """What the sampler asks to try: the trial's number and parameters; `retry_of` where it was asked before."""
+    """What is to be tried: the trial's number and parameters.
+
+    retry_of: the trial that it was asked as before. confirms: the estimate that it shall confirm.
+    """
 
     number: int
     params: dict[str, int]
     retry_of: int | None = None
+    confirms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +100,15 @@ class Study:
         _ = trial.relative_params  # of an enqueued trial too: there NSGA-II notes the generation that it belongs to
         self._live[trial.number] = trial
         self._asked += 1
-        return Proposal(trial.number, dict(trial.params), trial.user_attrs.get("retry_of"))
+        attrs = trial.user_attrs
+        return Proposal(trial.number, dict(trial.params), attrs.get("retry_of"), attrs.get("confirms"))
 
-    def enqueue(self, params: Mapping[str, int], retry_of: int | None = None) -> None:
+    def enqueue(self, params: Mapping[str, int], retry_of: int | None = None, confirms: int | None = None) -> None:
         """Have these parameters asked before any others."""
-        self._study.enqueue_trial(dict(params), user_attrs={} if retry_of is None else {"retry_of": retry_of})
+        if retry_of is not None:
+            confirms = self.record(retry_of).attrs.get("confirms")
+        attrs = {"retry_of": retry_of, "confirms": confirms}
+        self._study.enqueue_trial(dict(params), user_attrs={k: v for k, v in attrs.items() if v is not None})
 
     def describe(self, number: int, arch: Arch, cost: Cost, violations: list[float]) -> None:
         """Write down the trial's network, its cost, and by how much it breaks each limit."""

@@ -40,6 +40,7 @@ ABOUT_FILE, WEIGHTS_FILE, CHECKPOINT_FILE, EPOCHS_FILE = (
     "checkpoint.pt",
     "epochs.csv",
 )
+FOLDER = "supernet"  # of a search that trains its own
 # What must be alike for shared weights to go on, or to serve a search.
 TRAINED_BY = ("space", "base", "per_stage", "data", "train_images", "epochs", "batch_size", "lr", "seed")
 SERVES = ("data", "train_images", "seed")  # the seed cuts the validation split: another's images were trained on
@@ -205,7 +206,7 @@ def _main(argv: Sequence[str] | None) -> int:
     out, console = options.pop("out"), Console()
     settings = Settings(**options)
     data = trainers.data.load(settings.data, settings.data_dir, seed=settings.seed, train_images=settings.train_images)
-    space = settings.get_space(data.num_classes)
+    space = settings.get_space(data.num_classes, data.image_size)
     try:
         train(settings, space, data, out, console)
     except KeyboardInterrupt:

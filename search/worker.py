@@ -4,35 +4,41 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Protocol
 
 import torch
+from torch import nn
 
 from res2net.arch import Arch
+from res2net.elastic import ElasticRes2Net
 from res2net.files import weights_bytes
 from res2net.model import create
 from trainers.data import Data
+from trainers.supernet import Scorer
 from trainers.train import Config, Trainer, TrainingFailed
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What a worker needs to run a trial."""
+    """What a worker needs to run a trial. `evaluator` is one of `search.settings.EVALUATORS`."""
 
     number: int
     arch: Arch
     config: Config
+    evaluator: str = "scratch"
 
     def to_json(self) -> str:
-        return json.dumps({"number": self.number, "arch": self.arch.to_dict(), "config": asdict(self.config)})
+        values = {"number": self.number, "arch": self.arch.to_dict(), "config": asdict(self.config)}
+        return json.dumps(values | {"evaluator": self.evaluator})
 
     @classmethod
     def from_json(cls, text: str) -> Job:
         data = json.loads(text)
-        return cls(data["number"], Arch.from_dict(data["arch"]), Config(**data["config"]))
+        return cls(data["number"], Arch.from_dict(data["arch"]), Config(**data["config"]), data["evaluator"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,16 +66,36 @@ class Work(Protocol):
     def __call__(self, job: Job, data: Data) -> Iterator[Report]: ...
 
 
-def train_trial(job: Job, data: Data) -> Iterator[Report]:
-    """Train the job's network from scratch; the last report carries the weights."""
+def train_trial(job: Job, data: Data, start: Callable[[Arch], nn.Module] = create) -> Iterator[Report]:
+    """Train the job's network from what `start` gives; the last report carries the weights."""
     torch.manual_seed(job.config.seed)
-    trainer = Trainer(create(job.arch), data, job.config)
+    trainer = Trainer(start(job.arch), data, job.config)
     host, seconds = socket.gethostname(), 0.0
     for _ in range(job.config.epochs):
         e = trainer.epoch()
         seconds += e.seconds
         weights = weights_bytes(trainer.model) if e.epoch == job.config.epochs else None
         yield Report(e.epoch, e.val_top1, e.val_loss, e.train_loss, seconds, e.images_per_second, host, weights=weights)
+
+
+class SharedWork:
+    """Trials that score or start from the weights of a supernet, of which each process has one copy."""
+
+    def __init__(self, model: ElasticRes2Net) -> None:
+        self.model = model
+        self._scorer: Scorer | None = None
+
+    def __call__(self, job: Job, data: Data) -> Iterator[Report]:
+        if job.evaluator == "scratch":
+            yield from train_trial(job, data)
+        elif job.evaluator == "inherit":
+            yield from train_trial(job, data, self.model.extract)
+        else:
+            begun = time.monotonic()
+            if self._scorer is None:
+                self._scorer = Scorer(self.model, data, job.config)
+            loss, top1 = self._scorer(job.arch)
+            yield Report(1, top1, loss, seconds=time.monotonic() - begun, host=socket.gethostname())
 
 
 def guarded(work: Work, job: Job, data: Data) -> Iterator[Report]:

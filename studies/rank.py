@@ -281,7 +281,7 @@ def _main(argv: Sequence[str] | None) -> None:
         raise UserError(f"--members: {args.members} is too small; accepted: at least 3")
     settings = _settings(args)
     data = trainers.data.load(settings.data, settings.data_dir, seed=settings.seed, train_images=settings.train_images)
-    space = settings.get_space(data.num_classes)
+    space = settings.get_space(data.num_classes, data.image_size)
     study = Study(args.out, choose(space, args.members, args.seed), data.image_size, args.workers, console)
     begun = time.monotonic()
     shared_settings = replace(settings, epochs=args.supernet_epochs)
