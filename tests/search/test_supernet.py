@@ -1,0 +1,211 @@
+"""Searches over shared weights: trained once, exactly resumed, each network scored once, the best of them confirmed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import safetensors.torch
+import torch
+
+from res2net import load
+from res2net.elastic import ElasticRes2Net
+from res2net.errors import UserError
+from search import supernet
+from search.api import search
+from search.driver import picked
+from search.front import front
+from search.settings import Settings
+from search.study import ESTIMATED, REPEATED, SCORED, Record, arch_of, read
+from search.worker import Job, SharedWork
+from trainers.data import Data
+from trainers.supernet import SupernetTrainer
+from trainers.train import Config
+
+
+@pytest.fixture
+def settings(make_settings: Callable[..., Settings]) -> Settings:
+    return make_settings(evaluator="supernet", supernet_epochs=2, trials=6, epochs=1, confirm=2)
+
+
+def of(folder: Path, outcome: str) -> list[Record]:
+    return [r for r in read(folder) if r.outcome == outcome]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return safetensors.torch.load_file(folder / supernet.WEIGHTS_FILE)
+
+
+def trained(settings: Settings, data: Data, folder: Path) -> ElasticRes2Net:
+    return supernet.train(replace(settings, epochs=2), settings.get_space(10, data.image_size), data, folder)
+
+
+class TestTraining:
+    def test_one_that_was_interrupted_goes_on_to_the_same_weights(
+        self, settings: Settings, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        trained(settings, data, tmp_path / "whole")
+        epoch = SupernetTrainer.epoch
+
+        def interrupted(self: SupernetTrainer) -> object:
+            if self.done_epochs == 1:
+                raise KeyboardInterrupt
+            return epoch(self)
+
+        monkeypatch.setattr(SupernetTrainer, "epoch", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            trained(settings, data, tmp_path / "parts")
+        with pytest.raises(UserError, match="is not trained to its end"):
+            supernet.load(tmp_path / "parts", settings.get_space(10, 8), data, settings)
+        monkeypatch.setattr(SupernetTrainer, "epoch", epoch)
+        trained(settings, data, tmp_path / "parts")
+        whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+        assert all(torch.equal(whole[k], parts[k]) for k in whole.keys() | parts.keys())
+        assert not (tmp_path / "parts" / supernet.CHECKPOINT_FILE).exists()
+        assert list(pd.read_csv(tmp_path / "parts" / supernet.EPOCHS_FILE).epoch) == [1, 2]
+
+    @pytest.mark.parametrize(
+        ("change", "said"),
+        [({"seed": 1}, "--seed 0, not 1"), ({"lr": 0.5}, "--lr 0.1, not 0.5"), ({"space": "scale"}, "--space")],
+    )
+    def test_a_folder_of_other_settings_is_refused(
+        self, settings: Settings, data: Data, tmp_path: Path, change: dict, said: str
+    ) -> None:
+        trained(settings, data, tmp_path / "s")
+        with pytest.raises(UserError, match=said):
+            trained(replace(settings, **change), data, tmp_path / "s")
+
+    def test_weights_that_another_split_was_held_out_from_do_not_score(
+        self, settings: Settings, data: Data, tmp_path: Path
+    ) -> None:
+        """What is validation with one seed was trained on with another."""
+        trained(settings, data, tmp_path / "s")
+        with pytest.raises(UserError, match="--seed 0, not 3"):
+            supernet.load(tmp_path / "s", settings.get_space(10, 8), data, replace(settings, seed=3))
+
+    @pytest.mark.parametrize("broken", ["truncated", "foreign"])
+    def test_weights_that_cannot_be_read_are_refused(
+        self, settings: Settings, data: Data, tmp_path: Path, broken: str
+    ) -> None:
+        trained(settings, data, tmp_path / "s")
+        path = tmp_path / "s" / supernet.WEIGHTS_FILE
+        whole = path.read_bytes()
+        path.write_bytes(whole[:200] if broken == "truncated" else safetensors.torch.save({"a": torch.ones(1)}))
+        with pytest.raises(UserError, match="not the weights of this supernet"):
+            supernet.load(tmp_path / "s", settings.get_space(10, 8), data, settings)
+
+    def test_a_folder_with_something_else_is_left_alone(self, settings: Settings, data: Data, tmp_path: Path) -> None:
+        (tmp_path / "diary.txt").write_text("dear")
+        with pytest.raises(UserError, match="holds files but no supernet"):
+            trained(settings, data, tmp_path)
+
+    def test_the_command_trains_and_says_what_to_do_with_it(
+        self, loaded: Data, tiny_space: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    ) -> None:
+        out = tmp_path / "s"
+        assert supernet.main(f"--space {tiny_space} --epochs 1 --batch-size 20 --out {out}".split()) == 0
+        assert f"--evaluator supernet --supernet {out}" in capsys.readouterr().out.replace("\n", "")
+        assert supernet.main(f"--space {tiny_space} --epochs 2 --batch-size 20 --out {out}".split()) == 2
+        assert "--epochs 1, not 2" in capsys.readouterr().err
+
+
+class TestSearch:
+    def test_scores_every_network_once_and_trains_the_picked(
+        self, settings: Settings, loaded: Data, tmp_path: Path
+    ) -> None:
+        result = search(replace(settings, trials=12), tmp_path / "run")
+        estimates, confirmed = of(tmp_path / "run", ESTIMATED), of(tmp_path / "run", SCORED)
+        assert len({r.key for r in estimates}) == len(estimates) == 12
+        picks = {r.number for r in picked(estimates, 2)}
+        assert {r.attrs["confirms"] for r in confirmed} == picks
+        assert set(result.front.key) <= {r.key for r in confirmed}
+        assert {r.attrs["epochs"] for r in estimates} == {0}
+        assert load(tmp_path / "run" / "best").arch in [arch_of(r) for r in confirmed]
+
+    def test_scores_are_those_of_the_supernet_whatever_the_order(
+        self, settings: Settings, loaded: Data, tmp_path: Path
+    ) -> None:
+        search(replace(settings, confirm=0), tmp_path / "run")
+        space = settings.get_space(10, loaded.image_size)
+        model = supernet.load(tmp_path / "run" / supernet.FOLDER, space, loaded, settings)
+        score = supernet.scorer(model, loaded, settings)
+        for record in reversed(of(tmp_path / "run", ESTIMATED)):
+            assert score(arch_of(record))[1] == pytest.approx(record.val_top1)
+
+    def test_without_confirmation_the_front_is_of_estimates(
+        self, settings: Settings, loaded: Data, tmp_path: Path
+    ) -> None:
+        result = search(replace(settings, confirm=0), tmp_path / "run")
+        assert set(result.trials.outcome) <= {ESTIMATED, REPEATED}
+        assert len(result.front) > 0
+        assert not (tmp_path / "run" / "best").exists()
+
+    def test_one_that_goes_on_trains_no_weights_and_confirms_what_is_missing(
+        self, settings: Settings, loaded: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        search(replace(settings, confirm=0), tmp_path / "run")
+        monkeypatch.setattr(SupernetTrainer, "epoch", None)  # it would be called
+        search(settings, tmp_path / "run")
+        estimates, confirmed = of(tmp_path / "run", ESTIMATED), of(tmp_path / "run", SCORED)
+        assert {r.attrs["confirms"] for r in confirmed} == {r.number for r in picked(estimates, 2)}
+        search(settings, tmp_path / "run")
+        assert of(tmp_path / "run", SCORED) == confirmed
+
+    def test_weights_that_were_brought_along_are_used(self, settings: Settings, loaded: Data, tmp_path: Path) -> None:
+        trained(settings, loaded, tmp_path / "s")
+        search(replace(settings, supernet=str(tmp_path / "s"), confirm=0), tmp_path / "run")
+        assert not (tmp_path / "run" / supernet.FOLDER).exists()
+        assert len(of(tmp_path / "run", ESTIMATED)) == 6
+
+    @pytest.mark.slow
+    def test_on_ray_it_finds_the_same(
+        self, settings: Settings, loaded: Data, tmp_path: Path, ray_cluster: None
+    ) -> None:
+        trained(settings, loaded, tmp_path / "s")
+        for executor in ("local", "tune"):
+            how = replace(settings, supernet=str(tmp_path / "s"), executor=executor, trials=12)
+            search(how, tmp_path / executor)
+        one, other = ({r.key: r.val_top1 for r in of(tmp_path / e, ESTIMATED)} for e in ("local", "tune"))
+        assert one == other
+        assert {r.key for r in of(tmp_path / "local", SCORED)} == {r.key for r in of(tmp_path / "tune", SCORED)}
+
+    @pytest.mark.parametrize(
+        ("change", "said"),
+        [
+            ({"evaluator": "supernett"}, "did you mean 'supernet'"),
+            ({"match_macs": 300_000}, "--match-macs: its widths"),
+            ({"confirm": -1}, "--confirm: -1"),
+            ({"evaluator": "scratch", "supernet": "s"}, "--supernet: says nothing"),
+        ],
+    )
+    def test_settings_that_do_not_go_together_are_refused(self, settings: Settings, change: dict, said: str) -> None:
+        with pytest.raises(UserError, match=said):
+            replace(settings, **change)
+
+    def test_a_supernet_that_is_not_there_is_said_before_anything_is_written(
+        self, settings: Settings, loaded: Data, tmp_path: Path
+    ) -> None:
+        with pytest.raises(UserError, match="holds no supernet"):
+            search(replace(settings, supernet=str(tmp_path / "s")), tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
+
+def test_inherit_starts_from_the_slice(settings: Settings, data: Data) -> None:
+    space = settings.get_space(10, data.image_size)
+    model, arch = ElasticRes2Net(space), space.largest()
+    config = Config(epochs=1, batch_size=20, lr=1e-12, precision="fp32", device="cpu")
+    (report,) = SharedWork(model)(Job(0, arch, config, "inherit"), data)
+    for name, value in safetensors.torch.load(report.weights).items():
+        if "running" not in name and "num_batches" not in name:
+            torch.testing.assert_close(value, model.extract(arch).state_dict()[name])
+
+
+@pytest.mark.parametrize(("count", "numbers"), [(0, []), (1, [4]), (2, [4, 0]), (3, [4, 2, 0]), (9, [4, 3, 2, 1, 0])])
+def test_picked_are_spread_over_the_front_dearest_first(count: int, numbers: list[int]) -> None:
+    points = [(10.0, 1), (20.0, 2), (30.0, 3), (40.0, 4), (50.0, 5), (5.0, 6)]
+    estimates = [Record(i, "COMPLETE", ESTIMATED, {}, {"macs": m}, a, {}) for i, (a, m) in enumerate(points)]
+    assert len(front([a for a, _ in points], [m for _, m in points])) == 5
+    assert [r.number for r in picked(estimates, count)] == numbers
