@@ -47,8 +47,8 @@ class SharedNorm(nn.Module):
         self.register_buffer("running_mean", torch.zeros(scale, width))
         self.register_buffer("running_var", torch.ones(scale, width))
 
-    def tensors(self) -> dict[str, Tensor]:
-        return {name: getattr(self, name) for name in ("weight", "bias", *STATISTICS)}
+    def tensors(self, statistics: bool) -> dict[str, Tensor]:
+        return {name: getattr(self, name) for name in ("weight", "bias", *(STATISTICS if statistics else ()))}
 
 
 class ElasticBlock(nn.Module):
@@ -85,18 +85,18 @@ class ElasticBlock(nn.Module):
             if (module := getattr(self, name)) is not None:
                 yield from module.state_dict(prefix=f"{name}.", keep_vars=True).items()
 
-    def sliced(self, stage: Stage) -> Iterator[tuple[str, Tensor]]:
+    def sliced(self, stage: Stage, statistics: bool) -> Iterator[tuple[str, Tensor]]:
         """What a member has a slice of, by the names of an ordinary block of that stage."""
         s, w = stage.scale, stage.width
         own = str(stage.cardinality) if str(stage.cardinality) in self.kernels else next(iter(self.kernels))
         # The released order: the first split last.
-        yield "conv1.weight", self.conv1[:s, :w].roll(-1, 0).reshape(s * w, -1, 1, 1)
-        yield "conv3.weight", self.conv3[:, :s, :w].roll(-1, 1).reshape(-1, s * w, 1, 1)
-        for name, value in self.norms1[own].tensors().items():
-            yield f"bn1.{name}", value[:s, :w].roll(-1, 0).reshape(s * w)
+        yield "conv1.weight", first(first(self.conv1, 0, s), 1, w).roll(-1, 0).reshape(s * w, -1, 1, 1)
+        yield "conv3.weight", first(first(self.conv3, 1, s), 2, w).roll(-1, 1).reshape(-1, s * w, 1, 1)
+        for name, value in self.norms1[own].tensors(statistics).items():
+            yield f"bn1.{name}", first(first(value, 0, s), 1, w).roll(-1, 0).reshape(s * w)
         dense = self._convolved(self.kernels[own], s).unflatten(2, (-1, 3, 3))  # 5 dimensions are no weight to PyTorch
-        kernels = block_diagonals(dense[:, :w, :w], stage.cardinality).unbind()
-        norms = {n: self._convolved(v, s)[:, :w].unbind() for n, v in self.norms[own].tensors().items()}
+        kernels = block_diagonals(first(first(dense, 1, w), 2, w), stage.cardinality).unbind()
+        norms = {n: first(self._convolved(v, s), 1, w).unbind() for n, v in self.norms[own].tensors(statistics).items()}
         for i, kernel in enumerate(kernels):
             conv, norm = ("conv2", "bn2") if s == 1 else (f"convs.{i}", f"bns.{i}")
             yield f"{conv}.weight", kernel
@@ -107,7 +107,12 @@ class ElasticBlock(nn.Module):
         """Of a tensor with an entry a split, those of the splits that a block of that scale convolves."""
         if scale == 1:
             return x[:1]
-        return x[:scale].roll(-1, 0) if self.convolves_all else x[1:scale]
+        return first(x, 0, scale).roll(-1, 0) if self.convolves_all else x[1:scale]
+
+
+def first(x: Tensor, dim: int, count: int) -> Tensor:
+    """The first entries along a dimension; the tensor itself for all, which saves its gradient a copy."""
+    return x if x.shape[dim] == count else x.narrow(dim, 0, count)
 
 
 def block_diagonals(kernels: Tensor, groups: int) -> Tensor:
@@ -159,7 +164,7 @@ class ElasticRes2Net(nn.Module):
         for i, stage in enumerate(arch.stages, 1):
             for j, block in enumerate(self.get_submodule(f"layer{i}")[: stage.depth]):
                 out |= {f"layer{i}.{j}.{name}": value for name, value in block.whole()}
-                out |= {f"layer{i}.{j}.{name}": value for name, value in block.sliced(stage)}
+                out |= {f"layer{i}.{j}.{name}": value for name, value in block.sliced(stage, statistics)}
         return out if statistics else {k: v for k, v in out.items() if not k.endswith(BUFFERS)}
 
     @torch.no_grad()
