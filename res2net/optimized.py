@@ -53,8 +53,7 @@ class Optimized(nn.Module):
         self.dtype = torch.bfloat16 if bf16 else weight.dtype
         self.out_dtype = torch.float32 if bf16 else weight.dtype
         self.fc = as_linear(model.fc)
-        if has_onednn(weight.device, self.dtype):
-            merge_first_blocks(model)
+        recast(model, has_onednn(weight.device, self.dtype))
         self.body = fused(model)
         self.to(self.dtype, memory_format=torch.channels_last).eval()
 
@@ -128,20 +127,35 @@ def has_onednn(device: torch.device, dtype: torch.dtype) -> bool:
     return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def merge_first_blocks(model: nn.Module) -> None:
-    """Make bottlenecks of the first blocks of stages, whose splits do not meet: one convolution, a group for each.
+class InPlace(Bottle2neck):
+    """A later block, whose splits are replaced one after the other in the map that they are read from."""
 
-    The pool becomes the last group's kernel, a ninth everywhere. That saves the copies of splits, which cost more
-    than its products; of two splits it would be half of the convolution, so these are left.
-    """
+    def middle(self, x: Tensor) -> Tensor:
+        splits, y = x.chunk(self.scale, 1), None
+        for i, (conv, bn) in enumerate(zip(self.convs, self.bns, strict=True)):
+            split = splits[i].clone()
+            y = torch.relu_(bn(conv(split if y is None else split.add_(y))))
+            splits[i].copy_(y)
+        return x
+
+
+def recast(model: nn.Module, merges: bool) -> None:
+    """Give blocks of several splits the kind that is faster here."""
     for block in model.modules():
-        if isinstance(block, Bottle2neck) and block.first and (block.scale > 2 or len(block.convs) == block.scale):
+        if isinstance(block, Bottle2neck) and not block.first:
+            block.__class__ = InPlace
+        # Of two splits, the one that is pooled would be half of the convolution.
+        elif isinstance(block, Bottle2neck) and merges and (block.scale > 2 or len(block.convs) == block.scale):
             block.conv2, block.bn2 = merged(block), nn.Identity()
             block.__class__ = Bottleneck
 
 
 def merged(block: Bottle2neck) -> nn.Conv2d:
-    """What a first block does between its 1x1 convolutions."""
+    """What a first block does between its 1x1 convolutions, as one convolution: its splits do not meet.
+
+    Each split is a group, and the pool a kernel that is a ninth everywhere. Copies of the splits would take longer than
+    these products.
+    """
     convs = [fuse_conv_bn_eval(conv, bn) for conv, bn in zip(block.convs, block.bns, strict=True)]
     conv = convs[0]
     if len(convs) < block.scale:
@@ -177,7 +191,7 @@ def fused(model: nn.Module) -> fx.GraphModule:
             fuse(body, node)
     order = {node: i for i, node in enumerate(body.graph.nodes)}
     for node in order:
-        if len(node.args) == 2 and isinstance(conv := module(body, node), Conv):
+        if isinstance(conv := module(body, node), Conv) and len(node.args) == 2:
             # No other name for the map, and nobody who reads it later.
             others = [user for user in node.args[1].users if user is not node]
             is_free = all(isinstance(module(body, user), Conv) and order[user] < order[node] for user in others)
