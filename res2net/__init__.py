@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from res2net.files import load, save
     from res2net.formats import export_onnx, export_program
     from res2net.model import Res2Net, create
+    from res2net.optimized import optimize
 
 # These need torch, which takes seconds to import; a space or a cost needs none of it.
 _LAZY = {
@@ -31,6 +32,7 @@ _LAZY = {
     "load_checkpoint": "checkpoint",
     "export_onnx": "formats",
     "export_program": "formats",
+    "optimize": "optimized",
 }
 
 __all__ = [
@@ -52,6 +54,7 @@ __all__ = [
     "load_checkpoint",
     "named",
     "names",
+    "optimize",
     "save",
 ]
 

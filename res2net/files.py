@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import get_args
 
 import safetensors.torch
 import torch
@@ -82,6 +83,9 @@ def weights_bytes(model: AnyNetwork) -> bytes:
 
 def save(model: AnyNetwork, folder: str | Path) -> None:
     """Write the model folder as a whole, in place of a model folder that is there; `UserError` for any other."""
+    if not isinstance(model, AnyNetwork):
+        accepted = ", ".join(kind.__name__ for kind in get_args(AnyNetwork))
+        raise UserError(f"model is a {type(model).__name__}, which cannot be saved; accepted: {accepted}")
     check_replaceable(Path(folder), "model folder")
     arch, weights = model.arch.to_json(), weights_bytes(model)
 
