@@ -1,8 +1,9 @@
 """Weights shared by all networks of a space: every depth, width, cardinality and scale is a slice of them.
 
-Splits stand in the order of equation 1, in which the first passes through: a block of k splits then computes exactly
-the first k splits of a block with more (section 3.1), and scale is cut like depth, from the front. The released order,
-in which the split that passes through is the last, is made as a member's weights are handed out.
+In the order of equation 1 the first split passes through and the others are convolved: a block of k splits then
+computes exactly the first k splits of a block with more (section 3.1). Here the first two stand the other way round, so
+that a block of one split, which is convolved, is the first split of all others too: scale is cut from the front.
+The released order, in which the split that passes through is the last, is made as a member's weights are handed out.
 """
 
 from __future__ import annotations
@@ -55,13 +56,14 @@ class ElasticBlock(nn.Module):
     """A block's shared weights, and the slices of them that are an ordinary block's.
 
     What two members share of a block: rows of `conv1` and columns of `conv3` of the splits and channels that both
-    have, `bn3`, the shortcut and the squeeze-and-excitation, whose channels are the stage's and never cut. The 3x3
-    kernels and the norms around them are shared by members of one cardinality, or by all. Split 0 has a kernel too: it
-    is that of scale 1, the plain bottleneck, which so shares with other scales only its 1x1 convolutions (and split 0's
-    kernel where a first block convolves all splits).
+    have, `bn3`, the shortcut and the squeeze-and-excitation, whose channels are the stage's and never cut. 3x3 kernels
+    are block diagonals of one dense kernel; with `own` norms around them and a correction of the kernel, zero at first,
+    are those of members of one cardinality alone. Scale 1, the plain bottleneck, is the first convolved split.
     """
 
-    def __init__(self, arch: Arch, stage: Stage, cardinalities: tuple[int, ...], c_in: int, first: bool) -> None:
+    def __init__(
+        self, arch: Arch, stage: Stage, cardinalities: tuple[int, ...], own: bool, c_in: int, first: bool
+    ) -> None:
         super().__init__()
         scale, width = stage.scale, stage.width
         self.convolves_all = first and arch.first_block == "conv"
@@ -69,10 +71,10 @@ class ElasticBlock(nn.Module):
         self.conv3 = nn.Parameter(torch.empty(stage.channels, scale, width))
         nn.init.normal_(self.conv1, std=(2 / (scale * width)) ** 0.5)
         nn.init.normal_(self.conv3, std=(2 / stage.channels) ** 0.5)
-        names = [str(c) for c in cardinalities]
-        self.kernels = nn.ParameterDict({c: torch.empty(scale, width, width * 9) for c in names})
-        for kernel in self.kernels.values():
-            nn.init.normal_(kernel, std=(2 / (9 * width)) ** 0.5)
+        self.kernel = nn.Parameter(torch.empty(scale, width, width * 9))  # of 5 dimensions, PyTorch would refuse it
+        nn.init.normal_(self.kernel, std=(2 / (9 * width)) ** 0.5)
+        names = [str(c) for c in cardinalities] if own else ["all"]
+        self.own = nn.ParameterDict({c: torch.zeros_like(self.kernel) for c in names if own})
         self.norms1 = nn.ModuleDict({c: SharedNorm(scale, width) for c in names})
         self.norms = nn.ModuleDict({c: SharedNorm(scale, width) for c in names})
         self.bn3 = nn.BatchNorm2d(stage.channels)
@@ -88,13 +90,13 @@ class ElasticBlock(nn.Module):
     def sliced(self, stage: Stage, statistics: bool) -> Iterator[tuple[str, Tensor]]:
         """What a member has a slice of, by the names of an ordinary block of that stage."""
         s, w = stage.scale, stage.width
-        own = str(stage.cardinality) if str(stage.cardinality) in self.kernels else next(iter(self.kernels))
-        # The released order: the first split last.
-        yield "conv1.weight", first(first(self.conv1, 0, s), 1, w).roll(-1, 0).reshape(s * w, -1, 1, 1)
-        yield "conv3.weight", first(first(self.conv3, 1, s), 2, w).roll(-1, 1).reshape(-1, s * w, 1, 1)
+        own = str(stage.cardinality) if self.own else "all"
+        yield "conv1.weight", first(released(self.conv1, 0, s), 1, w).reshape(s * w, -1, 1, 1)
+        yield "conv3.weight", first(released(self.conv3, 1, s), 2, w).reshape(-1, s * w, 1, 1)
         for name, value in self.norms1[own].tensors(statistics).items():
-            yield f"bn1.{name}", first(first(value, 0, s), 1, w).roll(-1, 0).reshape(s * w)
-        dense = self._convolved(self.kernels[own], s).unflatten(2, (-1, 3, 3))  # 5 dimensions are no weight to PyTorch
+            yield f"bn1.{name}", first(released(value, 0, s), 1, w).reshape(s * w)
+        dense = self.kernel + self.own[own] if self.own else self.kernel
+        dense = self._convolved(dense, s).unflatten(2, (-1, 3, 3))
         kernels = block_diagonals(first(first(dense, 1, w), 2, w), stage.cardinality).unbind()
         norms = {n: first(self._convolved(v, s), 1, w).unbind() for n, v in self.norms[own].tensors(statistics).items()}
         for i, kernel in enumerate(kernels):
@@ -105,9 +107,16 @@ class ElasticBlock(nn.Module):
 
     def _convolved(self, x: Tensor, scale: int) -> Tensor:
         """Of a tensor with an entry a split, those of the splits that a block of that scale convolves."""
-        if scale == 1:
-            return x[:1]
-        return first(x, 0, scale).roll(-1, 0) if self.convolves_all else x[1:scale]
+        x = released(x, 0, scale)
+        return x if scale == 1 or self.convolves_all else x[:-1]
+
+
+def released(x: Tensor, dim: int, scale: int) -> Tensor:
+    """The first splits along a dimension in the released order: what passes through, here the second, is the last."""
+    x = first(x, dim, scale)
+    if scale <= 2:
+        return x
+    return torch.cat([x.narrow(dim, 0, 1), x.narrow(dim, 2, scale - 2), x.narrow(dim, 1, 1)], dim)
 
 
 def first(x: Tensor, dim: int, count: int) -> Tensor:
@@ -127,8 +136,8 @@ def block_diagonals(kernels: Tensor, groups: int) -> Tensor:
 class ElasticRes2Net(nn.Module):
     """All networks of a space in one set of weights: `model(x, arch)` gives the logits of a member.
 
-    own_cardinality: whether each cardinality has 3x3 kernels and norms of its own, of which a member takes the block
-    diagonal; else all take it from one dense kernel. Memory grows with the number of cardinalities.
+    own_cardinality: whether each cardinality has norms and a correction of the 3x3 kernels of its own: a convolution in
+    groups that is cut out of a dense one is not what it would have become by itself. Memory grows with their number.
 
     While training, a member's batch norms take the batch's statistics and remember none, as they are of no other
     member. In eval mode they take the shared ones, as `extract` does: give what was extracted statistics of its own
@@ -143,9 +152,9 @@ class ElasticRes2Net(nn.Module):
         self.bn1 = nn.BatchNorm2d(arch.stem_channels)
         c_in = arch.stem_channels
         for i, (stage, choices) in enumerate(zip(arch.stages, self.cardinalities, strict=True), 1):
-            cardinalities = choices if own_cardinality else (1,)
-            blocks = [ElasticBlock(arch, stage, cardinalities, c_in, True)]
-            blocks += [ElasticBlock(arch, stage, cardinalities, stage.channels, False) for _ in range(stage.depth - 1)]
+            blocks = [ElasticBlock(arch, stage, choices, own_cardinality, c_in, True)]
+            for _ in range(stage.depth - 1):
+                blocks.append(ElasticBlock(arch, stage, choices, own_cardinality, stage.channels, False))
             self.add_module(f"layer{i}", nn.ModuleList(blocks))
             c_in = stage.channels
         self.fc = classifier(arch)

@@ -1,7 +1,8 @@
 """Train the weights that a space's networks share, and score members with them.
 
-A step trains four members (the sandwich rule): the largest on the labels, the smallest and two drawn at random on what
-the largest says (in-place distillation). Which members there are is the caller's: this room knows no spaces.
+A step trains four members (the sandwich rule): the largest on the labels, the smallest and two drawn at random on the
+labels and on what the largest says (in-place distillation). Which members there are is the caller's: this room knows no
+spaces.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from trainers.data import Data, Split
 from trainers.train import Config, Images, Trainer, device_of, evaluate, uses_bf16
 
 RANDOM_MEMBERS = 2  # of a step, besides the largest and the smallest
+DISTILLED = (
+    0.5  # of a member's loss: what the largest says; the rest is by the labels, as the largest learns slowly too
+)
 MAX_GRADIENT = 5.0  # norm to which a step's gradients are clipped: four members' add up
 CALIBRATION_IMAGES, CALIBRATION_BATCH = 1024, 256
 
@@ -60,7 +64,9 @@ class SupernetTrainer(Trainer):
         loss.backward()
         told = logits.detach().softmax(1)
         for arch in others:
-            F.cross_entropy(self._logits(x, arch), told).backward()
+            logits = self._logits(x, arch)
+            by_label = F.cross_entropy(logits, y, label_smoothing=self.config.label_smoothing)
+            (DISTILLED * F.cross_entropy(logits, told) + (1 - DISTILLED) * by_label).backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), MAX_GRADIENT)
         return loss.detach()
 
