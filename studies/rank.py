@@ -275,6 +275,18 @@ def _settings(args: argparse.Namespace) -> Settings:
     return Settings(**{name: getattr(args, name) for name in names})
 
 
+def _write(study: Study, args: argparse.Namespace, what: str) -> pd.DataFrame:
+    """Write what is known so far; the correlations."""
+    write_atomic(study.path, study.frame.to_csv())
+    table = correlations(study.frame)
+    write_atomic(args.out / "correlations.csv", table.to_csv(index=False, float_format="%.4f"))
+    title = f"{what}: {len(study.frame)} members, {args.epochs} epochs alone"
+    write_atomic(args.out / "rank.png", plot(study.frame, table, title))
+    about = {"options": {k: str(v) for k, v in vars(args).items()}, **environment()}
+    write_atomic(args.out / "about.json", json.dumps(about, indent=2) + "\n")
+    return table
+
+
 def _main(argv: Sequence[str] | None) -> None:
     args, console = build_parser().parse_args(argv), Console()
     if args.members < 3:
@@ -288,22 +300,18 @@ def _main(argv: Sequence[str] | None) -> None:
     folder = args.supernet or args.out / "supernet"
     if args.supernet is None:
         supernet.train(shared_settings, space, data, folder, console)
-    for column, seed in ((TRUTH, args.seed), (CEILING, args.seed + 1)):
-        study.fill(column, alone, lambda a, s=seed: settings.train_config(trial_seed(s, a)), settings, space, None)
-    study.fill("supernet", shared, lambda a: settings.train_config(0), settings, space, folder)
     tune = replace(settings.train_config(args.seed), epochs=args.tune_epochs, lr=args.tune_lr, warmup=0.0)
-    study.fill("inherited", inherited, lambda a: tune, settings, space, folder)
     torch.manual_seed(args.seed)
     study.frame["synflow"] = [synflow(create(a), data.image_size) for a in study.archs.values()]
-    write_atomic(study.path, study.frame.to_csv())
-    table = correlations(study.frame)
-    write_atomic(args.out / "correlations.csv", table.to_csv(index=False, float_format="%.4f"))
-    title = (
-        f"{space.name} ({space.base}) on {settings.data}: {len(study.frame)} members, {settings.epochs} epochs alone"
-    )
-    write_atomic(args.out / "rank.png", plot(study.frame, table, title))
-    about = {"options": {k: str(v) for k, v in vars(args).items()}, **environment()}
-    write_atomic(args.out / "about.json", json.dumps(about, indent=2) + "\n")
+    table = pd.DataFrame()
+    for column, work, config_of, weights in (
+        (TRUTH, alone, lambda a: settings.train_config(trial_seed(args.seed, a)), None),
+        ("supernet", shared, lambda a: settings.train_config(args.seed), folder),
+        ("inherited", inherited, lambda a: tune, folder),
+        (CEILING, alone, lambda a: settings.train_config(trial_seed(args.seed + 1, a)), None),
+    ):
+        study.fill(column, work, config_of, settings, space, weights)
+        table = _write(study, args, f"{space.name} ({space.base}) on {settings.data}")
     console.print(f"\nagainst top-1 of {len(study.frame)} members trained alone ({settings.data}, seed {args.seed})")
     console.print(f"{'score':26} {'tau':>6} {'95 % interval':>16} {'rho':>7}", highlight=False)
     for r in table.itertuples():
