@@ -66,10 +66,10 @@ class Work(Protocol):
     def __call__(self, job: Job, data: Data) -> Iterator[Report]: ...
 
 
-def train_trial(job: Job, data: Data, start: Callable[[Arch], nn.Module] = create) -> Iterator[Report]:
-    """Train the job's network from what `start` gives; the last report carries the weights."""
+def train_trial(job: Job, data: Data, start: Callable[[Arch], nn.Module] | None = None) -> Iterator[Report]:
+    """Train the job's network, from scratch or from what `start` gives; the last report carries the weights."""
     torch.manual_seed(job.config.seed)
-    trainer = Trainer(start(job.arch), data, job.config)
+    trainer = Trainer((start or create)(job.arch), data, job.config)
     host, seconds = socket.gethostname(), 0.0
     for _ in range(job.config.epochs):
         e = trainer.epoch()

@@ -242,9 +242,19 @@ def test_a_trial_killed_between_its_outcome_and_its_end_counts_as_running(tmp_pa
 
 def test_a_waiting_trial_has_the_parameters_it_will_be_asked_with(study: Study) -> None:
     params = next(SPACE.all_params())
-    study.enqueue(params, retry_of=7)
-    (record,) = study.records()
+    lost = study.ask().number
+    study.enqueue(params, retry_of=lost)
+    record = study.records()[-1]
     assert (record.state, record.params) == ("WAITING", params)
+
+
+def test_what_is_asked_again_confirms_what_it_confirmed_before(study: Study) -> None:
+    params = next(SPACE.all_params())
+    study.enqueue(params, confirms=3)
+    first = study.ask()
+    study.enqueue(params, retry_of=first.number)
+    again = study.ask()
+    assert (first.confirms, again.confirms, again.retry_of) == (3, 3, first.number)
 
 
 def test_an_enqueued_trial_killed_while_asked_keeps_its_parameters(
