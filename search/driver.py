@@ -95,15 +95,12 @@ class Driver:
 
     def next_job(self) -> Job | None:
         """The next network to score, or None: nothing more to start now."""
-        if self._no_time():
-            self.why_stopped = "the time is up"
-            return None
         return self._next_new() or self._next_confirmation()
 
     def _next_new(self) -> Job | None:
         """The next network that is not known."""
         searching = sum(r.job.evaluator == self.settings.evaluator for r in self.running.values())
-        if self.why_stopped or self.spent + searching >= self.settings.trials:
+        if self.why_stopped or self.spent + searching >= self.settings.trials or self._no_time():
             return None
         while True:
             if self.misses and self.misses % MAX_MISSES == 0 and not self._enqueue_unseen():
@@ -120,10 +117,9 @@ class Driver:
             return None
         while True:
             tried = self.scored.keys() | self.given_up.keys() | {r.job.arch.key() for r in self.running.values()}
-            pick = next(
-                (r for r in picked(list(self.estimated.values()), self.settings.confirm) if r.key not in tried), None
-            )
-            if pick is None:
+            picks = picked(list(self.estimated.values()), self.settings.confirm)
+            pick = next((r for r in picks if r.key not in tried), None)
+            if pick is None or self._no_time():
                 return None
             if not self.study.waiting():
                 self.study.enqueue(pick.params, confirms=pick.number)
@@ -328,11 +324,14 @@ class Driver:
         self.counts[outcome] = self.counts.get(outcome, 0) + 1
 
     def _no_time(self) -> bool:
-        """Whether a trial of the usual length would not end within `--time`."""
+        """Whether a trial of the usual length would not end within `--time`; that is then why the search stops."""
         if self.seconds_left is None:
             return False
         usual = [r.attrs["seconds"] for r in self.found]
-        return self.seconds_left < (statistics.median(usual) if usual else 0)
+        if self.seconds_left >= (statistics.median(usual) if usual else 0):
+            return False
+        self.why_stopped = "the time is up"
+        return True
 
 
 def picked(estimates: list[Record], count: int) -> list[Record]:
