@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from math import prod
 from typing import Any, NamedTuple
 
@@ -100,6 +101,71 @@ class FeatureInfo(list[dict[str, Any]]):
 
     def get_dicts(self) -> list[dict[str, Any]]:
         return [dict(level) for level in self]
+
+
+def classifier(channels: int, num_classes: int) -> nn.Module:
+    """A linear layer, or nothing for 0 classes."""
+    return nn.Linear(channels, num_classes) if num_classes else nn.Identity()
+
+
+class Network(nn.Module):
+    """What networks of every kind have: stages that give maps, and a head that is replaced with the classes.
+
+    A kind has a `stem`, the names of its stages, its `head`, and `feature_info`.
+    """
+
+    arch: Any
+    fc: nn.Module
+
+    def stem(self, x: Tensor) -> Tensor:
+        """What the first stage reads."""
+        raise NotImplementedError
+
+    def stage_names(self) -> list[str]:
+        """The stages' names, first to last."""
+        raise NotImplementedError
+
+    def head(self) -> nn.Module:
+        """A newly initialised classifier."""
+        return classifier(self.num_features, self.arch.num_classes)
+
+    @property
+    def feature_info(self) -> FeatureInfo:
+        """Channels, stride and module of each map of `forward_features`."""
+        raise NotImplementedError
+
+    @property
+    def num_features(self) -> int:
+        return self.arch.num_features
+
+    def layers(self) -> list[nn.Module]:
+        """The stages, first to last."""
+        return [self.get_submodule(name) for name in self.stage_names()]
+
+    def cut(self, count: int) -> None:
+        """Keep the first `count` stages and no classifier: what a backbone needs."""
+        for name in self.stage_names()[count:]:
+            delattr(self, name)
+        self.arch = replace(self.arch, stages=self.arch.stages[:count])
+        self.reset_classifier(0)
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """A newly initialised classifier of so many classes; 0 for none."""
+        self.arch = replace(self.arch, num_classes=num_classes)
+        self.fc = self.head()
+
+    def forward_features(self, x: Tensor) -> list[Tensor]:
+        """Each stage's feature maps, finest first."""
+        check_images(x, self.arch.in_channels)
+        x = self.stem(x)
+        maps = []
+        for layer in self.layers():
+            x = layer(x)
+            maps.append(x)
+        return maps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.forward_features(x)[-1].mean((2, 3)))
 
 
 class Backbone(nn.Module):

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from res2net.arch import Stage
-from res2net.backbone import FeatureInfo, check_images, own_stride
+from res2net.backbone import FeatureInfo, Network, check_images, own_stride
 from res2net.biglittle import BigLittleArch
-from res2net.model import Block, classifier, conv3x3, init, plug
+from res2net.model import Block, conv3x3, init, plug
 
 
 def conv1x1(c_in: int, c_out: int) -> nn.Conv2d:
@@ -62,7 +60,7 @@ class Module(nn.Module):
         return (merged if self.strides else out), out
 
 
-class BigLittle(nn.Module):
+class BigLittle(Network):
     """The network that a `BigLittleArch` describes. `model(x)` gives logits for images `[N, C, H, W]` of any size."""
 
     def __init__(self, arch: BigLittleArch, output_stride: int | None = None) -> None:
@@ -75,7 +73,7 @@ class BigLittle(nn.Module):
             is_last = i == len(arch.stages)
             self.add_module(f"layer{i}", run(stage, c_in) if is_last else Module(arch, stage, c_in))
             c_in = stage.channels
-        self.fc = classifier(arch)
+        self.fc = self.head()
         self.apply(init)
 
     def _build_stem(self, c_in: int, c: int, thin: int) -> None:
@@ -94,12 +92,7 @@ class BigLittle(nn.Module):
         return torch.relu_(self.bn_bl_init(self.bl_init(x)))
 
     @property
-    def num_features(self) -> int:
-        return self.arch.num_features
-
-    @property
     def feature_info(self) -> FeatureInfo:
-        """Channels, stride and module of each map of `forward_features`."""
         maps, stride = [], self.arch.stem_stride
         for i, stage in enumerate(self.arch.stages, 1):
             is_last = i == len(self.arch.stages)
@@ -107,24 +100,18 @@ class BigLittle(nn.Module):
             stride *= stage.stride
         return FeatureInfo.of(maps[: self.count])
 
-    def layers(self) -> list[nn.Module]:
-        """The stages, first to last."""
-        return [self.get_submodule(f"layer{i}") for i in range(1, self.count + 1)]
+    def stage_names(self) -> list[str]:
+        return [f"layer{i}" for i in range(1, self.count + 1)]
 
     def cut(self, count: int) -> None:
-        """Keep the first `count` stages and no classifier: what a backbone needs."""
-        for i in range(count + 1, self.count + 1):
-            delattr(self, f"layer{i}")
+        """Keep the first `count` stages; `arch` still says of all whether they stride."""
+        for name in self.stage_names()[count:]:
+            delattr(self, name)
         is_shorter, self.count = count < self.count, count
         last = self.layers()[-1]
         if is_shorter and last.strides:
             last.fusion = nn.Identity()  # only the next stage reads it
         self.reset_classifier(0)
-
-    def reset_classifier(self, num_classes: int) -> None:
-        """A newly initialised classifier of so many classes; 0 for none."""
-        self.arch = replace(self.arch, num_classes=num_classes)
-        self.fc = classifier(self.arch)
 
     def forward_features(self, x: Tensor) -> list[Tensor]:
         """Each stage's feature maps, finest first: strides 4, 8, 16 and 32, as a stage strides after its branches."""
@@ -136,6 +123,3 @@ class BigLittle(nn.Module):
             found, x = out if isinstance(layer, Module) else (out, out)
             maps.append(found)
         return maps
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc(self.forward_features(x)[-1].mean((2, 3)))

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from res2net.arch import Stage
-from res2net.backbone import FeatureInfo, check_images, levels, own_stride
+from res2net.backbone import FeatureInfo, Network, levels, own_stride
 from res2net.dla import DlaArch
 from res2net.model import conv3x3, init, plug
 
@@ -66,7 +65,7 @@ def level(c_in: int, c_out: int, stride: int = 1) -> nn.Sequential:
     return nn.Sequential(conv3x3(c_in, c_out, stride), nn.BatchNorm2d(c_out), nn.ReLU(inplace=True))
 
 
-class Dla(nn.Module):
+class Dla(Network):
     """The network that a `DlaArch` describes. `model(x)` gives logits `[N, num_classes]` for images `[N, C, H, W]`.
 
     Any H and W of at least 1 will do: maps are rounded up, as the pools here are too (the released ones round down,
@@ -85,12 +84,8 @@ class Dla(nn.Module):
             aggregated = 2 * stage.channels + (c_in if i else 0)
             self.add_module(f"level{i + 2}", Tree(stage, stage.depth, c_in, True, aggregated, i > 0))
             c_in = stage.channels
-        self.fc = classifier(arch)
+        self.fc = self.head()
         self.apply(init)
-
-    @property
-    def num_features(self) -> int:
-        return self.arch.num_features
 
     @property
     def unused_keys(self) -> tuple[str, ...]:
@@ -99,40 +94,18 @@ class Dla(nn.Module):
 
     @property
     def feature_info(self) -> FeatureInfo:
-        """Channels, stride and module of each map of `forward_features`."""
         maps = enumerate(zip(self.arch.stages, levels(self.arch), strict=True), 2)
         return FeatureInfo.of((stage.channels, level.reduction, f"level{i}") for i, (stage, level) in maps)
 
-    def layers(self) -> list[nn.Module]:
-        """The stages, first to last."""
-        return [self.get_submodule(f"level{i}") for i in range(2, len(self.arch.stages) + 2)]
+    def stem(self, x: Tensor) -> Tensor:
+        return self.level1(self.level0(self.base_layer(x)))
 
-    def cut(self, count: int) -> None:
-        """Keep the first `count` stages and no classifier: what a backbone needs."""
-        for i in range(count, len(self.arch.stages)):
-            delattr(self, f"level{i + 2}")
-        self.arch = replace(self.arch, stages=self.arch.stages[:count])
-        self.reset_classifier(0)
+    def stage_names(self) -> list[str]:
+        return [f"level{i}" for i in range(2, len(self.arch.stages) + 2)]
 
-    def reset_classifier(self, num_classes: int) -> None:
-        """A newly initialised classifier of so many classes; 0 for none."""
-        self.arch = replace(self.arch, num_classes=num_classes)
-        self.fc = classifier(self.arch)
-
-    def forward_features(self, x: Tensor) -> list[Tensor]:
-        """Each stage's feature maps, finest first."""
-        check_images(x, self.arch.in_channels)
-        x = self.level1(self.level0(self.base_layer(x)))
-        maps = []
-        for layer in self.layers():
-            x = layer(x)
-            maps.append(x)
-        return maps
+    def head(self) -> nn.Module:
+        """A 1x1 convolution, as released."""
+        return nn.Conv2d(self.num_features, self.arch.num_classes, 1) if self.arch.num_classes else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(self.forward_features(x)[-1].mean((2, 3), keepdim=True)).flatten(1)
-
-
-def classifier(arch: DlaArch) -> nn.Module:
-    """A 1x1 convolution, as released."""
-    return nn.Conv2d(arch.num_features, arch.num_classes, 1) if arch.num_classes else nn.Identity()

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from res2net.arch import Arch, Stage
+from res2net.backbone import classifier
 from res2net.cost import has_projection
 from res2net.errors import UserError
-from res2net.model import Res2Net, SqueezeExcite, classifier, init, shortcut, stem_conv
+from res2net.model import Res2Net, SqueezeExcite, init, shortcut, stem_conv
 
 STATISTICS = ("running_mean", "running_var")
 BUFFERS = (*STATISTICS, "num_batches_tracked")
@@ -91,14 +92,16 @@ class ElasticBlock(nn.Module):
         """What a member has a slice of, by the names of an ordinary block of that stage."""
         s, w = stage.scale, stage.width
         own = str(stage.cardinality) if self.own else "all"
-        yield "conv1.weight", first(released(self.conv1, 0, s), 1, w).reshape(s * w, -1, 1, 1)
-        yield "conv3.weight", first(released(self.conv3, 1, s), 2, w).reshape(-1, s * w, 1, 1)
+        yield "conv1.weight", leading(released(self.conv1, 0, s), 1, w).reshape(s * w, -1, 1, 1)
+        yield "conv3.weight", leading(released(self.conv3, 1, s), 2, w).reshape(-1, s * w, 1, 1)
         for name, value in self.norms1[own].tensors(statistics).items():
-            yield f"bn1.{name}", first(released(value, 0, s), 1, w).reshape(s * w)
+            yield f"bn1.{name}", leading(released(value, 0, s), 1, w).reshape(s * w)
         dense = self.kernel + self.own[own] if self.own else self.kernel
         dense = self._convolved(dense, s).unflatten(2, (-1, 3, 3))
-        kernels = block_diagonals(first(first(dense, 1, w), 2, w), stage.cardinality).unbind()
-        norms = {n: first(self._convolved(v, s), 1, w).unbind() for n, v in self.norms[own].tensors(statistics).items()}
+        kernels = block_diagonals(leading(leading(dense, 1, w), 2, w), stage.cardinality).unbind()
+        norms = {
+            n: leading(self._convolved(v, s), 1, w).unbind() for n, v in self.norms[own].tensors(statistics).items()
+        }
         for i, kernel in enumerate(kernels):
             conv, norm = ("conv2", "bn2") if s == 1 else (f"convs.{i}", f"bns.{i}")
             yield f"{conv}.weight", kernel
@@ -113,13 +116,13 @@ class ElasticBlock(nn.Module):
 
 def released(x: Tensor, dim: int, scale: int) -> Tensor:
     """The first splits along a dimension in the released order: what passes through, here the second, is the last."""
-    x = first(x, dim, scale)
+    x = leading(x, dim, scale)
     if scale <= 2:
         return x
     return torch.cat([x.narrow(dim, 0, 1), x.narrow(dim, 2, scale - 2), x.narrow(dim, 1, 1)], dim)
 
 
-def first(x: Tensor, dim: int, count: int) -> Tensor:
+def leading(x: Tensor, dim: int, count: int) -> Tensor:
     """The first entries along a dimension; the tensor itself for all, which saves its gradient a copy."""
     return x if x.shape[dim] == count else x.narrow(dim, 0, count)
 
@@ -157,7 +160,7 @@ class ElasticRes2Net(nn.Module):
                 blocks.append(ElasticBlock(arch, stage, choices, own_cardinality, stage.channels, False))
             self.add_module(f"layer{i}", nn.ModuleList(blocks))
             c_in = stage.channels
-        self.fc = classifier(arch)
+        self.fc = classifier(arch.num_features, arch.num_classes)
         self.apply(init)
 
     def forward(self, x: Tensor, arch: Arch) -> Tensor:
@@ -180,8 +183,7 @@ class ElasticRes2Net(nn.Module):
     def extract(self, arch: Arch) -> Res2Net:
         """A member as an ordinary network with its own copy of the weights, in this one's mode (train or eval)."""
         weights = {name: value.detach().clone().contiguous() for name, value in self.weights(arch).items()}
-        with torch.device("meta"):  # nothing is allocated or drawn at random for weights that are replaced
-            model = Res2Net(arch)
+        model = _on_meta(arch)
         for name in model.state_dict().keys() - weights.keys():  # the norms' counts of batches
             weights[name] = torch.zeros((), dtype=torch.int64, device=self.bn1.weight.device)
         model.load_state_dict(weights, assign=True)
@@ -210,11 +212,16 @@ def _check(stage: int, name: str, value: int, right: bool, accepted: object) -> 
         raise UserError(f"supernet: stage {stage}: {name} is {value}; accepted: {accepted}")
 
 
+def _on_meta(arch: Arch) -> Res2Net:
+    """A member's modules without weights: nothing is allocated, or drawn at random, for what is replaced."""
+    with torch.device("meta"):
+        return Res2Net(arch)
+
+
 @lru_cache(maxsize=512)
 def _plain(arch: Arch, training: bool) -> Res2Net:
     """The member's modules without weights; in training its batch norms know no statistics but the batch's."""
-    with torch.device("meta"):
-        model = Res2Net(arch)
+    model = _on_meta(arch)
     for module in model.modules():
         if training and isinstance(module, nn.BatchNorm2d):
             module.track_running_stats = False

@@ -11,6 +11,7 @@ from typing import get_args
 
 import safetensors.torch
 import torch
+from torch import nn
 
 from res2net.backbone import Backbone, as_backbone
 from res2net.classes import AnyNetwork, build
@@ -75,7 +76,7 @@ def check_replaceable(folder: Path, option: str) -> None:
         )
 
 
-def weights_bytes(model: AnyNetwork) -> bytes:
+def weights_bytes(model: nn.Module) -> bytes:
     """The state dict as the content of a safetensors file."""
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     return safetensors.torch.save(state, metadata={"format": "pt"})

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from res2net.arch import Arch, BaseArch, Stage, se_channels
-from res2net.backbone import Backbone, DensePool, FeatureInfo, as_backbone, check_images, levels
+from res2net.arch import Arch, Stage, se_channels
+from res2net.backbone import Backbone, DensePool, FeatureInfo, Network, as_backbone, levels
 from res2net.cost import has_projection
 from res2net.named import named
 
@@ -182,11 +182,7 @@ def stem_conv(arch: Arch) -> nn.Module:
     )
 
 
-def classifier(arch: BaseArch) -> nn.Module:
-    return nn.Linear(arch.num_features, arch.num_classes) if arch.num_classes else nn.Identity()
-
-
-class Res2Net(nn.Module):
+class Res2Net(Network):
     """The network that an `Arch` describes. `model(x)` gives logits `[N, num_classes]` for images `[N, C, H, W]`.
 
     Any H and W of at least 1 will do: maps are rounded up. `output_stride` builds it with the last map that fine:
@@ -208,48 +204,23 @@ class Res2Net(nn.Module):
             blocks += [kind(arch, stage, stage.channels, False, at.dilation) for _ in range(stage.depth - 1)]
             self.add_module(f"layer{i}", nn.Sequential(*blocks))
             c_in = stage.channels
-        self.fc = classifier(arch)
+        self.fc = self.head()
         self.apply(init)
 
-    def layers(self) -> list[nn.Module]:
-        """The stages, first to last."""
-        return [self.get_submodule(f"layer{i}") for i in range(1, len(self.arch.stages) + 1)]
+    def stem(self, x: Tensor) -> Tensor:
+        return self.maxpool(torch.relu_(self.bn1(self.conv1(x))))
 
-    @property
-    def num_features(self) -> int:
-        return self.arch.num_features
+    def stage_names(self) -> list[str]:
+        return [f"layer{i}" for i in range(1, len(self.arch.stages) + 1)]
 
     @property
     def feature_info(self) -> FeatureInfo:
-        """Channels, stride and module of each map of `forward_features`."""
         maps = enumerate(zip(self.arch.stages, self.levels, strict=True), 1)
         return FeatureInfo.of((stage.channels, level.reduction, f"layer{i}") for i, (stage, level) in maps)
 
     def cut(self, count: int) -> None:
-        """Keep the first `count` stages and no classifier: what a backbone needs."""
-        for i in range(count + 1, len(self.arch.stages) + 1):
-            delattr(self, f"layer{i}")
+        super().cut(count)
         self.levels = self.levels[:count]
-        self.arch = replace(self.arch, stages=self.arch.stages[:count])
-        self.reset_classifier(0)
-
-    def reset_classifier(self, num_classes: int) -> None:
-        """A newly initialised classifier of so many classes; 0 for none."""
-        self.arch = replace(self.arch, num_classes=num_classes)
-        self.fc = classifier(self.arch)
-
-    def forward_features(self, x: Tensor) -> list[Tensor]:
-        """Each stage's feature maps, finest first."""
-        check_images(x, self.arch.in_channels)
-        x = self.maxpool(torch.relu_(self.bn1(self.conv1(x))))
-        maps = []
-        for layer in self.layers():
-            x = layer(x)
-            maps.append(x)
-        return maps
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc(self.forward_features(x)[-1].mean((2, 3)))
 
 
 def init(module: nn.Module) -> None:

@@ -95,9 +95,8 @@ class _Session:
         self.study.close()
         value = report.hypervolume_of(trials, self.space, self.settings)
         why = "interrupted" if interrupted else self.driver.why_stopped or "all trials are done"
-        unfinished = (
-            self.driver.spent < self.settings.trials
-        )  # confirmations that are missing are asked for by any resume
+        # Confirmations that are missing are asked for by any resume.
+        unfinished = self.driver.spent < self.settings.trials
         return Result(self.folder, found, trials, value, time.monotonic() - begun, why, interrupted, unfinished)
 
     @contextlib.contextmanager

@@ -137,8 +137,9 @@ class Display:
             + sum(len(r.reports) / r.job.config.epochs for r in list(driver.running.values()))
         )
         guesses = [driver.seconds_left] if driver.seconds_left is not None else []
-        if done > 0.2:
-            guesses.append(elapsed / done * (driver.settings.trials - self._before - done))
+        to_do = driver.settings.trials - self._before - done
+        if done > 0.2 and to_do > 0:  # what confirms estimates takes longer than they did: no guess
+            guesses.append(elapsed / done * to_do)
         return f"{format_seconds(min(guesses))} left" if guesses else f"{format_seconds(elapsed)} so far"
 
 

@@ -53,11 +53,13 @@ def build_parser() -> Parser:
     data.add_argument("--train-images", type=int, metavar="N", help="train on so many images only (default: all)")
     how = parser.add_argument_group("how")
     how.add_argument("--sampler", help=f"{', '.join(SAMPLERS)} (default: {d.sampler})")
-    how.add_argument("--trials", type=int, metavar="N", help=f"networks to train in all (default: {d.trials})")
+    how.add_argument(
+        "--trials", type=int, metavar="N", help=f"networks to score in all (default: {_default('trials')})"
+    )
     how.add_argument("--time", metavar="T", help="stop after so long (90s, 30m, 6h; default: no limit)")
     how.add_argument("--epochs", type=int, metavar="N", help=f"full budget of a trial, in epochs (default: {d.epochs})")
     how.add_argument("--batch-size", type=int, metavar="N", help=f"images a step (default: {d.batch_size})")
-    how.add_argument("--lr", type=float, metavar="X", help=f"peak learning rate (default: {d.lr})")
+    how.add_argument("--lr", type=float, metavar="X", help=f"peak learning rate (default: {_default('lr')})")
     how.add_argument("--seed", type=int, metavar="N", help=f"of split, proposals and training (default: {d.seed})")
     score = parser.add_argument_group("how networks are scored")
     score.add_argument("--evaluator", help=f"{', '.join(EVALUATORS)} (default: {d.evaluator}, each is trained)")
@@ -79,6 +81,12 @@ def build_parser() -> Parser:
     where.add_argument("--gpus-per-trial", type=float, metavar="X", help="0.25 shares a GPU (default: 1 where one is)")
     where.add_argument("--out", type=Path, metavar="DIR", help="the run's folder (default: a new one under runs/)")
     return parser
+
+
+def _default(name: str) -> str:
+    """A setting's default in words, with those that suit an evaluator."""
+    fitting = "".join(f"; {values[name]} with --evaluator {e}" for e, values in FITTING.items() if name in values)
+    return f"{getattr(Settings(), name)}{fitting}"
 
 
 def settings_of(options: dict[str, Any], out: Path | None) -> Settings:

@@ -23,7 +23,7 @@ from res2net.arch import Arch
 from res2net.cost import cost
 from res2net.elastic import ElasticRes2Net
 from res2net.errors import Parser, UserError, run_main
-from res2net.files import write_atomic
+from res2net.files import weights_bytes, write_atomic
 from search.runs import locked
 from search.settings import Settings
 from search.units import format_count
@@ -44,7 +44,6 @@ FOLDER = "supernet"  # of a search that trains its own
 # What must be alike for shared weights to go on, or to serve a search.
 TRAINED_BY = ("space", "base", "per_stage", "data", "train_images", "epochs", "batch_size", "lr", "seed")
 SERVES = ("data", "train_images", "seed")  # the seed cuts the validation split: another's images were trained on
-EPOCHS = 12
 WATCHED = 3  # random members whose accuracy is shown, besides the largest and the smallest
 
 
@@ -79,8 +78,7 @@ def train(settings: Settings, space: Space, data: Data, folder: Path, console: C
             _run(trainer, watched(space), rows, folder, console or Console(quiet=True))
         except TrainingFailed as problem:
             raise UserError(f"supernet: {problem}; accepted: a lower --lr (it is {settings.lr})") from None
-        weights = {k: v.detach().cpu().contiguous() for k, v in trainer.model.state_dict().items()}
-        write_atomic(folder / WEIGHTS_FILE, safetensors.torch.save(weights, metadata={"format": "pt"}))
+        write_atomic(folder / WEIGHTS_FILE, weights_bytes(trainer.model))
         (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
     return trainer.model
 
@@ -193,7 +191,9 @@ def build_parser() -> Parser:
     parser.add_argument("--data", default=d.data, help=", ".join(trainers.data.names()))
     parser.add_argument("--data-dir", metavar="DIR", help="where the data set's files are")
     parser.add_argument("--train-images", type=int, metavar="N", help="train on so many images only")
-    parser.add_argument("--epochs", type=int, default=EPOCHS, help="epochs, of steps that train four networks each")
+    parser.add_argument(
+        "--epochs", type=int, default=d.supernet_epochs, help="epochs, of steps that train four networks each"
+    )
     parser.add_argument("--batch-size", type=int, default=d.batch_size, help="images a step")
     parser.add_argument("--lr", type=float, default=d.lr, help="peak learning rate")
     parser.add_argument("--seed", type=int, default=d.seed, help="of split, initial weights, batches and members")

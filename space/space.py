@@ -7,6 +7,7 @@ import math
 import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -74,8 +75,7 @@ class Space:
 
         Of eight uniform draws the nearest to a number of MACs drawn log-uniformly between the least and the most.
         """
-        low, high = (math.log(bound(self)[1].macs) for bound in (Space.cheapest, Space.dearest))
-        target = rng.uniform(low, high)
+        target = rng.uniform(*_log_macs(self))
         drawn = [self.sample(rng) for _ in range(8)]
         return min(drawn, key=lambda p: abs(math.log(cost(self._build(p), self.image_size).macs) - target))
 
@@ -237,3 +237,9 @@ class Space:
             members = (best | p for p in combinations(dict(self._named(suffix))))
             best = pick(members, key=lambda p: getattr(cost(self._build(p), size), cost_field))
         return best, cost(self._build(best), size)
+
+
+@lru_cache(maxsize=16)
+def _log_macs(space: Space) -> tuple[float, float]:
+    """Logarithms of the least and the most MACs of a space: a supernet's steps ask for them again and again."""
+    return math.log(space.cheapest()[1].macs), math.log(space.dearest()[1].macs)

@@ -19,8 +19,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import res2net
 import space
-from res2net.errors import Parser, UserError, run_main
+from res2net.errors import Parser, run_main
 from space import Space
+from studies.bench import check_positive, threads
 
 PROG = "python -m studies.bench_cost"
 
@@ -33,15 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def bench(argv: Sequence[str] | None = None) -> None:
     """The command's body."""
     args = parser().parse_args(argv)
-    if args.n < 1 or args.built < 1:
-        raise UserError("--n and --built: accepted: whole numbers of at least 1")
+    check_positive(args, "n", "built")
     allowed = space.get(args.space, args.base, args.per_stage)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with threads(1):
         report(allowed, args)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def parser() -> argparse.ArgumentParser:

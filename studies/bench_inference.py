@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 import res2net
 from res2net.errors import Parser, UserError, run_main
+from studies.bench import check_positive, threads
 from studies.plain import PlainRes2Net
 from trainers.data import Data, Split
 from trainers.meta import cores, environment
@@ -51,19 +52,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def bench(argv: Sequence[str] | None = None) -> None:
     """The command's body."""
     args = parser().parse_args(argv)
-    for name in ("rounds", "train_rounds", "size", "threads"):
-        if getattr(args, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')}: {getattr(args, name)}; accepted: at least 1")
+    check_positive(args, "rounds", "train_rounds", "size", "threads")
     if min(args.batches, default=1) < 1 or args.train_batch < 0:
         raise UserError("--batches and --train-batch: accepted: whole numbers of at least 1 (no training step: 0)")
     for name in args.models:
         PlainRes2Net.check(res2net.named(name))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(args.threads)
-    try:
+    with threads(args.threads):
         report(args)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def parser() -> Parser:

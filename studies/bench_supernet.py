@@ -23,12 +23,14 @@ import res2net
 import space
 from res2net import Arch
 from res2net.elastic import ElasticRes2Net
-from res2net.errors import Parser, UserError, run_main
+from res2net.errors import Parser, run_main
+from search.supernet import members_of
 from space import Space
+from studies.bench import check_positive, threads
 from studies.bench_trainer import CLASSES, SIZE, random_data
 from trainers.data import Data
 from trainers.meta import environment
-from trainers.supernet import CALIBRATION_IMAGES, Members, Scorer, SupernetTrainer
+from trainers.supernet import CALIBRATION_IMAGES, Scorer, SupernetTrainer
 from trainers.train import Config, Trainer
 
 PROG = "python -m studies.bench_supernet"
@@ -42,16 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def bench(argv: Sequence[str] | None = None) -> None:
     """The command's body."""
     args = parser().parse_args(argv)
-    for name in ("steps", "batch_size", "threads", "scored"):
-        if getattr(args, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')}: {getattr(args, name)}; accepted: at least 1")
+    check_positive(args, "steps", "batch_size", "threads", "scored")
     allowed = space.get(args.space, args.base, args.per_stage, num_classes=CLASSES)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(args.threads)
-    try:
+    with threads(args.threads):
         report(allowed, args)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def parser() -> Parser:
@@ -94,9 +90,7 @@ def report(allowed: Space, args: argparse.Namespace) -> None:
 def supernet(allowed: Space, data: Data, config: Config) -> SupernetTrainer:
     """A trainer of freshly initialised shared weights."""
     torch.manual_seed(0)
-    smallest = allowed.arch(allowed.cheapest()[0])
-    members = Members(allowed.largest(), smallest, lambda rng: allowed.arch(allowed.sample_by_macs(rng)))
-    return SupernetTrainer(ElasticRes2Net(allowed), data, config, members)
+    return SupernetTrainer(ElasticRes2Net(allowed), data, config, members_of(allowed))
 
 
 def time_steps(trainer: SupernetTrainer, data: Data, config: Config, n: int) -> tuple[list[float], list[float]]:
@@ -142,7 +136,8 @@ class Alone:
 def scored_a_second(scorer: Scorer, allowed: Space, n: int) -> float:
     """Members drawn alike over MACs, scored one after the other."""
     rng = random.Random(0)
-    archs = [allowed.arch(allowed.sample_by_macs(rng)) for _ in range(n)]
+    members = members_of(allowed)
+    archs = [members.sample(rng) for _ in range(n)]
     start = time.perf_counter()
     for arch in archs:
         scorer(arch)

@@ -33,6 +33,7 @@ import res2net
 import space
 from res2net import Arch
 from res2net.errors import Parser, UserError, run_main, unknown
+from studies.bench import check_positive, threads
 from trainers.data import Data, Split
 from trainers.meta import environment
 from trainers.train import PRECISIONS, Config, Trainer
@@ -63,9 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def bench(argv: Sequence[str] | None = None) -> None:
     """The command's body."""
     args = parser().parse_args(argv)
-    for name in ("images", "batch_size", "repeats", "threads"):
-        if getattr(args, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')}: {getattr(args, name)}; accepted: at least 1")
+    check_positive(args, "images", "batch_size", "repeats", "threads")
     if args.workers < 0:
         raise UserError(f"--workers: {args.workers}; accepted: at least 0")
     if args.base not in MEMBERS:
@@ -74,12 +73,8 @@ def bench(argv: Sequence[str] | None = None) -> None:
     archs = [allowed.arch(p) for p in MEMBERS[args.base]]
     if args.arch:
         archs = [replace(res2net.named(name), num_classes=CLASSES) for name in args.arch]
-    threads = torch.get_num_threads()
-    torch.set_num_threads(args.threads)
-    try:
+    with threads(args.threads):
         report(archs, args)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def parser() -> Parser:

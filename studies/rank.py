@@ -261,7 +261,7 @@ def build_parser() -> Parser:
     out.add_argument(
         "--supernet", type=Path, metavar="DIR", help="shared weights (trained in OUT/supernet if not given)"
     )
-    out.add_argument("--supernet-epochs", type=int, default=supernet.EPOCHS, help="of the shared weights")
+    out.add_argument("--supernet-epochs", type=int, default=Settings().supernet_epochs, help="of the shared weights")
     out.add_argument("--tune-epochs", type=int, default=1, help="of inherited weights")
     out.add_argument("--tune-lr", type=float, default=0.02, help="peak learning rate of that")
     out.add_argument("--seed", type=int, default=0, help="of split, members and training")

@@ -126,7 +126,19 @@ def test_a_space_and_a_cost_need_no_torch(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["create", "Res2Net", "load", "save", "load_checkpoint", "export_onnx", "export_program", "Dla", "BigLittle"],
+    [
+        "create",
+        "Res2Net",
+        "load",
+        "save",
+        "load_checkpoint",
+        "export_onnx",
+        "export_program",
+        "Dla",
+        "BigLittle",
+        "ElasticRes2Net",
+        "optimize",
+    ],
 )
 def test_the_public_face_is_whole(name: str) -> None:
     res2net = import_module("res2net")

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from networks import randomised
 from torch import Tensor, nn
 
 from res2net import Arch, Stage, create, load, save
@@ -15,19 +16,6 @@ from res2net.errors import UserError
 SMALL = Arch((Stage(2, 2, 4, 2, 3), Stage(1, 3, 2, 1, 2, 2), Stage(2, 4, 3, 1, 1, 2)), "cifar", 6, num_classes=5)
 IMAGENET = Arch((Stage(1, 2, 2), Stage(2, 3, 2, 1, 3, 2), Stage(2, 4, 2, 1, 2, 2), Stage(2, 4, 2, 1, 3, 2)), "deep", 4)
 KINDS = ("dla60", "blresnet50")
-
-
-def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
-    """In float64 and eval mode, with no weight, bias or running statistic left at its initial value."""
-    generator = torch.Generator().manual_seed(seed)
-    model = model.double().eval()
-    with torch.no_grad():
-        for name, value in model.state_dict().items():
-            if name.endswith("running_var"):
-                value.uniform_(0.5, 2, generator=generator)
-            elif value.is_floating_point():
-                value.normal_(0, 0.5, generator=generator)
-    return model
 
 
 def images(arch: Arch, height: int, width: int) -> Tensor:

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from hypothesis import example, given
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from networks import randomised
+from torch import Tensor
 
 from res2net import BigLittle, BigLittleArch, Stage, UserError, cost, create, load, named, save
 from res2net.arch import BaseArch
@@ -150,18 +151,6 @@ class Oracle:
             found.append(x if s.stride == 1 else merged)
         last = self.arch.stages[-1]
         return [*found, self.run(f"layer{len(self.arch.stages)}", last, last.depth, x, last.stride).relu()]
-
-
-def randomised(model: nn.Module) -> nn.Module:
-    """In float64 and eval mode, with no weight, bias or running statistic left at its initial value."""
-    generator = torch.Generator().manual_seed(0)
-    model = model.double().eval()
-    for name, value in model.state_dict().items():
-        if name.endswith("running_var"):
-            value.uniform_(0.5, 2, generator=generator)
-        elif value.is_floating_point():
-            value.normal_(0, 0.5, generator=generator)
-    return model
 
 
 @given(arch=st.from_type(BigLittleArch), height=st.integers(1, 40), width=st.integers(1, 40))

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from hypothesis import example, given
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from networks import randomised
+from torch import Tensor
 
 from res2net import Arch, Dla, DlaArch, Stage, UserError, cost, create, load, named, save
 from res2net.cost import unused_projections
@@ -189,18 +190,6 @@ class Oracle:
             x = self.tree(f"level{i + 2}", stage, x, i > 0)
             found.append(x)
         return found
-
-
-def randomised(model: nn.Module) -> nn.Module:
-    """In float64 and eval mode, with no weight, bias or running statistic left at its initial value."""
-    generator = torch.Generator().manual_seed(0)
-    model = model.double().eval()
-    for name, value in model.state_dict().items():
-        if name.endswith("running_var"):
-            value.uniform_(0.5, 2, generator=generator)
-        elif value.is_floating_point():
-            value.normal_(0, 0.5, generator=generator)
-    return model
 
 
 @given(arch=st.from_type(DlaArch), height=st.integers(1, 20), width=st.integers(1, 20))

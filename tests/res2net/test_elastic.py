@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from networks import randomised
 from torch import Tensor, nn
 
 import space
@@ -20,18 +21,6 @@ CHOICES = {"scale": (1, 2, 3), "cardinality": (1, 2, 4), "depth": (1, 2), "width
 def small(per_stage: bool = False, **frame: object) -> Space:
     """A space of all dimensions whose networks build in milliseconds."""
     return Space("small", "micro", Skeleton(**{"planes": (4, 8), **FRAME, **frame}), CHOICES, per_stage)
-
-
-def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
-    """In float64 and eval mode, with no weight, bias or statistic left at its initial value."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, value in model.double().eval().state_dict().items():
-            if name.endswith("running_var"):
-                value.uniform_(0.5, 2, generator=generator)
-            elif value.is_floating_point():
-                value.normal_(0, 0.5, generator=generator)
-    return model
 
 
 def images(batch: int = 2, size: int = 8) -> Tensor:

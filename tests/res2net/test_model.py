@@ -5,25 +5,13 @@ import torch
 import torch.nn.functional as F
 from hypothesis import example, given
 from hypothesis import strategies as st
+from networks import randomised
 from torch import Tensor, nn
 
 from res2net import Arch, Res2Net, Stage, create, named
 from res2net.model import Block
 
 SMALL = Arch((Stage(2, 4, 6, 2, 4, 1), Stage(2, 8, 6, 3, 3, 2)), stem="cifar", stem_channels=8, num_classes=5)
-
-
-def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
-    """In float64 and eval mode, with no weight, bias or running statistic left at its initial value."""
-    generator = torch.Generator().manual_seed(seed)
-    model = model.double().eval()
-    with torch.no_grad():
-        for name, value in model.state_dict().items():
-            if name.endswith("running_var"):
-                value.uniform_(0.5, 2, generator=generator)
-            elif value.is_floating_point():
-                value.normal_(0, 0.5, generator=generator)
-    return model
 
 
 def images(arch: Arch, *size: int, batch: int = 2, seed: int = 1) -> Tensor:
