@@ -19,13 +19,14 @@ from res2net.errors import Parser, UserError, run_main
 from search import dashboard, progress, runs
 from search.api import Result, search
 from search.export import front_of
+from search.scheduler import SCHEDULERS
 from search.settings import EVALUATORS, EXECUTORS, SAMPLERS, Settings
 from search.study import SCORED
 from search.units import format_seconds, parse_count, parse_seconds
 
 # Defaults that suit an evaluator: a score by shared weights takes a second, and tuning starts from trained weights.
 FITTING: dict[str, dict[str, Any]] = {"supernet": {"trials": 200}, "inherit": {"lr": 0.02}}
-COUNTS = ("max_macs", "min_macs", "max_params", "match_macs")
+COUNTS = ("max_macs", "min_macs", "max_params", "max_activations", "match_macs")
 
 
 def build_parser() -> Parser:
@@ -45,6 +46,7 @@ def build_parser() -> Parser:
     what.add_argument("--max-macs", metavar="N", help="no network of more MACs (20M, 4.2G)")
     what.add_argument("--min-macs", metavar="N", help="no network of fewer MACs")
     what.add_argument("--max-params", metavar="N", help="no network of more weights")
+    what.add_argument("--max-activations", metavar="N", help="no network whose layers put out more values an image")
     what.add_argument("--match-macs", metavar="N", help="compare shapes at so many MACs: the width is solved for each")
     data = parser.add_argument_group("data")
     data.add_argument("--data", help=f"{', '.join(trainers.data.names())} (default: {d.data}, which needs no files)")
@@ -58,6 +60,9 @@ def build_parser() -> Parser:
     )
     how.add_argument("--time", metavar="T", help="stop after so long (90s, 30m, 6h; default: no limit)")
     how.add_argument("--epochs", type=int, metavar="N", help=f"full budget of a trial, in epochs (default: {d.epochs})")
+    how.add_argument("--scheduler", help=f"{', '.join(SCHEDULERS)}: which trials stop early (default: {d.scheduler})")
+    how.add_argument("--eta", type=int, metavar="N", help=f"one trial in N goes on at each rung (default: {d.eta})")
+    how.add_argument("--min-epochs", type=int, metavar="N", help=f"epochs to the first rung (default: {d.min_epochs})")
     how.add_argument("--batch-size", type=int, metavar="N", help=f"images a step (default: {d.batch_size})")
     how.add_argument("--lr", type=float, metavar="X", help=f"peak learning rate (default: {_default('lr')})")
     how.add_argument("--seed", type=int, metavar="N", help=f"of split, proposals and training (default: {d.seed})")

@@ -12,6 +12,7 @@ import trainers.data
 from res2net.arch import Arch
 from res2net.cost import Cost, cost
 from res2net.errors import UserError, unknown
+from search.scheduler import SCHEDULERS
 from search.units import format_count
 from space import Space
 from space.space import MAX_WIDTH
@@ -23,7 +24,7 @@ EVALUATORS = ("scratch", "supernet", "inherit")
 BASE_OF_DATA = {"shapes": "micro", "cifar10": "cifar", "cifar100": "cifar"}
 
 # What may differ when a search goes on: how long and where, not what is searched or how it is scored.
-FREE = ("data_dir", "trials", "time", "confirm", "executor", "workers", "gpus_per_trial")
+FREE = ("data_dir", "trials", "time", "confirm", "executor", "workers", "gpus_per_trial", "ray_address")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,8 @@ class Settings:
     evaluator: how a trial gets its score: trained from `scratch`; by the weights of a `supernet`, of which `confirm`
     networks of the front found are then trained from scratch; or tuned from its slice of one (`inherit`).
     supernet: the folder of a trained one, else it is trained first, for `supernet_epochs`.
+    scheduler: which trials are stopped early, after `min_epochs` and its products with powers of `eta` (see there).
+    storage: the URL of the study's database, SQLite in the run's folder if None. ray_address: of a running cluster.
     """
 
     space: str = "scale_card_depth"
@@ -45,25 +48,32 @@ class Settings:
     max_macs: int | None = None
     min_macs: int | None = None
     max_params: int | None = None
+    max_activations: int | None = None
     match_macs: int | None = None
     sampler: str = "tpe"
     trials: int = 12
     time: float | None = None
     epochs: int = 2
+    scheduler: str = "none"
+    eta: int = 3
+    min_epochs: int = 1
     batch_size: int = 64
     lr: float = 0.1
     evaluator: str = "scratch"
     supernet: str | None = None
     supernet_epochs: int = 8
     confirm: int = 4
+    storage: str | None = None
     executor: str = "tune"
     workers: int | None = None
     gpus_per_trial: float | None = None
+    ray_address: str | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
         _choice("--data", self.data, trainers.data.names())
         _choice("--sampler", self.sampler, SAMPLERS)
+        _choice("--scheduler", self.scheduler, SCHEDULERS)
         _choice("--executor", self.executor, EXECUTORS)
         _choice("--evaluator", self.evaluator, EVALUATORS)
         if self.match_macs and self.evaluator != "scratch":
@@ -75,7 +85,9 @@ class Settings:
             raise UserError("--supernet: says nothing with --evaluator scratch; accepted: with supernet or inherit")
         if self.confirm < 0:
             raise UserError(f"--confirm: {self.confirm} is too small; accepted: at least 0")
-        for name in ("trials", "epochs", "supernet_epochs", "batch_size", "workers", "train_images"):
+        if self.eta < 2:
+            raise UserError(f"--eta: {self.eta} is too small; accepted: at least 2")
+        for name in ("trials", "epochs", "min_epochs", "supernet_epochs", "batch_size", "workers", "train_images"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"--{name.replace('_', '-')}: {value} is too small; accepted: at least 1")
@@ -126,6 +138,7 @@ class Limits:
     max_macs: int | None = None
     min_macs: int | None = None
     max_params: int | None = None
+    max_activations: int | None = None
 
     def violations(self, cost: Cost) -> list[float]:
         """One number a limit, as the share by which it is missed: above 0 is a violation."""
@@ -136,6 +149,8 @@ class Limits:
             out.append(1 - cost.macs / self.min_macs)
         if self.max_params is not None:
             out.append(cost.params / self.max_params - 1)
+        if self.max_activations is not None:
+            out.append(cost.activations / self.max_activations - 1)
         return out
 
     def allow(self, cost: Cost) -> bool:
@@ -143,7 +158,7 @@ class Limits:
 
 
 def limits_of(settings: Settings) -> Limits:
-    return Limits(settings.max_macs, settings.min_macs, settings.max_params)
+    return Limits(settings.max_macs, settings.min_macs, settings.max_params, settings.max_activations)
 
 
 def member(space: Space, params: Mapping[str, int], match_macs: int | None) -> Arch:
@@ -159,6 +174,7 @@ def check_limits(space: Space, settings: Settings) -> None:
     for option, limit, field in (
         ("--max-macs", settings.max_macs, "macs"),
         ("--max-params", settings.max_params, "params"),
+        ("--max-activations", settings.max_activations, "activations"),
     ):
         least = getattr(space.cheapest(field)[1], field)
         if limit is not None and limit < least:
