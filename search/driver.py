@@ -19,8 +19,9 @@ from res2net.arch import Arch
 from res2net.cost import Cost, cost
 from res2net.errors import UserError
 from search.front import front
+from search.scheduler import goes_on, rungs
 from search.settings import Settings, limits_of, member
-from search.study import ESTIMATED, FAILED, INFEASIBLE, ORPHAN, REPEATED, SCORED, Proposal, Record, Study
+from search.study import ESTIMATED, FAILED, INFEASIBLE, ORPHAN, REPEATED, SCORED, STOPPED, Proposal, Record, Study
 from search.worker import Job, Report
 from space import Space
 
@@ -65,18 +66,23 @@ class Driver:
         self.estimated: dict[str, Record] = {}  # by a supernet's weights
         self.lost: Counter[str] = Counter()  # trials of a network that were lost, and tried again
         self.given_up: dict[str, int] = {}  # networks that are not tried again, with the trial that failed
+        self.stopped: dict[str, int] = {}  # networks that the scheduler stopped, with the trial
+        # What reached each rung: a network's accuracy and MACs. Shared weights are scored in one go, without rungs.
+        epochs = () if self.estimates else rungs(settings.epochs, settings.min_epochs, settings.eta)
+        self.rungs: dict[int, dict[str, tuple[float, int]]] = {epoch: {} for epoch in epochs}
+        self.furthest: dict[str, int] = {}  # epochs that a network's accuracy is known of
         self.counts: dict[str, int] = {}
         self.misses = 0  # proposals in a row, up to the last, that needed no training
-        self.last_failure = ""
+        self.last_failure = self.last_stop = ""
         self.why_stopped = ""
         self.started = time.monotonic()
         self._recover()
 
     @property
     def spent(self) -> int:
-        """Trials that count against `--trials`: scored (or estimated, before what confirms them) or failed."""
+        """Trials that count against `--trials`: scored (or estimated, before what confirms them), stopped or failed."""
         found = ESTIMATED if self.estimates else SCORED
-        return self.counts.get(found, 0) + self.counts.get(FAILED, 0)
+        return sum(self.counts.get(outcome, 0) for outcome in (found, STOPPED, FAILED))
 
     @property
     def estimates(self) -> bool:
@@ -142,6 +148,9 @@ class Driver:
         if report.epoch >= trial.job.config.epochs:
             self._score(number, report)
             return False
+        if not self._goes_on(trial, report):
+            self._stop(number, report)
+            return False
         if self.seconds_left is not None and self.seconds_left <= 0:
             self.release(number, f"the time was up after epoch {report.epoch}")
             self.why_stopped = "the time is up"
@@ -177,6 +186,7 @@ class Driver:
         records = self.study.records()
         tried_again = {r.attrs.get("retry_of") for r in records}
         for record in records:
+            self._note_rungs(record)
             if record.state != "RUNNING":
                 self._take_up(record, record.number in tried_again)
         asked = [r.outcome for r in records if r.state not in ("RUNNING", "WAITING") and r.outcome != ORPHAN]
@@ -198,10 +208,43 @@ class Driver:
             self.scored[record.key] = record
         elif record.outcome == ESTIMATED:
             self.estimated[record.key] = record
+        elif record.outcome == STOPPED:
+            self.stopped[record.key] = record.number
         elif record.attrs.get("reason") == KILLED or (record.outcome == FAILED and tried_again):
             self.lost[record.key] += 1
         elif record.outcome == FAILED:
             self.given_up[record.key] = record.number
+
+    def _note_rungs(self, record: Record) -> None:
+        """Enter what a trial reached into the rungs."""
+        for epoch, val_top1 in record.epochs.items():
+            if epoch in self.rungs:
+                self.rungs[epoch][record.key] = (val_top1, record.macs)
+            self.furthest[record.key] = max(epoch, self.furthest.get(record.key, 0))
+
+    def _goes_on(self, trial: Running, report: Report) -> bool:
+        """Whether the scheduler lets a trial go on. One that is asked again passes the rungs that it passed before."""
+        rung, key = self.rungs.get(report.epoch), trial.job.arch.key()
+        before, self.furthest[key] = self.furthest.get(key, 0), max(report.epoch, self.furthest.get(key, 0))
+        if rung is None:
+            return True
+        rung[key] = (report.val_top1, trial.cost.macs)
+        top1, macs = zip(*rung.values(), strict=True)
+        which = list(rung).index(key)
+        return report.epoch < before or goes_on(self.settings.scheduler, self.settings.eta, top1, macs, which)
+
+    def _stop(self, number: int, report: Report) -> None:
+        trial, of = self.running.pop(number), len(self.rungs[report.epoch])
+        # What it lacks of the full budget counts as a broken limit: TPE learns from it, it is on no front, and Optuna
+        # crashes at stopped trials that break none.
+        violations = [*self.limits.violations(trial.cost), 1 - report.epoch / trial.job.config.epochs]
+        reason = f"after epoch {report.epoch} not among the best 1/{self.settings.eta} of {of}"
+        attrs = {"epochs": report.epoch, "seconds": round(report.seconds, 3), "training": self._training(report)}
+        self.study.stop(number, violations, reason, **attrs)
+        self.stopped[trial.job.arch.key()] = number
+        self.last_stop = f"trial {number} stopped {reason}, {report.val_top1:.2f} %"
+        self._count(STOPPED)
+        self.on_change()
 
     def _propose(self) -> Job | None:
         """Ask once; None if the proposal could be answered without training."""
@@ -214,6 +257,8 @@ class Driver:
             return None
         price = cost(arch, self.space.image_size)
         violations = self.limits.violations(price)
+        if self.settings.scheduler != "none":
+            violations.append(0.0)  # none of the budget is missing yet
         self.study.describe(proposal.number, arch, price, violations)
         if any(v > 0 for v in violations):
             self.study.infeasible(proposal.number, "it breaks a limit")
@@ -248,9 +293,10 @@ class Driver:
         if twin is not None:
             self.study.fail(proposal.number, REPEATED, f"the same network runs as trial {twin}")
             return True
-        if key in self.given_up:
-            self.study.fail(proposal.number, REPEATED, f"the same network failed as trial {self.given_up[key]}")
-            return True
+        for what, trials in (("failed", self.given_up), ("was stopped", self.stopped)):
+            if key in trials:
+                self.study.fail(proposal.number, REPEATED, f"the same network {what} as trial {trials[key]}")
+                return True
         return False
 
     def _enqueue_unseen(self) -> bool:
@@ -262,7 +308,7 @@ class Driver:
             return True
         busy = {r.job.arch.key() for r in self.running.values()}
         known = self.estimated if self.estimates else self.scored
-        busy |= known.keys() | self.given_up.keys()
+        busy |= known.keys() | self.given_up.keys() | self.stopped.keys()
         rng = random.Random(f"{self.settings.seed} {len(known)} {len(busy)}")
         fresh = [p for p in self._candidates(rng) if self._is_fresh(p, busy)]
         if fresh:
@@ -289,21 +335,23 @@ class Driver:
 
     def _score(self, number: int, report: Report) -> None:
         trial = self.running.pop(number)
-        training = {
-            "images_per_second": round(report.images_per_second, 1),
-            "val_loss": report.val_loss,
-            "host": report.host,
-            "session": self.session,
-        }
         by_weights = trial.job.evaluator == "supernet"
         epochs = 0 if by_weights else report.epoch
-        attrs = {"epochs": epochs, "seconds": round(report.seconds, 3), "training": training}
+        attrs = {"epochs": epochs, "seconds": round(report.seconds, 3), "training": self._training(report)}
         self.on_scored(trial.job, report.weights)  # first: a score that the study holds has its weights on disk
         outcome, books = (ESTIMATED, self.estimated) if by_weights else (SCORED, self.scored)
         self.study.complete(number, report.val_top1, trial.cost.macs, outcome, **attrs)
         books[trial.job.arch.key()] = self.study.record(number)
         self._count(outcome)
         self.on_change()
+
+    def _training(self, report: Report) -> dict[str, object]:
+        return {
+            "images_per_second": round(report.images_per_second, 1),
+            "val_loss": report.val_loss,
+            "host": report.host,
+            "session": self.session,
+        }
 
     def _fail(self, number: int, reason: str, lost: bool) -> None:
         """Record a failure. Only of a lost trial is the network tried again: with its seed, others fail alike."""

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from search.driver import Driver, Running
 from search.front import front
-from search.study import ESTIMATED, FAILED, INFEASIBLE, ORPHAN, REPEATED, Record
+from search.study import ESTIMATED, FAILED, INFEASIBLE, ORPHAN, REPEATED, STOPPED, Record
 from search.units import format_count, format_seconds
 
 FRONT_ROWS = 12
@@ -49,7 +49,7 @@ class Lines:
     def start(self, driver: Driver, title: str) -> None:
         self._driver = driver
         self._seen = {r.number for r in self._scores()}
-        self._failed = driver.counts.get(FAILED, 0)
+        self._told = dict(driver.counts)
         self.console.print(title, highlight=False, markup=False, soft_wrap=True)
 
     def changed(self) -> None:
@@ -67,14 +67,11 @@ class Lines:
                 markup=False,
                 soft_wrap=True,
             )
-        if driver.counts.get(FAILED, 0) > self._failed:
-            self._failed = driver.counts[FAILED]
-            self.console.print(
-                f"[{driver.spent:>3}/{driver.settings.trials}] failed: {driver.last_failure}",
-                highlight=False,
-                markup=False,
-                soft_wrap=True,
-            )
+        done = f"[{driver.spent:>3}/{driver.settings.trials}]"
+        for outcome, text in ((FAILED, f"failed: {driver.last_failure}"), (STOPPED, driver.last_stop)):
+            if driver.counts.get(outcome, 0) > self._told.get(outcome, 0):
+                self.console.print(f"{done} {text}", highlight=False, markup=False, soft_wrap=True)
+        self._told = dict(driver.counts)
 
     def stop(self) -> None: ...
 
@@ -113,6 +110,7 @@ class Display:
         counts = "  ".join(
             f"{driver.counts[o]} {label}"
             for o, label in (
+                (STOPPED, "stopped early"),
                 (INFEASIBLE, "over a limit"),
                 (REPEATED, "seen before"),
                 (FAILED, "failed"),

@@ -95,6 +95,13 @@ class Settings:
             raise UserError(f"--lr: {self.lr} is too small; accepted: a number above 0")
         if self.gpus_per_trial is not None and not 0 <= self.gpus_per_trial <= 16:
             raise UserError(f"--gpus-per-trial: {self.gpus_per_trial} is out of range; accepted: 0 to 16 (0.25, say)")
+        if self.scheduler != "none" and self.evaluator == "supernet":
+            raise UserError("--scheduler: shared weights score a network in one go; accepted: none")
+        if self.scheduler != "none" and self.min_epochs >= self.epochs:
+            raise UserError(
+                f"--min-epochs: {self.min_epochs} leaves no rung below --epochs {self.epochs}; "
+                "accepted: less than --epochs, or --scheduler none"
+            )
         if self.max_macs and self.min_macs and self.min_macs > self.max_macs:
             raise UserError(
                 f"--min-macs: {format_count(self.min_macs)} is more than --max-macs {format_count(self.max_macs)}; "

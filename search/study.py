@@ -27,10 +27,11 @@ STUDY_FILE = "study.db"
 OBJECTIVES = {"val_top1": "maximize", "macs": "minimize"}
 
 # What became of a trial, in its attribute `outcome`. Only `scored` ones, which were trained, are on the final front;
-# `estimated` ones have a score by shared weights.
-SCORED, ESTIMATED, REPEATED, INFEASIBLE, FAILED, ORPHAN = (
+# `estimated` ones have a score by shared weights, `stopped` ones were given less than the full budget.
+SCORED, ESTIMATED, STOPPED, REPEATED, INFEASIBLE, FAILED, ORPHAN = (
     "scored",
     "estimated",
+    "stopped",
     "repeated",
     "infeasible",
     "failed",
@@ -115,8 +116,10 @@ class Study:
         network = {"key": arch.key(), "activations": cost.activations, "arch_json": arch.to_dict()}
         self.annotate(number, {"arch": str(arch), "macs": cost.macs, "params": cost.params, "network": network})
         if violations:
-            trial_id = self._live[number]._trial_id
-            self._study._storage.set_trial_system_attr(trial_id, "constraints", violations)
+            self._constrain(number, violations)
+
+    def _constrain(self, number: int, violations: list[float]) -> None:
+        self._study._storage.set_trial_system_attr(self._live[number]._trial_id, "constraints", violations)
 
     def annotate(self, number: int, attrs: Mapping[str, Any]) -> None:
         """Set attributes of a trial that has not ended."""
@@ -134,6 +137,11 @@ class Study:
     def infeasible(self, number: int, reason: str) -> None:
         """End a trial whose network cannot be had: TPE learns from it, the others do not; it is never on the front."""
         self._end(number, TrialState.PRUNED, INFEASIBLE, {"reason": reason})
+
+    def stop(self, number: int, violations: list[float], reason: str, **attrs: Any) -> None:
+        """End a trial before its full budget; one of the violations must be above 0."""
+        self._constrain(number, violations)
+        self._end(number, TrialState.PRUNED, STOPPED, {"reason": reason, **attrs})
 
     def fail(self, number: int, outcome: str, reason: str) -> None:
         """End a trial without a score."""

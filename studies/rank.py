@@ -142,24 +142,24 @@ def _begin(settings: Settings, space: Space, folder: Path | None) -> None:
         _state["scorer"] = supernet.scorer(model, data, settings)
 
 
-def alone(arch: Arch, config: Config) -> float:
-    """Top-1 (%) of the network trained from scratch."""
+def alone(arch: Arch, config: Config) -> list[float]:
+    """Top-1 (%) after each epoch of the network trained from scratch."""
     torch.manual_seed(config.seed)
-    return train(create(arch), _data(), config)[-1].val_top1
+    return [e.val_top1 for e in train(create(arch), _data(), config)]
 
 
-def shared(arch: Arch, config: Config) -> float:
+def shared(arch: Arch, config: Config) -> list[float]:
     """Top-1 (%) by the shared weights."""
     scorer = _state["scorer"]
     assert isinstance(scorer, Scorer)
-    return scorer(arch)[1]
+    return [scorer(arch)[1]]
 
 
-def inherited(arch: Arch, config: Config) -> float:
-    """Top-1 (%) of the network that starts from its slice and is tuned."""
+def inherited(arch: Arch, config: Config) -> list[float]:
+    """Top-1 (%) after each epoch of the network that starts from its slice and is tuned."""
     model = _state["model"]
     assert isinstance(model, ElasticRes2Net)
-    return train(model.extract(arch), _data(), config)[-1].val_top1
+    return [e.val_top1 for e in train(model.extract(arch), _data(), config)]
 
 
 def _data() -> Data:
@@ -169,12 +169,17 @@ def _data() -> Data:
 
 
 class Study:
-    """The members' table in a folder, filled column by column."""
+    """The members' table in a folder, filled column by column.
+
+    `curves.csv` has the accuracies after each epoch.
+    """
 
     def __init__(self, folder: Path, archs: Sequence[Arch], image_size: int, workers: int, console: Console) -> None:
         self.path, self.workers, self.console = folder / "members.csv", workers, console
         self.archs = {a.key(): a for a in archs}
         folder.mkdir(parents=True, exist_ok=True)
+        curves = folder / "curves.csv"
+        self.curves = pd.read_csv(curves) if curves.is_file() else pd.DataFrame()
         if self.path.is_file():
             self.frame = pd.read_csv(self.path, index_col="key")
             if list(self.frame.index) != list(self.archs):
@@ -186,7 +191,9 @@ class Study:
         rows |= {"macs": [p.macs for p in prices], "params": [p.params for p in prices]}
         self.frame = pd.DataFrame(rows, index=pd.Index(list(self.archs), name="key"))
 
-    def fill(self, column: str, work: Callable[[Arch, Config], float], config_of: Callable, *initial: object) -> None:
+    def fill(
+        self, column: str, work: Callable[[Arch, Config], list[float]], config_of: Callable, *initial: object
+    ) -> None:
         """Compute what is missing of a column, dearest members first so that no process is left with one."""
         if column not in self.frame:
             self.frame[column] = math.nan
@@ -198,7 +205,12 @@ class Study:
         with ProcessPoolExecutor(self.workers, context, _begin, initial) as pool:
             results = {k: pool.submit(work, self.archs[k], config_of(self.archs[k])) for k in todo}
             for key in track(todo, column, console=self.console, transient=True):
-                self.frame.loc[key, column] = results[key].result()
+                curve = results[key].result()
+                self.frame.loc[key, column] = curve[-1]
+                rows = pd.DataFrame({"key": key, "run": column, "epoch": range(1, len(curve) + 1), "val_top1": curve})
+                self.curves = pd.concat([self.curves, rows], ignore_index=True)
+                self.curves = self.curves.drop_duplicates(["key", "run", "epoch"], keep="last")
+                write_atomic(self.path.with_name("curves.csv"), self.curves.to_csv(index=False, float_format="%.2f"))
                 write_atomic(self.path, self.frame.to_csv())
         took = time.monotonic() - begun
         self.console.print(f"{column}: {len(todo)} networks in {took:.0f} s, {self.workers} processes", highlight=False)
@@ -321,7 +333,7 @@ def _main(argv: Sequence[str] | None) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the table; write `members.csv`, `correlations.csv`, `rank.png` and `about.json`."""
+    """Print the table; write `members.csv`, `curves.csv`, `correlations.csv`, `rank.png` and `about.json`."""
     return run_main(_main, PROG, argv)
 
 

@@ -1,0 +1,224 @@
+"""Which trials go on: the rule against a naive one, and searches that obey it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from res2net.errors import UserError
+from search.front import front
+from search.scheduler import crowding_distance, front_numbers, goes_on, ranking, rungs
+from search.settings import Settings
+from search.study import REPEATED, SCORED, STOPPED, Record, read
+from search.worker import Report
+from studies.synthetic import Synthetic
+from trainers.data import Data
+
+points = st.lists(st.tuples(st.integers(0, 6), st.integers(1, 7)), min_size=1, max_size=30)
+
+
+def of(folder: Path, *outcomes: str) -> list[Record]:
+    return [r for r in read(folder) if r.outcome in outcomes]
+
+
+def naive_fronts(top1: list[float], macs: list[float]) -> list[int]:
+    """Peel off what nothing left dominates, again and again: O(n^3)."""
+
+    def dominates(a: int, b: int) -> bool:
+        no_worse = top1[a] >= top1[b] and macs[a] <= macs[b]
+        return no_worse and (top1[a] > top1[b] or macs[a] < macs[b])
+
+    out, left, number = [0] * len(top1), set(range(len(top1))), 0
+    while left:
+        best = {i for i in left if not any(dominates(j, i) for j in left)}
+        for i in best:
+            out[i] = number
+        left -= best
+        number += 1
+    return out
+
+
+class TestRule:
+    @given(points)
+    def test_fronts_are_those_of_peeling_them_off(self, drawn: list[tuple[int, int]]) -> None:
+        top1, macs = ([float(v) for v in column] for column in zip(*drawn, strict=True))
+        assert list(front_numbers(top1, macs)) == naive_fronts(top1, macs)
+
+    @given(points, st.integers(2, 5), st.sampled_from(["pareto-asha", "asha"]))
+    def test_one_in_eta_goes_on_and_never_none(self, drawn: list[tuple[int, int]], eta: int, scheduler: str) -> None:
+        top1, macs = zip(*drawn, strict=True)
+        on = [goes_on(scheduler, eta, top1, macs, i) for i in range(len(drawn))]
+        assert sum(on) == math.ceil(len(drawn) / eta)
+
+    @given(points, st.integers(2, 5))
+    def test_no_trial_goes_on_where_one_that_dominates_it_is_stopped(
+        self, drawn: list[tuple[int, int]], eta: int
+    ) -> None:
+        top1, macs = zip(*drawn, strict=True)
+        on = {i for i in range(len(drawn)) if goes_on("pareto-asha", eta, top1, macs, i)}
+        for i in on:
+            for j in set(range(len(drawn))) - on:
+                assert not (top1[j] >= top1[i] and macs[j] <= macs[i] and drawn[j] != drawn[i])
+
+    @given(points)
+    def test_with_room_for_two_both_ends_of_the_front_go_on(self, drawn: list[tuple[int, int]]) -> None:
+        top1, macs = zip(*drawn, strict=True)
+        best = front(top1, macs)
+        ends = {drawn[best[0]], drawn[best[-1]]}
+        first = {drawn[i] for i in ranking(top1, macs)[: len(ends)]}
+        assert first == ends
+
+    def test_accuracy_alone_stops_the_cheap_network_that_the_front_needs(self) -> None:
+        top1, macs = [90.0, 80.0, 70.0, 30.0, 60.0, 50.0], [60, 50, 40, 10, 55, 45]
+        assert goes_on("pareto-asha", 3, top1, macs, 3)
+        assert not goes_on("asha", 3, top1, macs, 3)
+        assert goes_on("none", 3, top1, macs, 3)
+
+    def test_crowding_is_the_sides_of_the_box_between_neighbours(self) -> None:
+        got = crowding_distance(np.array([10.0, 20.0, 60.0, 110.0]), np.array([1.0, 10.0, 100.0, 1000.0]))
+        assert list(got) == pytest.approx([math.inf, 0.5 + 2 / 3, 0.9 + 2 / 3, math.inf])
+
+    @pytest.mark.parametrize(
+        ("epochs", "least", "eta", "expected"),
+        [(9, 1, 3, (1, 3)), (10, 1, 3, (1, 3, 9)), (2, 1, 3, (1,)), (8, 2, 2, (2, 4)), (2, 2, 3, ()), (1, 1, 2, ())],
+    )
+    def test_rungs(self, epochs: int, least: int, eta: int, expected: tuple[int, ...]) -> None:
+        assert rungs(epochs, least, eta) == expected
+
+    @given(points, st.integers(2, 4))
+    def test_equal_trials_are_stopped_in_the_order_they_came(self, drawn: list[tuple[int, int]], eta: int) -> None:
+        top1, macs = zip(*([drawn[0]] * len(drawn)), strict=True)
+        on = [goes_on("pareto-asha", eta, top1, macs, i) for i in range(len(drawn))]
+        assert on == sorted(on, reverse=True)
+
+
+@pytest.fixture
+def settings(make_settings: Callable[..., Settings]) -> Settings:
+    """All of the space's 12 networks, with rungs after epochs 1 and 2 of 4."""
+    return make_settings(scheduler="pareto-asha", eta=2, epochs=4, trials=12)
+
+
+class TestSearch:
+    @pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random"])
+    def test_stopped_trials_are_pruned_with_their_rung_and_never_on_the_front(
+        self, make_settings: Callable, run_driver: Callable, tmp_path: Path, sampler: str
+    ) -> None:
+        driver = run_driver(make_settings(scheduler="pareto-asha", eta=2, epochs=4, trials=12, sampler=sampler))
+        stopped, scored = of(tmp_path, STOPPED), of(tmp_path, SCORED)
+        assert len(stopped) + len(scored) == driver.spent == 12
+        assert stopped
+        assert scored
+        for record in stopped:
+            assert record.state == "PRUNED"
+            assert record.val_top1 is None
+            assert record.attrs["epochs"] == max(record.epochs) in (1, 2)
+            assert f"after epoch {max(record.epochs)} not among the best 1/2 of " in record.attrs["reason"]
+        assert {max(r.epochs) for r in scored} == {4}
+        assert {r.key for r in driver.found} == {r.key for r in scored}
+
+    def test_each_rung_holds_all_that_reached_it_and_decides_by_what_it_held_then(
+        self, settings: Settings, run_driver: Callable, tmp_path: Path
+    ) -> None:
+        run_driver(settings)
+        records = sorted(of(tmp_path, STOPPED, SCORED), key=lambda r: r.number)
+        for epoch in (1, 2):
+            reached: list[Record] = []
+            for record in [r for r in records if epoch in r.epochs]:
+                reached.append(record)
+                top1, macs = zip(*((r.epochs[epoch], r.macs) for r in reached), strict=True)
+                expected = goes_on("pareto-asha", 2, top1, macs, len(reached) - 1)
+                assert (max(record.epochs) > epoch) == expected
+
+    def test_a_network_that_was_stopped_is_not_trained_again(
+        self, settings: Settings, run_driver: Callable, tmp_path: Path
+    ) -> None:
+        run_driver(settings)
+        trained = [r.key for r in of(tmp_path, STOPPED, SCORED)]
+        assert len(trained) == len(set(trained))
+        repeats = [r for r in of(tmp_path, REPEATED) if "reason" in r.attrs]
+        assert all("was stopped as trial" in r.attrs["reason"] for r in repeats)
+
+    def test_a_resumed_search_knows_its_rungs(
+        self, settings: Settings, open_driver: Callable, run_driver: Callable, tmp_path: Path
+    ) -> None:
+        whole = run_driver(settings, folder=_made(tmp_path / "whole"))
+        parts = _made(tmp_path / "parts")
+        for trials in (3, 7, 12):
+            driver = run_driver(replace(settings, trials=trials), folder=parts)
+        assert driver.rungs == whole.rungs
+        assert [(r.key, r.outcome) for r in read(parts)] == [(r.key, r.outcome) for r in read(tmp_path / "whole")]
+
+    def test_killed_at_a_rung_and_asked_again_it_is_decided_as_it_would_have_been(
+        self, settings: Settings, open_driver: Callable, run_driver: Callable, tmp_path: Path, data: Data
+    ) -> None:
+        run_driver(settings, folder=_made(tmp_path / "whole"))
+        for killed_at in range(1, 20):  # reports before the driver is killed, without a word
+            folder = _made(tmp_path / f"killed{killed_at}")
+            with open_driver(settings, folder) as driver:
+                left = killed_at
+                while left > 0 and (job := driver.next_job()) is not None:
+                    for report in Synthetic()(job, data):
+                        left -= 1
+                        if not driver.on_report(job.number, report) or left <= 0:
+                            break
+            run_driver(settings, folder=folder)
+            ended = [(r.key, r.outcome, r.epochs) for r in of(folder, STOPPED, SCORED)]
+            assert ended == [(r.key, r.outcome, r.epochs) for r in of(tmp_path / "whole", STOPPED, SCORED)]
+
+    def test_asked_again_it_passes_the_rungs_that_it_passed_before(
+        self, make_settings: Callable, open_driver: Callable, tmp_path: Path
+    ) -> None:
+        """Whatever others have reached since: what was trained for it shall not be lost."""
+        with open_driver(make_settings(scheduler="asha", eta=3, epochs=4, trials=12)) as driver:
+            first = driver.next_job()
+            assert driver.on_report(first.number, Report(1, 10.0, 1.0))
+            assert driver.on_report(first.number, Report(2, 11.0, 1.0))
+            driver.on_lost(first.number, "its worker died")
+            again = driver.next_job()
+            assert again.arch == first.arch
+            for _ in range(3):
+                assert not driver.on_report(driver.next_job().number, Report(1, 5.0, 1.0))
+            driver.rungs[1]["another"] = (50.0, 1)
+            assert driver.on_report(again.number, Report(1, 10.0, 1.0))
+            assert driver.on_report(again.number, Report(2, 11.0, 1.0))
+
+    def test_a_larger_share_of_a_searchs_epochs_goes_to_the_front(
+        self, settings: Settings, make_settings: Callable, run_driver: Callable, tmp_path: Path
+    ) -> None:
+        found = {}
+        for name in ("pareto-asha", "asha", "none"):
+            folder = _made(tmp_path / name)
+            run_driver(make_settings(scheduler=name, eta=2, epochs=4, trials=12), folder=folder)
+            trained = of(folder, STOPPED, SCORED)
+            scored = of(folder, SCORED)
+            found[name] = (sum(max(r.epochs) for r in trained), min(r.macs for r in scored))
+        assert found["pareto-asha"][0] < found["none"][0]
+        assert found["pareto-asha"][1] == found["none"][1] < found["asha"][1]
+
+    @pytest.mark.parametrize(
+        ("change", "said"),
+        [
+            ({"scheduler": "hyperband"}, "--scheduler: unknown value 'hyperband'"),
+            ({"scheduler": "asha", "epochs": 2, "min_epochs": 2}, "--min-epochs: 2 leaves no rung below --epochs 2"),
+            ({"scheduler": "asha", "evaluator": "supernet"}, "--scheduler: shared weights"),
+            ({"eta": 1}, "--eta: 1 is too small"),
+            ({"min_epochs": 0}, "--min-epochs: 0 is too small"),
+        ],
+    )
+    def test_settings_that_do_not_go_together_are_refused(
+        self, make_settings: Callable, change: dict, said: str
+    ) -> None:
+        with pytest.raises(UserError, match=said):
+            make_settings(**change)
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
