@@ -273,12 +273,11 @@ class Driver:
         return job
 
     def _job(self, proposal: Proposal, arch: Arch) -> Job:
-        evaluator = "scratch" if proposal.confirms is not None else self.settings.evaluator
-        if evaluator == "supernet":  # one report; the seed draws what calibrates, the same for all
-            return Job(
-                proposal.number, arch, replace(self.settings.train_config(self.settings.seed), epochs=1), evaluator
-            )
-        return Job(proposal.number, arch, self.settings.train_config(trial_seed(self.settings.seed, arch)), evaluator)
+        s, number = self.settings, proposal.number
+        if proposal.confirms is None and self.estimates:  # one report; the seed draws what calibrates, the same for all
+            return Job(number, arch, replace(s.train_config(s.seed), epochs=1), "supernet")
+        config = replace(s.train_config(trial_seed(s.seed, arch)), lr=s.final_lr)
+        return Job(number, arch, config, "inherit" if s.tunes else "scratch")
 
     def _known(self, proposal: Proposal, key: str, price: Cost) -> bool:
         """Whether the network was tried before; the trial is then ended with what is known."""

@@ -124,15 +124,17 @@ def _training(run: dict[str, Any], record: Record, test_top1: float | None) -> d
 
 def card(record: Record, run: dict[str, Any], training: dict[str, Any]) -> str:
     """The model card: what it is, what it scored and how, and how to use it."""
-    settings, data, tested = run["settings"], run["data"], training["test_top1"]
-    sampler = f"{settings['sampler']}, seed {settings['seed']}"
+    data, tested = run["data"], training["test_top1"]
+    settings = Settings.from_dict(run["settings"])
+    sampler = f"{settings.sampler}, seed {settings.seed}"
     budget = f"{record.attrs['epochs']} epochs of {data['train_images']:,} images"
     rows = [
         ("top-1, validation split", f"{record.val_top1:.2f} % (n = 1, {data['val_images']:,} images, last epoch)"),
         *([("top-1, test split", f"{tested:.2f} %")] if tested is not None else []),
         ("multiply-accumulates", f"{record.macs:,}"),
         ("parameters", f"{record.attrs['params']:,}"),
-        ("trained", f"{budget}, batch {settings['batch_size']}, lr {settings['lr']}"),
+        ("trained", f"{budget}, batch {settings.batch_size}, lr {settings.final_lr:g}"),
+        *([("started from", "weights that all networks of the space share")] if settings.tunes else []),
         ("search", f"{sampler}, the best of many: its validation accuracy is optimistic"),
         ("hardware", machine(training)),
         ("code", code(training)),

@@ -85,7 +85,8 @@ def write(folder: Path, records: Sequence[Record], space: Space, settings: Setti
     trials = trials_frame(records, settings.epochs)
     write_atomic(folder / "trials.csv", trials.to_csv(index=False))
     write_atomic(folder / "pareto.csv", front_frame(trials).to_csv(index=False))
-    trained = f"{settings.epochs} epochs a trial" if (trials.outcome == SCORED).any() else "no trial done yet"
+    trained = f"{settings.epochs} epochs a trial" + (", from shared weights" if settings.tunes else "")
+    trained = trained if (trials.outcome == SCORED).any() else "no trial done yet"
     how = "scores by shared weights" if (trials.outcome == ESTIMATED)[trials.front].any() else trained
     title = f"{space.name} on {settings.data}: {how}, validation split"
     write_atomic(folder / "pareto.png", pareto_png(trials, title, settings))

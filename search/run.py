@@ -20,7 +20,7 @@ from search import dashboard, progress, runs
 from search.api import Result, search
 from search.export import front_of
 from search.scheduler import SCHEDULERS
-from search.settings import EVALUATORS, EXECUTORS, SAMPLERS, Settings
+from search.settings import CONFIRM_BY, EVALUATORS, EXECUTORS, SAMPLERS, Settings
 from search.study import SCORED
 from search.units import format_seconds, parse_count, parse_seconds
 
@@ -79,6 +79,10 @@ def build_parser() -> Parser:
         type=int,
         metavar="K",
         help=f"train K networks of the front that shared weights found (default: {d.confirm})",
+    )
+    score.add_argument(
+        "--confirm-by",
+        help=f"{', '.join(CONFIRM_BY)}: train those K so (default: {d.confirm_by}; tune: from their slices)",
     )
     where = parser.add_argument_group("where")
     where.add_argument("--executor", help=f"{', '.join(EXECUTORS)} (default: {d.executor}, which is Ray Tune)")

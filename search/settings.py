@@ -21,6 +21,8 @@ from trainers.train import Config
 SAMPLERS = ("tpe", "nsga2", "random")
 EXECUTORS = ("tune", "local")
 EVALUATORS = ("scratch", "supernet", "inherit")
+CONFIRM_BY = ("scratch", "tune")
+TUNED = 5  # what tunes a slice of shared weights has a peak rate so many times lower than what trained them
 BASE_OF_DATA = {"shapes": "micro", "cifar10": "cifar", "cifar100": "cifar"}
 
 # What may differ when a search goes on: how long and where, not what is searched or how it is scored.
@@ -33,7 +35,8 @@ class Settings:
 
     Counts are of one image's multiply-accumulates or of weights; `time` is in seconds; None is no limit.
     evaluator: how a trial gets its score: trained from `scratch`; by the weights of a `supernet`, of which `confirm`
-    networks of the front found are then trained from scratch; or tuned from its slice of one (`inherit`).
+    networks of the front found are then trained (`confirm_by`: from scratch, or tuned from their slices); or tuned from
+    its slice of one (`inherit`).
     supernet: the folder of a trained one, else it is trained first, for `supernet_epochs`.
     scheduler: which trials are stopped early, after `min_epochs` and its products with powers of `eta` (see there).
     storage: the URL of the study's database, SQLite in the run's folder if None. ray_address: of a running cluster.
@@ -63,6 +66,7 @@ class Settings:
     supernet: str | None = None
     supernet_epochs: int = 8
     confirm: int = 4
+    confirm_by: str = "scratch"
     storage: str | None = None
     executor: str = "tune"
     workers: int | None = None
@@ -76,6 +80,7 @@ class Settings:
         _choice("--scheduler", self.scheduler, SCHEDULERS)
         _choice("--executor", self.executor, EXECUTORS)
         _choice("--evaluator", self.evaluator, EVALUATORS)
+        _choice("--confirm-by", self.confirm_by, CONFIRM_BY)
         if self.match_macs and self.evaluator != "scratch":
             raise UserError(
                 f"--match-macs: its widths are none of the supernet's, which --evaluator {self.evaluator} needs; "
@@ -116,6 +121,16 @@ class Settings:
     def train_config(self, seed: int) -> Config:
         """How a trial is trained."""
         return Config(epochs=self.epochs, batch_size=self.batch_size, lr=self.lr, seed=seed)
+
+    @property
+    def tunes(self) -> bool:
+        """Whether the networks of the front start from shared weights."""
+        return self.evaluator == "inherit" or (self.evaluator == "supernet" and self.confirm_by == "tune")
+
+    @property
+    def final_lr(self) -> float:
+        """Peak learning rate of the networks of the final front."""
+        return self.lr / TUNED if self.evaluator == "supernet" and self.tunes else self.lr
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

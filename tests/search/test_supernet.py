@@ -125,6 +125,20 @@ class TestSearch:
         assert {r.attrs["epochs"] for r in estimates} == {0}
         assert load(tmp_path / "run" / "best").arch in [arch_of(r) for r in confirmed]
 
+    def test_the_picked_can_be_tuned_from_their_slices(
+        self, settings: Settings, loaded: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        jobs: list[Job] = []
+        work = SharedWork.__call__
+        monkeypatch.setattr(SharedWork, "__call__", lambda self, job, data: jobs.append(job) or work(self, job, data))
+        result = search(replace(settings, confirm_by="tune", lr=0.1), tmp_path / "run")
+        assert [(j.evaluator, j.config.lr) for j in jobs if j.evaluator != "supernet"] == [("inherit", 0.02)] * 2
+        assert len(of(tmp_path / "run", SCORED)) == 2
+        assert set(result.front.key) <= {j.arch.key() for j in jobs if j.evaluator == "inherit"}
+        card = (tmp_path / "run" / "best" / "README.md").read_text()
+        assert "weights that all networks of the space share" in card
+        assert "lr 0.02" in card
+
     def test_scores_are_those_of_the_supernet_whatever_the_order(
         self, settings: Settings, loaded: Data, tmp_path: Path
     ) -> None:
@@ -178,6 +192,7 @@ class TestSearch:
             ({"evaluator": "supernett"}, "did you mean 'supernet'"),
             ({"match_macs": 300_000}, "--match-macs: its widths"),
             ({"confirm": -1}, "--confirm: -1"),
+            ({"confirm_by": "tuned"}, "did you mean 'tune'"),
             ({"evaluator": "scratch", "supernet": "s"}, "--supernet: says nothing"),
         ],
     )

@@ -1,0 +1,164 @@
+"""Fronts of real accuracies by shared weights and from scratch, each search given the same wall time.
+
+    python -m studies.bench_evaluator --seeds 3 --out studies/results/evaluators-shapes
+
+For each seed the weights of all members are trained, hundreds of members scored, and the picked ones of their front
+trained: from scratch, or tuned from their slices. What the dearer of the two took, the search from scratch gets as its
+`--time`. Compared is the hypervolume of networks that were trained, on the validation split.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+from rich.console import Console
+
+import trainers.data
+from res2net.errors import Parser, run_main
+from res2net.files import write_atomic
+from search import supernet
+from search.api import Result, search
+from search.progress import Lines
+from search.report import macs_range
+from search.settings import Settings
+from search.units import format_count
+from studies.bench import check_positive
+from trainers.meta import environment
+
+PROG = "python -m studies.bench_evaluator"
+COLOURS = {
+    "scratch": "0.45",
+    "supernet, confirmed from scratch": "tab:blue",
+    "supernet, confirmed by tuning": "tab:red",
+}
+
+
+def build_parser() -> Parser:
+    """The command's options."""
+    out, d = Parser(prog=PROG, description=__doc__.splitlines()[0]), Settings()
+    out.add_argument("--space", default=d.space, help="the space")
+    out.add_argument("--data", default=d.data, help=", ".join(trainers.data.names()))
+    out.add_argument("--data-dir", metavar="DIR", help="where the data set's files are")
+    out.add_argument("--train-images", type=int, metavar="N", help="train on so many images only")
+    out.add_argument("--seeds", type=int, default=3, help="searches of each kind")
+    out.add_argument("--first-seed", type=int, default=0, help="the first of them")
+    out.add_argument("--epochs", type=int, default=d.epochs, help="of a network that is trained")
+    out.add_argument("--supernet-epochs", type=int, default=d.supernet_epochs, help="of shared weights")
+    out.add_argument("--trials", type=int, default=100, help="members that shared weights score")
+    out.add_argument("--confirm", type=int, default=d.confirm, help="networks of their front that are trained")
+    out.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder of tables and plot")
+    return out
+
+
+def _row(name: str, seed: int, seconds: float, result: Result) -> dict[str, object]:
+    found = result.front
+    return {
+        "search": name,
+        "seed": seed,
+        "seconds": round(seconds),
+        "trained": int((result.trials.outcome == "scored").sum()),
+        "front": len(found),
+        "cheapest": int(found.macs.min()),
+        "best_top1": float(found.val_top1.max()),
+        "hypervolume": round(result.hypervolume, 2),
+    }
+
+
+def compare(args: argparse.Namespace, seed: int, folder: Path, console: Console) -> tuple[list[dict], pd.DataFrame]:
+    """One seed's three searches: a row each, and the points of their fronts."""
+    names = ("space", "data", "data_dir", "train_images", "epochs", "supernet_epochs", "confirm")
+    base = Settings(**{n: getattr(args, n) for n in names}, seed=seed, executor="local")
+    data = trainers.data.load(base.data, base.data_dir, seed=seed, train_images=base.train_images)
+    weights, begun = folder / "weights", time.monotonic()
+    how = replace(base, epochs=base.supernet_epochs)
+    supernet.train(how, base.get_space(data.num_classes, data.image_size), data, weights, console)
+    trained = time.monotonic() - begun
+    shared = replace(base, evaluator="supernet", supernet=str(weights), trials=min(args.trials, 10_000))
+    rows, fronts, longest = [], [], 0.0
+    names_of = {"scratch": "supernet, confirmed from scratch", "tune": "supernet, confirmed by tuning"}
+    for way, name in names_of.items():
+        result = search(replace(shared, confirm_by=way), folder / way, Lines(console))
+        seconds = trained + result.seconds
+        longest = max(longest, seconds)
+        rows.append(_row(name, seed, seconds, result))
+        fronts.append(result.front.assign(search=name, seed=seed))
+    result = search(replace(base, time=longest, trials=10_000), folder / "alone", Lines(console))
+    rows.append(_row("scratch", seed, result.seconds, result))
+    fronts.append(result.front.assign(search="scratch", seed=seed))
+    return rows, pd.concat(fronts)[["search", "seed", "number", "macs", "params", "val_top1", "arch"]]
+
+
+def plot(fronts: pd.DataFrame, title: str, low: float, high: float) -> bytes:
+    """Each search's front, a line a seed."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    ax = figure.add_subplot()
+    for (name, seed), part in fronts.groupby(["search", "seed"]):
+        x, y = [*part.macs.astype(float), high], [*part.val_top1, part.val_top1.iloc[-1]]
+        label = name if seed == fronts.seed.min() else None
+        ax.step(x, y, where="post", color=COLOURS[name], lw=1.4, alpha=0.8, label=label)
+        ax.scatter(part.macs.astype(float), part.val_top1, color=COLOURS[name], s=20)
+    ax.set_xscale("log")
+    ax.set_xlim(low * 0.9, high * 1.1)
+    ax.xaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: format_count(v)))
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.set(xlabel="multiply-accumulates of one image", ylabel="top-1 of trained networks, validation split (%)")
+    ax.set_title(title, fontsize=10)
+    ax.grid(alpha=0.25)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False, fontsize=9)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def bench(argv: Sequence[str] | None) -> None:
+    """The command's body."""
+    args, console = build_parser().parse_args(argv), Console()
+    check_positive(args, "seeds", "epochs", "supernet_epochs", "trials", "confirm")
+    rows, fronts = [], []
+    args.out.mkdir(parents=True, exist_ok=True)
+    for seed in range(args.first_seed, args.first_seed + args.seeds):
+        folder = Path(tempfile.mkdtemp(prefix="evaluators-"))
+        try:
+            found, points = compare(args, seed, folder, console)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        rows += found
+        fronts.append(points)
+        write_atomic(args.out / "searches.csv", pd.DataFrame(rows).to_csv(index=False))
+        write_atomic(args.out / "fronts.csv", pd.concat(fronts).to_csv(index=False))
+    table, points = pd.DataFrame(rows), pd.concat(fronts)
+    base = Settings(space=args.space, data=args.data)
+    low, high = macs_range(base.get_space(10, 32), base)
+    title = f"{args.space} on {args.data}: the same wall time each, {args.epochs} epochs a trained network"
+    write_atomic(args.out / "fronts.png", plot(points, title, low, high))
+    about = {"options": {k: str(v) for k, v in vars(args).items()}, **environment()}
+    write_atomic(args.out / "about.json", json.dumps(about, indent=2) + "\n")
+    console.print(table.to_string(index=False), highlight=False)
+    summary = table.groupby("search").hypervolume.agg(["mean", "min", "max", "count"]).round(2)
+    console.print(f"\nhypervolume (% of top-1, averaged over budgets of MACs)\n{summary}", highlight=False)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print a row a search and the hypervolumes; write `searches.csv`, `fronts.csv`, `fronts.png`, `about.json`."""
+    return run_main(bench, PROG, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
