@@ -165,7 +165,7 @@ def test_help_shows_defaults_units_and_choices(capsys: pytest.CaptureFixture) ->
     defaults = Settings()
     for name in ("space", "data", "sampler", "trials", "epochs", "batch_size", "lr", "seed", "executor"):
         option = f"--{name.replace('_', '-')}"
-        assert re.search(rf"{option} .*?\(default: {re.escape(str(getattr(defaults, name)))}[,)]", text), option
+        assert re.search(rf"{option} .*?\(default: {re.escape(str(getattr(defaults, name)))}[,;)]", text), option
     for shown in (*SAMPLERS, *EXECUTORS, "20M, 4.2G", "90s, 30m, 6h", "in epochs"):
         assert shown in text
 

@@ -1,0 +1,203 @@
+"""What a scheduler saves: recorded learning curves replayed under pareto-asha, asha and none.
+
+    python -m studies.bench_scheduler studies/results/rank-shapes-long --out studies/results/scheduler-shapes
+
+The folder is one of `studies.rank`: networks of a space, trained alone, with their accuracy after each epoch. A replay
+draws the networks in a random order, hands them to workers that end an epoch each in turn, and asks
+`search.scheduler.goes_on` at every rung, as a search does. Compared is the hypervolume of the networks that got all of
+their epochs, against the epochs that were spent on all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import random
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from rich.console import Console
+
+from res2net.errors import Parser, UserError, run_main
+from res2net.files import write_atomic
+from search.front import front, hypervolume
+from search.scheduler import SCHEDULERS, goes_on, rungs
+from studies.bench import check_positive
+from trainers.meta import environment
+
+PROG = "python -m studies.bench_scheduler"
+COLOURS = {"pareto-asha": "tab:red", "asha": "tab:blue", "none": "0.45"}
+SHARES = (0.9, 0.95, 0.99, 1.0)  # of the hypervolume that no scheduler reaches with all networks
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """A network's MACs and its accuracy (%) after each epoch."""
+
+    macs: int
+    top1: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """One replayed search: hypervolume (%) after each epoch that was spent; what was trained in full."""
+
+    hypervolume: np.ndarray
+    full: tuple[Curve, ...]
+
+
+def read(folder: Path, run: str) -> list[Curve]:
+    """The curves of one run of every member; `UserError` for a folder that lacks some."""
+    try:
+        members = pd.read_csv(folder / "members.csv", index_col="key")
+        curves = pd.read_csv(folder / "curves.csv")
+    except OSError as error:
+        raise UserError(f"{folder}: {error.strerror}: {error.filename}; accepted: a folder of studies.rank") from None
+    top1 = curves[curves.run == run].pivot_table(index="key", columns="epoch", values="val_top1")
+    missing = set(members.index) - set(top1.dropna().index)
+    if missing:
+        raise UserError(f"{folder}: {len(missing)} of {len(members)} members have no curve {run!r}")
+    return [Curve(int(members.macs[key]), tuple(top1.loc[key])) for key in members.index]
+
+
+def replay(curves: Sequence[Curve], scheduler: str, eta: int, min_epochs: int, workers: int, seed: int) -> Replay:
+    """A search over the networks in a random order; workers end their epochs in turn, and none waits."""
+    epochs = len(curves[0].top1)
+    waiting = random.Random(seed).sample(list(curves), len(curves))
+    reached: dict[int, list[Curve]] = {e: [] for e in rungs(epochs, min_epochs, eta)}
+    running: list[tuple[Curve, int]] = []
+    full: list[Curve] = []
+    low, high = min(c.macs for c in curves), max(c.macs for c in curves) + 1
+    values: list[float] = []
+    while waiting or running:
+        while waiting and len(running) < workers:
+            running.append((waiting.pop(0), 0))
+        curve, epoch = running.pop(0)
+        epoch += 1
+        if epoch == epochs:
+            full.append(curve)
+        elif _goes_on(reached, curve, epoch, scheduler, eta):
+            running.append((curve, epoch))
+        values.append(hypervolume([c.top1[-1] for c in full], [c.macs for c in full], low, high))
+    return Replay(np.array(values), tuple(full))
+
+
+def _goes_on(reached: dict[int, list[Curve]], curve: Curve, epoch: int, scheduler: str, eta: int) -> bool:
+    if epoch not in reached:
+        return True
+    rung = reached[epoch]
+    rung.append(curve)
+    return goes_on(scheduler, eta, [c.top1[epoch - 1] for c in rung], [c.macs for c in rung], len(rung) - 1)
+
+
+def spent_until(values: np.ndarray, target: float) -> float:
+    """Epochs spent until the hypervolume was reached; infinite if it never was."""
+    at = np.flatnonzero(values >= target - 1e-9)
+    return float(at[0] + 1) if len(at) else float("inf")
+
+
+def compare(curves: Sequence[Curve], args: argparse.Namespace) -> tuple[pd.DataFrame, dict[str, list[Replay]]]:
+    """A row a scheduler and seed, and the replays."""
+    low, high = min(c.macs for c in curves), max(c.macs for c in curves) + 1
+    third = low * (high / low) ** (1 / 3)
+    whole = hypervolume([c.top1[-1] for c in curves], [c.macs for c in curves], low, high)
+    cheap = hypervolume([c.top1[-1] for c in curves], [c.macs for c in curves], low, third)
+    rows, replays = [], {}
+    for name in SCHEDULERS:
+        replays[name] = [
+            replay(curves, name, args.eta, args.min_epochs, args.workers, seed) for seed in range(args.seeds)
+        ]
+        for seed, r in enumerate(replays[name]):
+            top1, macs = [c.top1[-1] for c in r.full], [c.macs for c in r.full]
+            row = {"scheduler": name, "seed": seed, "epochs": len(r.hypervolume), "full": len(r.full)}
+            row |= {"front": len(front(top1, macs)), "cheapest": min(macs)}
+            row["hypervolume"] = r.hypervolume[-1] / whole
+            row["cheap_third"] = hypervolume(top1, macs, low, third) / cheap
+            row |= {f"to_{round(100 * s)}": spent_until(r.hypervolume, s * whole) for s in SHARES}
+            rows.append(row)
+    return pd.DataFrame(rows), replays
+
+
+def plot(replays: dict[str, list[Replay]], total: int, title: str) -> bytes:
+    """Hypervolume against epochs spent: the median of the seeds, and between which half of them are."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    ax = figure.add_subplot()
+    for name, found in replays.items():
+        length = max(len(r.hypervolume) for r in found)
+        values = np.stack([np.pad(r.hypervolume, (0, length - len(r.hypervolume)), mode="edge") for r in found])
+        quarter, median, three = np.percentile(values, (25, 50, 75), axis=0)
+        x = np.arange(1, length + 1)
+        ax.plot(x, median, color=COLOURS[name], lw=1.8, label=name)
+        ax.fill_between(x, quarter, three, color=COLOURS[name], alpha=0.18, lw=0)
+        ax.plot(length, median[-1], "o", color=COLOURS[name])
+    ax.axvline(total / 3, color="0.3", ls="--", lw=1, label="a third of all epochs")
+    ax.set(xlabel="epochs spent on all networks", ylabel="hypervolume of fully trained networks (%)")
+    ax.set_title(title, fontsize=10)
+    ax.grid(alpha=0.25)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False, loc="lower right")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def build_parser() -> Parser:
+    """The command's options."""
+    out = Parser(prog=PROG, description=__doc__.splitlines()[0])
+    out.add_argument("folder", type=Path, help="of studies.rank: members.csv and curves.csv")
+    out.add_argument("--run", default="alone", help="which curves: alone, alone_again")
+    out.add_argument("--eta", type=int, default=3, help="one network in so many goes on at a rung")
+    out.add_argument("--min-epochs", type=int, default=1, help="epochs to the first rung")
+    out.add_argument("--workers", type=int, default=4, help="networks at a time")
+    out.add_argument("--seeds", type=int, default=20, help="random orders of the networks")
+    out.add_argument("--out", type=Path, metavar="DIR", help="where table and plot go (nowhere if not given)")
+    return out
+
+
+def bench(argv: Sequence[str] | None) -> None:
+    """The command's body."""
+    args = build_parser().parse_args(argv)
+    check_positive(args, "min_epochs", "workers", "seeds")
+    if args.eta < 2:
+        raise UserError(f"--eta: {args.eta}; accepted: at least 2")
+    curves = read(args.folder, args.run)
+    table, replays = compare(curves, args)
+    epochs = len(curves[0].top1)
+    total = epochs * len(curves)
+    at = rungs(epochs, args.min_epochs, args.eta)
+    what = f"{len(curves)} networks of {epochs} epochs, eta {args.eta}, rungs {at}"
+    say = partial(Console().print, highlight=False, soft_wrap=True)
+    say(f"{args.folder.name}: {what}, {args.workers} workers, {args.seeds} orders; medians")
+    shares = "".join(f"{f'to {round(100 * s)} %':>10}" for s in SHARES)
+    say(f"{'scheduler':12}{'epochs':>8}{'full':>6}{'front':>7}{'HV':>8}{'cheap HV':>10}{shares}")
+    for name in SCHEDULERS:
+        m = table[table.scheduler == name].drop(columns="scheduler").median()
+        row = f"{name:12}{m.epochs:8.0f}{m.full:6.0f}{m.front:7.0f}{m.hypervolume:8.3f}{m.cheap_third:10.3f}"
+        say(row + "".join(f"{m[f'to_{round(100 * s)}'] / total:10.2f}" for s in SHARES))
+    say(f"HV: share of what all {total} epochs reach; cheap HV: the same in the cheapest third of log MACs;")
+    say("to x %: share of all epochs until x % of it (inf: never)")
+    if args.out is not None:
+        args.out.mkdir(parents=True, exist_ok=True)
+        write_atomic(args.out / "replays.csv", table.to_csv(index=False, float_format="%.4f"))
+        write_atomic(args.out / "scheduler.png", plot(replays, total, f"{args.folder.name}: {what}"))
+        about = {"options": {k: str(v) for k, v in vars(args).items()}, **environment()}
+        write_atomic(args.out / "about.json", json.dumps(about, indent=2) + "\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print a row a scheduler; write `replays.csv`, `scheduler.png` and `about.json`."""
+    return run_main(bench, PROG, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
