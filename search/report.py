@@ -12,7 +12,7 @@ import pandas as pd
 from res2net.files import write_atomic
 from search.front import front, hypervolume, knee
 from search.settings import Settings
-from search.study import ESTIMATED, SCORED, Record
+from search.study import ESTIMATED, SCORED, STOPPED, Record
 from search.units import format_count
 from space import Space
 
@@ -81,7 +81,10 @@ def hypervolume_of(trials: pd.DataFrame, space: Space, settings: Settings) -> fl
 
 
 def write(folder: Path, records: Sequence[Record], space: Space, settings: Settings) -> pd.DataFrame:
-    """Write `trials.csv`, `pareto.csv`, `pareto.png` and `pareto.html`; returns the trials' frame."""
+    """Write `trials.csv`, `pareto.csv`, `pareto.png`, `pareto.html` and, with a scheduler, `curves.png`.
+
+    Returns the trials' frame.
+    """
     trials = trials_frame(records, settings.epochs)
     write_atomic(folder / "trials.csv", trials.to_csv(index=False))
     write_atomic(folder / "pareto.csv", front_frame(trials).to_csv(index=False))
@@ -91,6 +94,8 @@ def write(folder: Path, records: Sequence[Record], space: Space, settings: Setti
     title = f"{space.name} on {settings.data}: {how}, validation split"
     write_atomic(folder / "pareto.png", pareto_png(trials, title, settings))
     write_atomic(folder / "pareto.html", pareto_figure(trials, title, settings).to_html(include_plotlyjs=True))
+    if settings.scheduler != "none":
+        write_atomic(folder / "curves.png", curves_png(records, f"{space.name} on {settings.data}", settings))
     return trials
 
 
@@ -167,6 +172,48 @@ def pareto_png(trials: pd.DataFrame, title: str, settings: Settings) -> bytes:
     ax.spines[["top", "right"]].set_visible(False)
     if ax.get_legend_handles_labels()[0]:
         ax.legend(loc="upper left", frameon=False, fontsize=9)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def curves_png(records: Sequence[Record], title: str, settings: Settings) -> bytes:
+    """Each trial's accuracy after each epoch, coloured by MACs: where the scheduler stopped which."""
+    import numpy as np
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.collections import LineCollection
+    from matplotlib.colors import LogNorm
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+    figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    ax = figure.add_subplot()
+    shown = [r for r in records if r.outcome in (SCORED, STOPPED) and r.epochs]
+    if shown:
+        macs = np.array([r.macs for r in shown], float)
+        colours = {"cmap": "viridis", "norm": LogNorm(macs.min(), max(macs.max(), macs.min() + 1))}
+        lines = LineCollection(
+            [sorted(r.epochs.items()) for r in shown], array=macs, linewidths=1, alpha=0.7, **colours
+        )
+        ax.add_collection(lines)
+        for outcome, marker, size in ((STOPPED, "x", 22), (SCORED, "o", 26)):
+            ends = [(max(r.epochs), r.epochs[max(r.epochs)], r.macs) for r in shown if r.outcome == outcome]
+            if ends:
+                x, y, price = zip(*ends, strict=True)
+                label = {STOPPED: "stopped", SCORED: "full budget"}[outcome]
+                ax.scatter(x, y, c=price, marker=marker, s=size, label=f"{label} ({len(ends)})", zorder=3, **colours)
+        bar = figure.colorbar(lines, ax=ax, label="multiply-accumulates of one image", pad=0.01)
+        bar.ax.yaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
+        bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: format_count(v)))
+        bar.ax.yaxis.set_minor_formatter(NullFormatter())
+        ax.legend(loc="lower right", frameon=False, fontsize=9)
+        ax.margins(0.03)
+    title = f"{title}: {settings.scheduler}, eta {settings.eta}, rungs from epoch {settings.min_epochs}"
+    ax.set(xlabel="epochs", ylabel="top-1 accuracy on the validation split (%)", title=title)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.grid(alpha=0.25)
+    ax.spines[["top", "right"]].set_visible(False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()

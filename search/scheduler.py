@@ -26,24 +26,30 @@ def rungs(epochs: int, min_epochs: int, eta: int) -> tuple[int, ...]:
 
 
 def goes_on(scheduler: str, eta: int, top1: Sequence[float], macs: Sequence[float], which: int) -> bool:
-    """Whether the trial at place `which` of a rung goes on: the best ceil(n / eta) of the n that reached it do.
+    """Whether the trial at place `which` of a rung goes on: fewer than n / eta of the n that reached it are better.
 
-    top1: accuracies at the rung. macs: of the same trials. Equal trials: the one that came first is the better.
+    top1: accuracies at the rung. macs: of the same trials. Trials that rank alike stand or fall together: both ends of
+    the front, the cheapest network and the most accurate one, are always among the best.
     """
     if scheduler == "none":
         return True
-    order = ranking(top1, macs) if scheduler == "pareto-asha" else np.argsort(-np.asarray(top1, float), kind="stable")
-    return which in order[: math.ceil(len(top1) / eta)]
+    accuracy = np.asarray(top1, float)
+    if scheduler == "asha":
+        better = accuracy > accuracy[which]
+    else:
+        fronts, crowding = rank(top1, macs)
+        better = (fronts < fronts[which]) | ((fronts == fronts[which]) & (crowding > crowding[which]))
+    return bool(better.sum() < len(accuracy) / eta)
 
 
-def ranking(top1: Sequence[float], macs: Sequence[float]) -> np.ndarray:
-    """Places of the points from best to worst: by non-dominated front, then by crowding distance, then as they came."""
+def rank(top1: Sequence[float], macs: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Each point's front (0 is the best) and how alone it is there (more is better)."""
     fronts = front_numbers(top1, macs)
     crowding = np.zeros(len(fronts))
     for number in np.unique(fronts):
         members = np.flatnonzero(fronts == number)
         crowding[members] = crowding_distance(np.asarray(top1, float)[members], np.asarray(macs, float)[members])
-    return np.lexsort((-crowding, fronts))
+    return fronts, crowding
 
 
 def front_numbers(top1: Sequence[float], macs: Sequence[float]) -> np.ndarray:
@@ -75,16 +81,13 @@ def front_numbers(top1: Sequence[float], macs: Sequence[float]) -> np.ndarray:
 def crowding_distance(top1: np.ndarray, macs: np.ndarray) -> np.ndarray:
     """How alone each point of one front is: the sides of the box between its neighbours, MACs on a log scale.
 
-    Infinite at both ends. A point that repeats another's accuracy and MACs counts as crowded: 0.
+    Infinite at both ends. Points of equal accuracy and MACs share the distance.
     """
-    n = len(top1)
-    out = np.zeros(n)
-    points = np.stack([np.asarray(top1, float), np.log(np.asarray(macs, float))], 1)
-    _, first = np.unique(points, axis=0, return_index=True)
-    for axis in range(2):
-        order = first[np.argsort(points[first, axis], kind="stable")]
-        values = points[order, axis]
+    points, which = np.unique(np.stack([top1, np.log(macs)], 1), axis=0, return_inverse=True)
+    out = np.zeros(len(points))
+    for values in points.T:
+        order = np.argsort(values, kind="stable")
         out[order[[0, -1]]] = math.inf
-        if len(order) > 2 and values[-1] > values[0]:
-            out[order[1:-1]] += (values[2:] - values[:-2]) / (values[-1] - values[0])
-    return out
+        if values[order[-1]] > values[order[0]]:
+            out[order[1:-1]] += (values[order[2:]] - values[order[:-2]]) / (values[order[-1]] - values[order[0]])
+    return out[which.reshape(-1)]
