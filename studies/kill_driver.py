@@ -246,6 +246,8 @@ def integrity(folder: Path) -> int:
     connection = sqlite3.connect(folder / STUDY_FILE)
     try:
         return sum(row != ("ok",) for row in connection.execute("PRAGMA integrity_check"))
+    except sqlite3.DatabaseError:  # so much that it cannot even be looked at
+        return 1
     finally:
         connection.close()
 
