@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import pickle
 from collections import Counter
@@ -15,7 +16,7 @@ import torch
 from res2net.elastic import ElasticRes2Net
 from search.checkpoints import Checkpoints
 from search.driver import RETRIES
-from search.study import FAILED, ORPHAN, SCORED, Record, read
+from search.study import FAILED, ORPHAN, SCORED, STOPPED, Record, read
 from search.worker import Job, Report, SharedWork, Work, guarded, train_trial
 from trainers.data import Data
 from trainers.train import Config, Trainer
@@ -163,6 +164,26 @@ class TestSearch:
             None,
         ]
         assert sum(epochs.values()) == 5 * 4 + 1 + 2  # epochs that were trained and not reported, or after the rung
+        assert list((killed / "checkpoints").iterdir()) == []
+
+    @pytest.mark.parametrize("scheduler", ["pareto-asha", "asha"])
+    def test_a_killed_one_stops_the_same_trials(
+        self, scheduler: str, run_in: Callable, make_settings: Callable, tmp_path_factory: pytest.TempPathFactory
+    ) -> None:
+        settings = make_settings(trials=8, epochs=4, eta=2, scheduler=scheduler, batch_size=40)
+        whole, killed = tmp_path_factory.mktemp("whole"), tmp_path_factory.mktemp("killed")
+        run_in(settings, folder=whole)
+        for number, epoch in ((1, 1), (4, 2), (8, 1), (9, 2)):
+            with contextlib.suppress(Killed):  # a trial may be stopped before
+                run_in(settings, Dies(epoch, number), folder=killed)
+        run_in(settings, folder=killed)
+        ended = [
+            [(r.params, r.outcome, r.state, r.val_top1, r.epochs) for r in read(folder) if r.outcome != ORPHAN]
+            for folder in (killed, whole)
+        ]
+        assert ended[0] == ended[1]
+        assert of(killed, STOPPED)
+        assert of(killed, ORPHAN)
         assert list((killed / "checkpoints").iterdir()) == []
 
     def test_a_checkpoint_is_kept_before_its_report_is_recorded(
