@@ -51,6 +51,7 @@ subprocess.run(["cp", "-r", disk, f"{disk}-copy"], check=True)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="only root may mount a small disk")
 @pytest.mark.parametrize(
     ("executor", "rooms"), [("local", (0, 40, 250, 400, 600, 900, 5000)), ("tune", (400, 900))], ids=["local", "tune"]
