@@ -12,6 +12,7 @@ import pandas as pd
 
 import trainers.data
 from search import dashboard, export, report, runs, supernet
+from search.checkpoints import Checkpoints
 from search.driver import Driver
 from search.execute_local import execute as execute_local
 from search.progress import Progress, Silent, front_records
@@ -60,7 +61,7 @@ def search(
 
         check_workers(settings.workers, check_gpus(settings.gpus_per_trial))
     runs.check(folder, settings, space)
-    with runs.locked(folder):
+    with runs.disk_watched(folder), runs.locked(folder):
         number = runs.open_run(folder, settings, space, _describe(data))
         return _Session(number, settings, folder, space, data, progress or Silent(), work).run()
 
@@ -76,7 +77,7 @@ class _Session:
         self.study = Study(
             sqlite_url(folder), folder.absolute().name, settings.sampler, settings.seed, space.parameters
         )
-        self.driver = Driver(settings, space, self.study, self._keep, self._changed, number)
+        self.driver = Driver(settings, space, self.study, self._keep, self._changed, number, Checkpoints(folder))
         self.reported = time.monotonic()
 
     def run(self) -> Result:

@@ -12,7 +12,7 @@ import random
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from dataclasses import dataclass, field, replace
 
 from res2net.arch import Arch
@@ -33,18 +33,20 @@ KILLED = "the search was stopped while it ran"  # of a trial whose driver ended 
 
 @dataclass(slots=True)
 class Running:
-    """A trial under way, as the progress display shows it."""
+    """A trial under way, as the progress display shows it. `earlier`: those that its network was asked as before."""
 
     job: Job
     cost: Cost
     params: dict[str, int]
     reports: list[Report] = field(default_factory=list)
+    earlier: list[int] = field(default_factory=list)
 
 
 class Driver:
     """Asks the study, screens what it proposes, hands out jobs, and records what comes back.
 
     `on_scored` is called with the job and the weights of each trial that got its full budget, before it is recorded.
+    `checkpoints` holds the newest of each trial that has not ended for good, by its number.
     `session` is the run's session that this is, whose hardware and commit its trials are told with.
     """
 
@@ -56,7 +58,9 @@ class Driver:
         on_scored: Callable[[Job, bytes | None], None] = lambda job, weights: None,
         on_change: Callable[[], None] = lambda: None,
         session: int = 0,
+        checkpoints: MutableMapping[int, bytes] | None = None,
     ) -> None:
+        self.checkpoints = {} if checkpoints is None else checkpoints
         self.settings, self.space, self.study = settings, space, study
         self.on_scored, self.on_change = on_scored, on_change
         self.session = session
@@ -135,7 +139,7 @@ class Driver:
     def on_report(self, number: int, report: Report) -> bool:
         """Take in a trial's report; whether the trial shall go on."""
         trial = self.running[number]
-        trial.reports.append(report)
+        trial.reports.append(replace(report, weights=None, checkpoint=None))
         reason = report.reason
         if reason is None and not (math.isfinite(report.val_top1) and math.isfinite(report.val_loss)):
             reason = (
@@ -144,6 +148,11 @@ class Driver:
         if reason is not None:
             self._fail(number, reason, report.lost)
             return False
+        if report.note is not None and len(trial.reports) == 1:
+            self.study.annotate(number, {"note": report.note})
+        if report.checkpoint is not None:  # first: what the study holds of a rung can be gone on from
+            self.checkpoints[number] = report.checkpoint
+            self._drop_checkpoints(*trial.earlier)
         self.study.report(number, report.epoch, report.val_top1)
         if report.epoch >= trial.job.config.epochs:
             self._score(number, report)
@@ -180,6 +189,19 @@ class Driver:
             self.study.adopt(orphan.number)
             self.study.fail(orphan.number, ORPHAN, reason)
             self._count(ORPHAN)
+        unended = [r.number for r in self.study.records() if r.state in ("WAITING", "RUNNING")]
+        self._drop_checkpoints(*set(self.checkpoints).difference(unended, *map(self._earlier, unended)))
+
+    def _earlier(self, number: int) -> list[int]:
+        """The trials that a trial's network was asked as before, the last one first."""
+        out = []
+        while (before := self.study.record(number).attrs.get("retry_of")) is not None:
+            out.append(number := before)
+        return out
+
+    def _drop_checkpoints(self, *numbers: int) -> None:
+        for number in numbers:
+            self.checkpoints.pop(number, None)
 
     def _recover(self) -> None:
         """Take up what the study holds: scores, failures, and trials that another driver left running."""
@@ -242,6 +264,7 @@ class Driver:
         attrs = {"epochs": report.epoch, "seconds": round(report.seconds, 3), "training": self._training(report)}
         self.study.stop(number, violations, reason, **attrs)
         self.stopped[trial.job.arch.key()] = number
+        self._drop_checkpoints(number, *trial.earlier)
         self.last_stop = f"trial {number} stopped {reason}, {report.val_top1:.2f} %"
         self._count(STOPPED)
         self.on_change()
@@ -264,20 +287,23 @@ class Driver:
             self.study.infeasible(proposal.number, "it breaks a limit")
             self._count(INFEASIBLE)
             return None
+        earlier = [] if proposal.retry_of is None else self._earlier(proposal.number)
         if self._known(proposal, arch.key(), price):
             self._count(REPEATED)
+            self._drop_checkpoints(*earlier)
             return None
         job = self._job(proposal, arch)
-        self.running[proposal.number] = Running(job, price, proposal.params)
+        self.running[proposal.number] = Running(job, price, proposal.params, earlier=earlier)
         self.on_change()
-        return job
+        return replace(job, checkpoint=next((self.checkpoints[n] for n in earlier if n in self.checkpoints), None))
 
     def _job(self, proposal: Proposal, arch: Arch) -> Job:
         s, number = self.settings, proposal.number
         if proposal.confirms is None and self.estimates:  # one report; the seed draws what calibrates, the same for all
             return Job(number, arch, replace(s.train_config(s.seed), epochs=1), "supernet")
         config = replace(s.train_config(trial_seed(s.seed, arch)), lr=s.final_lr)
-        return Job(number, arch, config, "inherit" if s.tunes else "scratch")
+        steps = rungs(s.epochs, s.min_epochs, s.eta)  # whether or not a scheduler compares trials there
+        return Job(number, arch, config, "inherit" if s.tunes else "scratch", steps)
 
     def _known(self, proposal: Proposal, key: str, price: Cost) -> bool:
         """Whether the network was tried before; the trial is then ended with what is known."""
@@ -341,6 +367,7 @@ class Driver:
         outcome, books = (ESTIMATED, self.estimated) if by_weights else (SCORED, self.scored)
         self.study.complete(number, report.val_top1, trial.cost.macs, outcome, **attrs)
         books[trial.job.arch.key()] = self.study.record(number)
+        self._drop_checkpoints(number, *trial.earlier)
         self._count(outcome)
         self.on_change()
 
@@ -364,6 +391,8 @@ class Driver:
         else:
             self.given_up[key] = number
         self.study.fail(number, FAILED, reason)
+        if key in self.given_up:
+            self._drop_checkpoints(number, *trial.earlier)
         self._count(FAILED)
         self.on_change()
 

@@ -52,7 +52,8 @@ class TrialActor(tune.Trainable):
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self._reports = guarded(self._work, Job.from_json(new_config["job"]), self._data)
+        job = Job.from_json(new_config["job"], self.config.pop("checkpoint", None))  # each result repeats the config
+        self._reports = guarded(self._work, job, self._data)
         return True
 
     def step(self) -> dict[str, Any]:
@@ -64,6 +65,13 @@ class _Forgetful:
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
+
+
+class _Bytes(bytes):
+    """Of no text: Tune makes a part of the trial's name of every value in its config."""
+
+    def __str__(self) -> str:
+        return ""
 
 
 class _Proposals(_Forgetful, Searcher):
@@ -78,7 +86,7 @@ class _Proposals(_Forgetful, Searcher):
         if job is None:
             return None if self._driver.running else Searcher.FINISHED
         self._numbers[trial_id] = job.number
-        return {"job": job.to_json()}
+        return {"job": job.to_json()} | ({"checkpoint": _Bytes(job.checkpoint)} if job.checkpoint is not None else {})
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
         pass  # the scheduler told the driver
@@ -109,11 +117,16 @@ class _Decisions(_Forgetful, FIFOScheduler):
         self._driver.on_lost(self._numbers[trial.trial_id], f"the worker died: {type(error).__name__}: {text}")
 
 
-class _DropWeights(Callback):
-    """Takes the weights out of what Tune keeps of a trial, once the driver has them."""
+class _DropBytes(Callback):
+    """Takes weights and checkpoints out of what Tune keeps of a trial, once the driver or the worker has them."""
 
     def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict[str, Any], **info: Any) -> None:
-        result.pop("weights", None)
+        for kept in (result, trial.config, trial.evaluated_params):
+            kept.pop("weights", None)
+            kept.pop("checkpoint", None)
+
+    def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        self.on_trial_result(iteration, trials, trial, {})
 
 
 def execute(
@@ -140,7 +153,7 @@ def execute(
                 run_config=tune.RunConfig(
                     name="trials",
                     storage_path=folder,
-                    callbacks=[_DropWeights()],
+                    callbacks=[_DropBytes()],
                     checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                     verbose=0,
                 ),

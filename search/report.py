@@ -30,7 +30,7 @@ COLUMNS = (
     "arch",
 )
 IDLE = ("arch_json", "val_loss", "images_per_second", "session")  # what is in the study alone
-LAST = ("key", "retry_of", "repeat_of", "confirms", "reason", "host")
+LAST = ("key", "retry_of", "repeat_of", "confirms", "reason", "note", "host")
 
 
 def trials_frame(records: Sequence[Record], epochs: int) -> pd.DataFrame:
@@ -63,7 +63,7 @@ def trials_frame(records: Sequence[Record], epochs: int) -> pd.DataFrame:
 def front_frame(trials: pd.DataFrame) -> pd.DataFrame:
     """The front, cheapest first, without columns that say nothing of it."""
     chosen = trials[trials.front].sort_values("macs").reset_index(drop=True)
-    return chosen.drop(columns=["state", "outcome", "front", "retry_of", "repeat_of", "confirms", "reason"])
+    return chosen.drop(columns=["state", "outcome", "front", "retry_of", "repeat_of", "confirms", "reason", "note"])
 
 
 def macs_range(space: Space, settings: Settings) -> tuple[int, int]:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
 import fcntl
 import json
+import shutil
+import sqlite3
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -66,7 +70,7 @@ def space_for(folder: Path, settings: Settings, data: Data) -> Space:
 def check(folder: Path, settings: Settings, space: Space) -> None:
     """`UserError` if the folder holds another search (says what differs), or something that is no search."""
     if not folder.exists() or not (folder / RUN_FILE).exists():
-        if folder.is_dir() and any(p.name != LOCK_FILE for p in folder.iterdir()):
+        if folder.is_dir() and any(p.name != LOCK_FILE and p not in _unfinished(folder) for p in folder.iterdir()):
             raise UserError(f"--out: {str(folder)!r} holds files but no search; accepted: a new folder, or a search's")
         if folder.exists() and not folder.is_dir():
             raise UserError(f"--out: {str(folder)!r} is a file; accepted: a folder")
@@ -83,6 +87,8 @@ def check(folder: Path, settings: Settings, space: Space) -> None:
 
 def open_run(folder: Path, settings: Settings, space: Space, data: dict[str, Any]) -> int:
     """Write `run.json`, or add this session to the one that is there; returns the session's number, from 0."""
+    for path in _unfinished(folder):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     old = read(folder) if (folder / RUN_FILE).exists() else {"created": now, "sessions": []}
     content = {
@@ -96,6 +102,38 @@ def open_run(folder: Path, settings: Settings, space: Space, data: dict[str, Any
     (folder / WEIGHTS).mkdir(exist_ok=True)
     (folder / ARTIFACTS).mkdir(exist_ok=True)
     return len(old["sessions"])
+
+
+def _unfinished(folder: Path) -> list[Path]:
+    """What a driver that was killed was writing: its temporary files, and `best/` on its way."""
+    return [*folder.glob(".*.tmp"), *folder.glob("[!.]*/.*.tmp"), *folder.glob(".best.*")]
+
+
+@contextlib.contextmanager
+def disk_watched(folder: Path) -> Iterator[None]:
+    """`UserError` where a disk is full, and says which; whatever wrote, and through whatever wrapped its error."""
+    try:
+        yield
+    except Exception as error:
+        places = [p for p in (folder, Path(tempfile.gettempdir())) if p.exists()]
+        full = min(places, key=lambda place: shutil.disk_usage(place).free)
+        if not _disk_full(error, shutil.disk_usage(full).free):
+            raise
+        raise UserError(
+            f"--out: the disk of {str(full)!r} is full; accepted: the same command, once there is room: "
+            "it goes on, and nothing is lost"
+        ) from None
+
+
+def _disk_full(error: BaseException | None, free: int) -> bool:
+    """Whether the error, or what it was raised from, comes of a full disk; `free` are the bytes left."""
+    if isinstance(error, sqlite3.Error):
+        kind = getattr(error, "sqlite_errorcode", 0) & 0xFF  # of an extended code, the low byte
+        # What WAL shares between processes is a file too, and where that cannot grow it says an I/O error.
+        return kind == sqlite3.SQLITE_FULL or (kind == sqlite3.SQLITE_IOERR and free < 2**20)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return error is not None and _disk_full(error.__cause__ or error.__context__, free)
 
 
 @contextlib.contextmanager

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import json
 import socket
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Protocol
 
 import torch
 from torch import nn
 
 from res2net.arch import Arch
+from res2net.cost import cost
 from res2net.elastic import ElasticRes2Net
 from res2net.files import weights_bytes
 from res2net.model import create
+from search.units import format_count
 from trainers.data import Data
 from trainers.supernet import Scorer
 from trainers.train import Config, Trainer, TrainingFailed
@@ -24,21 +27,28 @@ from trainers.train import Config, Trainer, TrainingFailed
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What a worker needs to run a trial. `evaluator` is one of `search.settings.EVALUATORS`."""
+    """What a worker needs to run a trial. `evaluator` is one of `search.settings.EVALUATORS`.
+
+    rungs: the epochs after which a checkpoint is made. checkpoint: the last one of an earlier trial of the network.
+    """
 
     number: int
     arch: Arch
     config: Config
     evaluator: str = "scratch"
+    rungs: tuple[int, ...] = ()
+    checkpoint: bytes | None = None
 
     def to_json(self) -> str:
+        """All but the checkpoint, which travels beside it."""
         values = {"number": self.number, "arch": self.arch.to_dict(), "config": asdict(self.config)}
-        return json.dumps(values | {"evaluator": self.evaluator})
+        return json.dumps(values | {"evaluator": self.evaluator, "rungs": self.rungs})
 
     @classmethod
-    def from_json(cls, text: str) -> Job:
+    def from_json(cls, text: str, checkpoint: bytes | None = None) -> Job:
         data = json.loads(text)
-        return cls(data["number"], Arch.from_dict(data["arch"]), Config(**data["config"]), data["evaluator"])
+        arch, config = Arch.from_dict(data["arch"]), Config(**data["config"])
+        return cls(data["number"], arch, config, data["evaluator"], tuple(data["rungs"]), checkpoint)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +56,7 @@ class Report:
     """A trial's state after an epoch. `weights` (safetensors) are set once it has all epochs, `reason` if it failed.
 
     lost: the failure may not come again (memory that another trial held, a worker that died); all others would.
+    checkpoint: set at the job's rungs. note: what else there is to say about the trial, as that it was resumed.
     """
 
     epoch: int
@@ -58,6 +69,8 @@ class Report:
     reason: str | None = None
     lost: bool = False
     weights: bytes | None = None
+    checkpoint: bytes | None = None
+    note: str | None = None
 
 
 class Work(Protocol):
@@ -67,15 +80,66 @@ class Work(Protocol):
 
 
 def train_trial(job: Job, data: Data, start: Callable[[Arch], nn.Module] | None = None) -> Iterator[Report]:
-    """Train the job's network, from scratch or from what `start` gives; the last report carries the weights."""
-    torch.manual_seed(job.config.seed)
-    trainer = Trainer((start or create)(job.arch), data, job.config)
-    host, seconds = socket.gethostname(), 0.0
-    for _ in range(job.config.epochs):
+    """Train the job's network, from scratch or from what `start` gives; the last report carries the weights.
+
+    With a checkpoint, its reports come first, and the rest is what it would have been without the interruption.
+    """
+    trainer, reports, note = _begin(job, data, start or create)
+    host, seconds = socket.gethostname(), reports[-1].seconds if reports else 0.0
+    yield from reports
+    while trainer.done_epochs < job.config.epochs:
         e = trainer.epoch()
         seconds += e.seconds
-        weights = weights_bytes(trainer.model) if e.epoch == job.config.epochs else None
-        yield Report(e.epoch, e.val_top1, e.val_loss, e.train_loss, seconds, e.images_per_second, host, weights=weights)
+        report = Report(e.epoch, e.val_top1, e.val_loss, e.train_loss, seconds, e.images_per_second, host, note=note)
+        reports.append(report)
+        if e.epoch == job.config.epochs:
+            report = replace(report, weights=weights_bytes(trainer.model))
+        elif e.epoch in job.rungs:
+            report = replace(report, checkpoint=_checkpoint(job, trainer, reports))
+        yield report
+
+
+def _begin(job: Job, data: Data, start: Callable[[Arch], nn.Module]) -> tuple[Trainer, list[Report], str | None]:
+    """The trainer where the job's checkpoint left it, or at the start; the reports so far; what there is to say."""
+
+    def anew() -> Trainer:
+        torch.manual_seed(job.config.seed)
+        return Trainer(start(job.arch), data, job.config)
+
+    trainer = anew()
+    if job.checkpoint is None:
+        return trainer, [], None
+    try:
+        reports = _restore(job, trainer)
+    except Exception as error:  # torch raises many kinds for what is truncated or foreign
+        return anew(), [], f"started anew: its checkpoint cannot be used ({type(error).__name__}: {_first_line(error)})"
+    note = f"resumed after epoch {trainer.done_epochs}"
+    return trainer, [replace(report, note=note) for report in reports], note
+
+
+def _checkpoint(job: Job, trainer: Trainer, reports: list[Report]) -> bytes:
+    """All that a trial of the same network needs to go on from here, as `torch.save` writes it."""
+    rows = [asdict(replace(report, note=None)) for report in reports]
+    buffer = io.BytesIO()
+    torch.save({"job": _identity(job), "trainer": trainer.state_dict(), "reports": rows}, buffer)
+    return buffer.getvalue()
+
+
+def _restore(job: Job, trainer: Trainer) -> list[Report]:
+    """Put the trainer where the job's checkpoint left it; the reports so far."""
+    state = torch.load(io.BytesIO(job.checkpoint or b""), map_location="cpu", weights_only=True)
+    if state["job"] != _identity(job):
+        raise ValueError("it is of another network or training")
+    reports = [Report(**row) for row in state["reports"]]
+    if [r.epoch for r in reports] != list(range(1, state["trainer"]["done_epochs"] + 1)):
+        raise ValueError("its reports are not of its epochs")
+    trainer.load_state_dict(state["trainer"])
+    return reports
+
+
+def _identity(job: Job) -> dict[str, object]:
+    """What must be alike for a trial to go on from another's checkpoint."""
+    return {"arch": job.arch.key(), "config": asdict(job.config), "evaluator": job.evaluator}
 
 
 class SharedWork:
@@ -108,15 +172,19 @@ def guarded(work: Work, job: Job, data: Data) -> Iterator[Report]:
         if epoch < job.config.epochs:
             yield Report(epoch, reason=f"it ended after epoch {epoch} of {job.config.epochs}")
     except Exception as error:  # any failure of a trial is a result of the search
-        yield Report(epoch, reason=reason_of(error, job), lost=out_of_memory(error))
+        yield Report(epoch, reason=reason_of(error, job, data), lost=out_of_memory(error))
 
 
-def reason_of(error: BaseException, job: Job) -> str:
+def reason_of(error: BaseException, job: Job, data: Data) -> str:
     """One line for the study: what happened, and where if it is not a known kind."""
     if isinstance(error, TrainingFailed):
         return str(error)
     if out_of_memory(error):
-        return f"out of memory with batches of {job.config.batch_size}: {_first_line(error)}"
+        activations = format_count(cost(job.arch, data.image_size).activations)
+        return (
+            f"out of memory with batches of {job.config.batch_size} and {activations} activations an image, "
+            f"which a lower --max-activations would leave out: {_first_line(error)}"
+        )
     frames = traceback.extract_tb(error.__traceback__)
     where = f" ({frames[-1].name}, {frames[-1].filename.rsplit('/', 1)[-1]}:{frames[-1].lineno})" if frames else ""
     return f"{type(error).__name__}: {_first_line(error)}{where}"

@@ -16,14 +16,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from res2net.errors import UserError
-from search.driver import Driver
+from search.driver import RETRIES, Driver, trial_seed
 from search.execute_local import execute as execute_local
 from search.study import FAILED, ORPHAN, SCORED, Record, arch_of, read
-from search.worker import Job, Report, Work
+from search.worker import Job, Report, Work, train_trial
 from studies.synthetic import Synthetic, accuracy
 from trainers.data import Data
+from trainers.meta import cores
 from trainers.train import TrainingFailed
 
 Execute = Callable[[Driver, Data, Work], None]
@@ -160,6 +162,53 @@ class TestTune:
         assert (again.attrs["retry_of"], again.key) == (failed.number, failed.key)
         assert len(of(tmp_path, SCORED)) == 5
         assert max(running) == 2
+
+    def test_a_network_whose_worker_died_goes_on_from_its_rung_bit_for_bit(
+        self, execute_tune: Execute, open_driver: Callable, make_settings: Callable, data: Data, tmp_path: Path
+    ) -> None:
+        kept: dict[int, bytes] = {}
+
+        def dies(job: Job, data: Data) -> Iterator[Report]:
+            for report in train_trial(job, data):
+                if report.epoch == 3 and job.number == 1:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                yield report
+
+        with open_driver(
+            make_settings(trials=3, epochs=4), on_scored=lambda job, weights: kept.update({job.number: weights})
+        ) as driver:
+            execute_tune(driver, data, dies, workers=1)
+            assert driver.checkpoints == {}
+        (again,) = [r for r in of(tmp_path, SCORED) if "retry_of" in r.attrs]
+        assert (again.attrs["retry_of"], again.attrs["note"]) == (1, "resumed after epoch 1")
+        config = make_settings(epochs=4).train_config(trial_seed(0, arch_of(again)))
+        threads = torch.get_num_threads()
+        torch.set_num_threads(cores())  # as many as one worker has
+        whole = list(train_trial(Job(0, arch_of(again), config), data))
+        torch.set_num_threads(threads)
+        assert again.epochs == {r.epoch: r.val_top1 for r in whole}
+        assert kept[again.number] == whole[-1].weights
+
+    def test_a_network_that_always_kills_its_worker_is_given_up(
+        self, execute_tune: Execute, open_driver: Callable, make_settings: Callable, data: Data, tmp_path: Path
+    ) -> None:
+        """Though each of its tries goes on from a checkpoint."""
+
+        def deadly(job: Job, data: Data) -> Iterator[Report]:
+            for report in train_trial(job, data):
+                if report.epoch == 3:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                yield report
+
+        with open_driver(make_settings(trials=1 + RETRIES, epochs=4)) as driver:
+            execute_tune(driver, data, deadly, workers=1)
+            assert driver.checkpoints == {}
+        failed = of(tmp_path, FAILED)
+        assert len(failed) == 1 + RETRIES
+        assert len({r.key for r in failed}) == 1
+        assert all(r.attrs["reason"].startswith("the worker died: ") for r in failed)
+        assert [r.attrs.get("note") for r in failed] == [None] + ["resumed after epoch 1"] * RETRIES
+        assert of(tmp_path, "running", "waiting") == []
 
     def test_one_worker_does_what_the_local_executor_does(
         self,

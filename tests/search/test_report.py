@@ -43,7 +43,7 @@ MANY = (
     record(2, top1=60.0, macs=2_000_000),
     record(3, top1=30.0, macs=3_000_000),
     record(4, REPEATED, top1=60.0, macs=2_000_000, repeat_of=2),
-    record(5, FAILED, macs=1_500_000, reason="training loss is nan, in epoch 1 of 4"),
+    record(5, FAILED, macs=1_500_000, reason="training loss is nan, in epoch 1 of 4", note="resumed after epoch 1"),
     record(6, ORPHAN, macs=1_500_000, reason="the search was interrupted"),
     record(7, top1=90.0, macs=500_000, epochs=1),  # a score of another budget
     record(8, top1=70.0, macs=4_000_000, retry_of=5),
@@ -80,7 +80,7 @@ def test_the_front_is_cheapest_first_without_idle_columns() -> None:
     found = report.front_frame(report.trials_frame([MANY[8], MANY[2], MANY[0]], EPOCHS))
     assert found.number.tolist() == [0, 2, 8]
     assert found.val_top1.is_monotonic_increasing
-    assert not {"state", "outcome", "front", "reason"} & set(found.columns)
+    assert not {"state", "outcome", "front", "reason", "note"} & set(found.columns)
     assert found.index.tolist() == [0, 1, 2]
 
 

@@ -38,7 +38,8 @@ class TestFolder:
         result = run(make_settings(trials=4), tmp_path / "run")
         names = {p.name for p in (tmp_path / "run").iterdir()}
         plots = {"trials.csv", "pareto.csv", "pareto.png", "pareto.html"}
-        assert names == {"run.json", "study.db", "weights", "artifacts", "best", ".lock"} | plots
+        assert names == {"run.json", "study.db", "weights", "checkpoints", "artifacts", "best", ".lock"} | plots
+        assert list((tmp_path / "run/checkpoints").iterdir()) == []
         assert result.folder == tmp_path / "run"
         assert sorted(p.name for p in (tmp_path / "run/weights").iterdir()) == [
             f"{r.number}.safetensors" for r in read(result.folder) if r.outcome == SCORED
@@ -237,6 +238,20 @@ class TestRefusals:
             with pytest.raises(KeyboardInterrupt):
                 run(make_settings(), tmp_path / "run")
         assert len(run(make_settings(trials=1), tmp_path / "run").trials) == 1
+
+    def test_what_a_killed_driver_was_writing_is_cleared_away(
+        self, run: Callable, make_settings: Callable, tmp_path: Path
+    ) -> None:
+        left = [".run.json.7.tmp", ".trials.csv.7.tmp", "weights/.3.safetensors.7.tmp", ".best.abc/arch.json"]
+        (tmp_path / left[0]).write_text("{")
+        run(make_settings(trials=1), tmp_path)
+        for name in left:
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_text("half")
+        (tmp_path / "weights/.mine").write_text("not ours")
+        run(make_settings(trials=2), tmp_path)
+        assert [name for name in left if (tmp_path / name).exists()] == []
+        assert (tmp_path / "weights/.mine").exists()
 
 
 def _hold(folder: Path, pipe: object) -> None:
