@@ -14,7 +14,7 @@ import trainers.data
 from search import dashboard, export, report, runs, supernet
 from search.driver import Driver
 from search.execute_local import execute as execute_local
-from search.progress import Progress, Silent, front_records
+from search.progress import Progress, Silent
 from search.settings import Settings, check_limits
 from search.study import Study, sqlite_url
 from search.worker import Job, SharedWork, Work, train_trial
@@ -130,7 +130,7 @@ class _Session:
     def _keep(self, job: Job, weights: bytes | None) -> None:
         dashboard.attach_arch(self.study, job.number, job.arch, self.folder / runs.ARTIFACTS)
         if weights is not None:
-            front = {r.number for r in front_records(self.driver)}
+            front = {r.number for r in self.driver.front}
             runs.keep_weights(self.folder, job.number, weights, front)
 
     def _changed(self) -> None:
