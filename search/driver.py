@@ -360,10 +360,10 @@ class Driver:
         known = self.estimated if self.estimates else self.scored
         busy |= known.keys() | self.given_up.keys() | self.stopped.keys()
         rng = random.Random(f"{self.settings.seed} {len(known)} {len(busy)}")
-        fresh = [p for p in self._candidates(rng) if self._is_fresh(p, busy)]
-        if fresh:
-            self.study.enqueue(rng.choice(fresh))
-        return bool(fresh)
+        fresh = next((p for p in self._candidates(rng) if self._is_fresh(p, busy)), None)
+        if fresh is not None:
+            self.study.enqueue(fresh)
+        return fresh is not None
 
     def _nothing_new(self) -> str:
         if self.space.size <= ENUMERABLE:
@@ -371,8 +371,11 @@ class Driver:
         return f"no new network in {self.misses} proposals in a row, nor in {ENUMERABLE:,} drawn at random"
 
     def _candidates(self, rng: random.Random) -> Iterator[dict[str, int]]:
+        """Members in random order."""
         if self.space.size <= ENUMERABLE:
-            yield from self.space.all_params()
+            every = list(self.space.all_params())
+            rng.shuffle(every)
+            yield from every
         else:
             yield from (self.space.sample(rng) for _ in range(ENUMERABLE))
 
