@@ -245,6 +245,9 @@ class Driver:
         ended = self.study.ended()
         for record in ended:
             self._take_up(record)
+        for outcome, known in self.fronts.items():
+            points = [*known, *(r for r in ended if r.outcome == outcome)]
+            self.fronts[outcome] = [points[i] for i in front([r.val_top1 for r in points], [r.macs for r in points])]
         for record in [*ended, *self.study.running()]:
             self._note_rungs(record)
         return ended
@@ -256,8 +259,6 @@ class Driver:
         if outcome in self.fronts:
             known = self.scored if outcome == SCORED else self.estimated
             known[record.key] = record
-            points = [*self.fronts[outcome], record]
-            self.fronts[outcome] = [points[i] for i in front([r.val_top1 for r in points], [r.macs for r in points])]
             bisect.insort(self.seconds[outcome], record.attrs["seconds"])
         elif outcome == STOPPED:
             self.stopped[record.key] = record.number

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from optuna.trial import FrozenTrial, TrialState
 from res2net.arch import Arch
 from res2net.cost import Cost
 from res2net.errors import UserError
+from search.front import front
 
 STUDY_FILE = "study.db"
 OBJECTIVES = {"val_top1": "maximize", "macs": "minimize"}
@@ -43,6 +44,8 @@ SCORED, ESTIMATED, STOPPED, REPEATED, INFEASIBLE, FAILED, ORPHAN = (
 SEARCH = "search"  # the attribute of a shared study that says what is searched, and how
 DRIVER = "driver:"  # and that of each of its drivers: on which host it runs, in which folder it keeps the weights
 CONNECT_SECONDS, TURN_SECONDS = 10, 120  # until a server that does not answer is given up, or a driver that is stuck
+
+REMEMBERED = 500  # so many of the last trials TPE learns from, beside the front
 
 # Attributes of a trial that are tables of lesser ones: each attribute is a transaction of its own.
 TABLES = ("network", "training")
@@ -118,6 +121,7 @@ class Study:
         self._open: set[int] = set()  # of which these had not ended
         self._ended: list[Record] = []  # and these had: see `ended`
         self._orphans = 0
+        self._front: list[FrozenTrial] = []
         self.retried: set[int] = set()  # the trials that were asked again
 
     @contextlib.contextmanager
@@ -135,7 +139,10 @@ class Study:
         self._read()
         waiting = sum(self._trials[n].state == TrialState.WAITING for n in self._open)
         # An orphan is asked again, and what comes after it shall be as if it had not died.
-        self._study.sampler = make_sampler(self._sampler, self._seed, self._known - waiting - self._orphans)
+        sampler = make_sampler(self._sampler, self._seed, self._known - waiting - self._orphans)
+        if isinstance(sampler, _BoundedTPE):
+            sampler.view = _View(self._study, self._remembered, self._distributions)
+        self._study.sampler = sampler
         self._stale = True
         trial = self._study.ask(self._distributions)
         _ = trial.relative_params  # of an enqueued trial too: there NSGA-II notes the generation that it belongs to
@@ -240,7 +247,15 @@ class Study:
 
     def records(self) -> list[Record]:
         """All trials, in the order they were asked."""
-        return [_record(t) for t in self._study.get_trials(deepcopy=False)]
+        self._read()
+        return [_record(self._trials[n]) for n in range(self._known)]
+
+    def _remembered(self) -> list[FrozenTrial]:
+        """What TPE learns from: the front and the last trials, in the order they were asked."""
+        trials = self._trials
+        first = max(0, len(trials) - REMEMBERED)
+        old = sorted((t for t in self._front if t.number < first), key=lambda t: t.number)
+        return [*old, *(trials[n] for n in range(first, len(trials)))]
 
     def _trial_id(self, number: int) -> int:
         return self._study._storage.get_trial_id_from_study_id_trial_number(self._study._study_id, number)
@@ -263,6 +278,8 @@ class Study:
         self.retried |= {trials[n].user_attrs["retry_of"] for n in new if "retry_of" in trials[n].user_attrs}
         done = sorted(n for n in self._open if trials[n].state.is_finished())
         self._open.difference_update(done)
+        scored = [*self._front, *(trials[n] for n in done if trials[n].state == TrialState.COMPLETE)]
+        self._front = [scored[i] for i in front([t.values[0] for t in scored], [t.values[1] for t in scored])]
         records = [_record(trials[n]) for n in done]
         self._orphans += sum(r.outcome == ORPHAN for r in records)
         self._ended += records
@@ -298,7 +315,35 @@ def make_sampler(name: str, seed: int, number: int) -> optuna.samplers.BaseSampl
             return optuna.samplers.NSGAIISampler(seed=seed, population_size=16)
         if name == "random":
             return optuna.samplers.RandomSampler(seed=seed)
-        return optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True, n_startup_trials=8)
+        return _BoundedTPE(seed=seed, multivariate=True, constant_liar=True, n_startup_trials=8)
+
+
+class _View:
+    """A study as TPE shall see it: so many trials that an ask takes no longer as the study grows."""
+
+    def __init__(self, study: optuna.Study, trials: Callable[[], list[FrozenTrial]], space: dict) -> None:
+        self._of, self._remembered = study, trials
+        self.space = {k: v for k, v in sorted(space.items()) if not v.single()}
+
+    def _get_trials(
+        self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
+    ) -> list[FrozenTrial]:
+        return [t for t in self._remembered() if states is None or t.state in states]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._of, name)
+
+
+class _BoundedTPE(optuna.samplers.TPESampler):
+    """TPE over a view of the study; every trial has the same parameters, so none needs to be looked through for them."""
+
+    view: _View | None = None
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict:
+        return self.view.space if self.view else super().infer_relative_search_space(study, trial)
+
+    def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: dict) -> dict[str, Any]:
+        return super().sample_relative(self.view or study, trial, search_space)
 
 
 class _Turns:
