@@ -104,7 +104,6 @@ class Study:
         choices: Mapping[str, tuple[int, ...]],
         where: Mapping[str, str] | None = None,
     ) -> None:
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._sampler, self._seed = sampler, seed
         self._distributions = {k: CategoricalDistribution(v) for k, v in choices.items()}
         self.storage = _open(url)
@@ -414,6 +413,7 @@ def join(url: str, name: str, search: Mapping[str, Any], new: bool) -> dict[str,
 
 def _create(storage: RDBStorage, name: str) -> optuna.Study:
     """The study of that name, made if there is none."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(
         storage=storage, study_name=name, directions=list(OBJECTIVES.values()), load_if_exists=True
     )
