@@ -334,7 +334,7 @@ class _View:
 
 
 class _BoundedTPE(optuna.samplers.TPESampler):
-    """TPE over a view of the study; every trial has the same parameters, so none needs to be looked through for them."""
+    """TPE over a view of the study. Every trial has the same parameters: none is looked through for them."""
 
     view: _View | None = None
 
