@@ -410,7 +410,8 @@ class Driver:
         """Record a failure. Only of a lost trial is the network tried again: with its seed, others fail alike."""
         trial = self.running.pop(number)
         with self.study.exclusive():
-            if lost and self.lost[trial.job.arch.key()] < RETRIES:
+            self._refresh()  # another driver may have taken it over
+            if lost and number not in self.study.retried and self.lost[trial.job.arch.key()] < RETRIES:
                 self.study.enqueue(trial.params, retry_of=number)
             self.study.fail(number, FAILED, reason)
             self._refresh()
