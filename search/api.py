@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -15,14 +16,16 @@ from search import dashboard, export, report, runs, supernet
 from search.checkpoints import Checkpoints
 from search.driver import Driver
 from search.execute_local import execute as execute_local
-from search.progress import Progress, Silent, front_records
+from search.progress import Progress, Silent
 from search.settings import Settings, check_limits
-from search.study import Study, sqlite_url
+from search.study import SCORED, Study, join, reached, sqlite_url
 from search.worker import Job, SharedWork, Work, train_trial
 from space import Space
 from trainers.data import Data
 
-REPORT_SECONDS = 30.0  # how old tables and plots may be while a search runs
+REPORT_SECONDS = 30.0  # how old tables and plots may be while a search runs; older, where they
+REPORT_SHARE = 0.03  # would take more than this share of the driver's time
+SHOWN = 500  # of the last trials on the dashboard, beside the front: each 2 KB of its plot are a transaction
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +63,18 @@ def search(
         from search.execute_tune import check_gpus, check_workers  # Ray is imported where it is asked for
 
         check_workers(settings.workers, check_gpus(settings.gpus_per_trial))
+    if settings.storage and settings.study is None:
+        known = (folder / runs.RUN_FILE).exists()
+        settings = replace(settings, study=runs.settings_of(folder).study if known else folder.absolute().name)
     runs.check(folder, settings, space)
-    with runs.disk_watched(folder), runs.locked(folder):
+    if settings.storage:
+        new = not (folder / runs.RUN_FILE).exists()
+        runs.check_study(join(settings.storage, settings.study, runs.described(settings, space), new), settings, space)
+    with runs.disk_watched(folder), runs.locked(folder), reached(settings.storage):
         number = runs.open_run(folder, settings, space, _describe(data))
-        return _Session(number, settings, folder, space, data, progress or Silent(), work).run()
+        session = _Session(number, settings, folder, space, data, progress or Silent(), work)
+        with contextlib.closing(session.study):
+            return session.run()
 
 
 class _Session:
@@ -74,11 +85,11 @@ class _Session:
     ) -> None:
         self.settings, self.folder, self.space, self.data = settings, folder, space, data
         self.progress, self.work = progress, work
-        self.study = Study(
-            sqlite_url(folder), folder.absolute().name, settings.sampler, settings.seed, space.parameters
-        )
+        here = {"host": socket.gethostname(), "folder": str(folder.absolute())}
+        url, name = settings.storage or sqlite_url(folder), settings.study or folder.absolute().name
+        self.study = Study(url, name, settings.sampler, settings.seed, space.parameters, here)
         self.driver = Driver(settings, space, self.study, self._keep, self._changed, number, Checkpoints(folder))
-        self.reported = time.monotonic()
+        self.report_at = time.monotonic() + REPORT_SECONDS
 
     def run(self) -> Result:
         begun, interrupted = time.monotonic(), False
@@ -91,14 +102,20 @@ class _Session:
             self.driver.release_all("the search was interrupted")
         trials = self._report()
         found = report.front_frame(trials)
-        if len(found) and runs.weights_path(self.folder, int(found.number.iloc[-1])).is_file():
-            export.export(self.folder, "best", self.folder / "best")
-        self.study.close()
+        self._export_best(trials)
         value = report.hypervolume_of(trials, self.space, self.settings)
         why = "interrupted" if interrupted else self.driver.why_stopped or "all trials are done"
         # Confirmations that are missing are asked for by any resume.
         unfinished = self.driver.spent < self.settings.trials
         return Result(self.folder, found, trials, value, time.monotonic() - begun, why, interrupted, unfinished)
+
+    def _export_best(self, trials: pd.DataFrame) -> None:
+        """Of the trials whose weights are in this folder, the best: other drivers keep theirs."""
+        scored = trials[(trials.outcome == SCORED) & (trials.epochs == self.settings.epochs)]
+        for number in scored.sort_values(["val_top1", "macs"], ascending=[False, True]).number:
+            if runs.weights_path(self.folder, int(number)).is_file():
+                export.export(self.folder, str(number), self.folder / "best")
+                return
 
     @contextlib.contextmanager
     def _shown(self) -> Iterator[None]:
@@ -131,18 +148,21 @@ class _Session:
     def _keep(self, job: Job, weights: bytes | None) -> None:
         dashboard.attach_arch(self.study, job.number, job.arch, self.folder / runs.ARTIFACTS)
         if weights is not None:
-            front = {r.number for r in front_records(self.driver)}
+            front = {r.number for r in self.driver.front}
             runs.keep_weights(self.folder, job.number, weights, front)
 
     def _changed(self) -> None:
         self.progress.changed()
-        if time.monotonic() - self.reported > REPORT_SECONDS:
+        begun = time.monotonic()
+        if begun > self.report_at:
             self._report()
-            self.reported = time.monotonic()
+            now = time.monotonic()
+            self.report_at = now + max(REPORT_SECONDS, (now - begun) / REPORT_SHARE)
 
     def _report(self) -> pd.DataFrame:
         trials = report.write(self.folder, self.study.records(), self.space, self.settings)
-        dashboard.show_front(self.study, report.pareto_figure(trials, self.folder.name, self.settings))
+        shown = trials[trials.front | (trials.index >= len(trials) - SHOWN)]
+        dashboard.show_front(self.study, report.pareto_figure(shown, self.folder.name, self.settings))
         return trials
 
 

@@ -10,12 +10,13 @@ import optuna_dashboard
 from optuna.artifacts import FileSystemArtifactStore, upload_artifact
 
 from res2net.arch import Arch
-from search.study import Study
+from search.study import Study, held, server_url
 
 
-def command(folder: Path) -> str:
+def command(folder: Path, storage: str | None = None) -> str:
     """The command that opens the dashboard of a run, as a shell reads it."""
-    return shlex.join(["optuna-dashboard", f"sqlite:///{folder}/study.db", "--artifact-dir", f"{folder}/artifacts"])
+    url = server_url(storage) if storage else f"sqlite:///{folder}/study.db"
+    return shlex.join(["optuna-dashboard", url, "--artifact-dir", f"{folder}/artifacts"])
 
 
 def attach_arch(study: Study, number: int, arch: Arch, folder: Path) -> None:
@@ -24,7 +25,8 @@ def attach_arch(study: Study, number: int, arch: Arch, folder: Path) -> None:
         path = Path(temporary) / "arch.json"
         path.write_text(arch.to_json())
         store = FileSystemArtifactStore(folder)
-        upload_artifact(artifact_store=store, file_path=str(path), study_or_trial=study.live(number))
+        with held():
+            upload_artifact(artifact_store=store, file_path=str(path), study_or_trial=study.live(number))
 
 
 def show_front(study: Study, figure: object) -> None:

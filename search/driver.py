@@ -5,11 +5,12 @@ An executor calls `next_job` when a worker is free, `on_report` after each epoch
 
 from __future__ import annotations
 
+import bisect
+import contextlib
 import hashlib
 import itertools
 import math
 import random
-import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, MutableMapping
@@ -21,13 +22,25 @@ from res2net.errors import UserError
 from search.front import front
 from search.scheduler import goes_on, rungs
 from search.settings import Settings, limits_of, member
-from search.study import ESTIMATED, FAILED, INFEASIBLE, ORPHAN, REPEATED, SCORED, STOPPED, Proposal, Record, Study
+from search.study import (
+    ESTIMATED,
+    FAILED,
+    INFEASIBLE,
+    ORPHAN,
+    REPEATED,
+    SCORED,
+    STOPPED,
+    Proposal,
+    Record,
+    Study,
+    TakenOver,
+)
 from search.worker import Job, Report
 from space import Space
 
 MAX_MISSES = 12  # proposals in a row that need no training, before one that does is looked for
 ENUMERABLE = 50_000  # a space of at most so many combinations is gone through, a larger one sampled
-RETRIES = 2  # how often a network is tried again whose trial was lost
+RETRIES = 2  # how often a network is tried again whose trial was lost after the same epoch
 KILLED = "the search was stopped while it ran"  # of a trial whose driver ended without a word
 
 
@@ -45,6 +58,8 @@ class Running:
 class Driver:
     """Asks the study, screens what it proposes, hands out jobs, and records what comes back.
 
+    Its books are of the study alone, which other drivers may write too: each takes up what ended since it last looked.
+    Whoever finds nothing to start but what others run ends; what those leave behind is taken up by any that is there.
     `on_scored` is called with the job and the weights of each trial that got its full budget, before it is recorded.
     `checkpoints` holds the newest of each trial that has not ended for good, by its number.
     `session` is the run's session that this is, whose hardware and commit its trials are told with.
@@ -68,7 +83,7 @@ class Driver:
         self.running: dict[int, Running] = {}
         self.scored: dict[str, Record] = {}
         self.estimated: dict[str, Record] = {}  # by a supernet's weights
-        self.lost: Counter[str] = Counter()  # trials of a network that were lost, and tried again
+        self.lost: Counter[tuple[str, int]] = Counter()  # trials of a network lost after an epoch, and tried again
         self.given_up: dict[str, int] = {}  # networks that are not tried again, with the trial that failed
         self.stopped: dict[str, int] = {}  # networks that the scheduler stopped, with the trial
         # What reached each rung: a network's accuracy and MACs. Shared weights are scored in one go, without rungs.
@@ -76,8 +91,10 @@ class Driver:
         self.rungs: dict[int, dict[str, tuple[float, int]]] = {epoch: {} for epoch in epochs}
         self.furthest: dict[str, int] = {}  # epochs that a network's accuracy is known of
         self.counts: dict[str, int] = {}
+        self.fronts: dict[str, list[Record]] = {SCORED: [], ESTIMATED: []}  # of each kind of score, cheapest first
+        self.seconds: dict[str, list[float]] = {SCORED: [], ESTIMATED: []}  # that its trials took, ascending
+        self.history: list[Record] = []  # what counts against `--trials`, as it came in
         self.misses = 0  # proposals in a row, up to the last, that needed no training
-        self.last_failure = self.last_stop = ""
         self.why_stopped = ""
         self.started = time.monotonic()
         self._recover()
@@ -94,9 +111,9 @@ class Driver:
         return self.settings.evaluator == "supernet"
 
     @property
-    def found(self) -> list[Record]:
-        """What the front is made of: networks that were trained; as long as there are none, estimates."""
-        return list((self.scored or self.estimated).values())
+    def front(self) -> list[Record]:
+        """The front so far, cheapest first: of networks that were trained; as long as there are none, of estimates."""
+        return self.fronts[SCORED] or self.fronts[ESTIMATED]
 
     @property
     def seconds_left(self) -> float | None:
@@ -105,12 +122,16 @@ class Driver:
 
     def next_job(self) -> Job | None:
         """The next network to score, or None: nothing more to start now."""
-        return self._next_new() or self._next_confirmation()
+        with self.study.exclusive():
+            self._refresh()
+            self._take_over()
+            return self._next_new() or self._next_confirmation()
 
     def _next_new(self) -> Job | None:
         """The next network that is not known."""
-        searching = sum(r.job.evaluator == self.settings.evaluator for r in self.running.values())
-        if self.why_stopped or self.spent + searching >= self.settings.trials or self._no_time():
+        searching = sum("confirms" not in r.attrs for r in self.study.running())
+        nothing = self.why_stopped and not self.study.waiting()  # another driver may have given one up
+        if nothing or self.spent + searching >= self.settings.trials or self._no_time():
             return None
         while True:
             if self.misses and self.misses % MAX_MISSES == 0 and not self._enqueue_unseen():
@@ -123,11 +144,11 @@ class Driver:
 
     def _next_confirmation(self) -> Job | None:
         """The next network of the estimates' front to train from scratch, once all estimates are in."""
-        if not self.estimates or any(r.job.evaluator == "supernet" for r in self.running.values()):
+        if not self.estimates or any("confirms" not in r.attrs for r in self.study.running()):
             return None
         while True:
-            tried = self.scored.keys() | self.given_up.keys() | {r.job.arch.key() for r in self.running.values()}
-            picks = picked(list(self.estimated.values()), self.settings.confirm)
+            tried = self.scored.keys() | self.given_up.keys() | {r.key for r in self.study.running()}
+            picks = picked(self.fronts[ESTIMATED], self.settings.confirm)
             pick = next((r for r in picks if r.key not in tried), None)
             if pick is None or self._no_time():
                 return None
@@ -138,6 +159,11 @@ class Driver:
 
     def on_report(self, number: int, report: Report) -> bool:
         """Take in a trial's report; whether the trial shall go on."""
+        with self._held(number):
+            return self._on_report(number, report)
+        return False
+
+    def _on_report(self, number: int, report: Report) -> bool:
         trial = self.running[number]
         trial.reports.append(replace(report, weights=None, checkpoint=None))
         reason = report.reason
@@ -170,27 +196,39 @@ class Driver:
     def on_lost(self, number: int, reason: str) -> None:
         """A worker died; its trial is recorded as failed and its network asked again."""
         if number in self.running:
-            self._fail(number, reason, lost=True)
+            with self._held(number):
+                self._fail(number, reason, lost=True)
 
     def release(self, number: int, reason: str) -> None:
         """Give a trial up through no fault of its own: a resumed search asks it again."""
-        trial = self.running.pop(number)
-        self.study.enqueue(trial.params, retry_of=number)  # first: killed in between, the trial is not lost
-        self.study.fail(number, ORPHAN, reason)
-        self._count(ORPHAN)
+        del self.running[number]
+        with self.study.exclusive():
+            self._ask_again(self.study.record(number), reason)
 
     def release_all(self, reason: str) -> None:
         """Give up all that runs, also what an interrupt caught between the driver's own books and the study's."""
         self.running.clear()
-        enqueued = {r.attrs.get("retry_of") for r in self.study.records()}
-        for orphan in self.study.running():
-            if orphan.number not in enqueued:
-                self.study.enqueue(orphan.params, retry_of=orphan.number)
-            self.study.adopt(orphan.number)
-            self.study.fail(orphan.number, ORPHAN, reason)
-            self._count(ORPHAN)
-        unended = [r.number for r in self.study.records() if r.state in ("WAITING", "RUNNING")]
-        self._drop_checkpoints(*set(self.checkpoints).difference(unended, *map(self._earlier, unended)))
+        with self.study.exclusive():
+            for orphan in [*self.study.held(), *self.study.orphans()]:
+                self._ask_again(orphan, reason)
+            self._sweep_checkpoints()
+
+    def _ask_again(self, orphan: Record, reason: str) -> None:
+        if orphan.number not in self.study.retried:
+            self.study.enqueue(orphan.params, retry_of=orphan.number)  # first: killed in between, it is not lost
+        self.study.adopt(orphan.number)
+        self.study.fail(orphan.number, ORPHAN, reason)
+        self._refresh()
+
+    @contextlib.contextmanager
+    def _held(self, number: int) -> Iterator[None]:
+        """A trial that another driver has taken over is let go: whatever comes of it here, it is asked again there."""
+        try:
+            yield
+        except TakenOver:
+            self.running.pop(number, None)
+            self.study.forget(number)
+            self.on_change()
 
     def _earlier(self, number: int) -> list[int]:
         """The trials that a trial's network was asked as before, the last one first."""
@@ -199,43 +237,64 @@ class Driver:
             out.append(number := before)
         return out
 
+    def _sweep_checkpoints(self) -> None:
+        """Drop those of trials that have ended for good."""
+        unended = [r.number for r in self.study.records() if r.state in ("WAITING", "RUNNING")]
+        self._drop_checkpoints(*set(self.checkpoints).difference(unended, *map(self._earlier, unended)))
+
     def _drop_checkpoints(self, *numbers: int) -> None:
         for number in numbers:
             self.checkpoints.pop(number, None)
 
     def _recover(self) -> None:
         """Take up what the study holds: scores, failures, and trials that another driver left running."""
-        records = self.study.records()
-        tried_again = {r.attrs.get("retry_of") for r in records}
-        for record in records:
-            self._note_rungs(record)
-            if record.state != "RUNNING":
-                self._take_up(record, record.number in tried_again)
-        asked = [r.outcome for r in records if r.state not in ("RUNNING", "WAITING") and r.outcome != ORPHAN]
-        missed = itertools.takewhile(lambda outcome: outcome in (INFEASIBLE, REPEATED), reversed(asked))
-        self.misses = sum(1 for _ in missed)
-        for orphan in self.study.running():
+        with self.study.exclusive():
+            ended = self._refresh()
+            asked = [r.outcome for r in ended if r.outcome != ORPHAN]
+            missed = itertools.takewhile(lambda outcome: outcome in (INFEASIBLE, REPEATED), reversed(asked))
+            self.misses = sum(1 for _ in missed)
+            self._take_over()
+            self._sweep_checkpoints()
+
+    def _take_over(self) -> None:
+        """Have the trials asked again that drivers left running which are gone."""
+        for orphan in self.study.orphans():
             # Without Ray a network may end the driver itself: asked again for ever, no resume would get past it.
-            if orphan.key and self.lost[orphan.key] >= RETRIES:
+            if orphan.key and self.lost[orphan.reached] >= RETRIES:
                 self.study.adopt(orphan.number)
                 self.study.fail(orphan.number, FAILED, f"{KILLED}, and {RETRIES} trials of it were lost before")
-                self._take_up(self.study.record(orphan.number), tried_again=False)
-            self.lost[orphan.key] += 1
-        self.release_all(KILLED)
+                self._refresh()
+            else:
+                self._ask_again(orphan, KILLED)
 
-    def _take_up(self, record: Record, tried_again: bool) -> None:
+    def _refresh(self) -> list[Record]:
+        """Enter what is new since the last time into the books; returns the trials that ended."""
+        ended = self.study.ended()
+        for record in ended:
+            self._take_up(record)
+        for outcome, known in self.fronts.items():
+            points = [*known, *(r for r in ended if r.outcome == outcome)]
+            self.fronts[outcome] = [points[i] for i in front([r.val_top1 for r in points], [r.macs for r in points])]
+        for record in [*ended, *self.study.running()]:
+            self._note_rungs(record)
+        return ended
+
+    def _take_up(self, record: Record) -> None:
         """Enter a trial that has ended into the books."""
-        self._count(record.outcome)
-        if record.outcome == SCORED:
-            self.scored[record.key] = record
-        elif record.outcome == ESTIMATED:
-            self.estimated[record.key] = record
-        elif record.outcome == STOPPED:
+        outcome = record.outcome
+        self.counts[outcome] = self.counts.get(outcome, 0) + 1
+        if outcome in self.fronts:
+            known = self.scored if outcome == SCORED else self.estimated
+            known[record.key] = record
+            bisect.insort(self.seconds[outcome], record.attrs["seconds"])
+        elif outcome == STOPPED:
             self.stopped[record.key] = record.number
-        elif record.attrs.get("reason") == KILLED or (record.outcome == FAILED and tried_again):
-            self.lost[record.key] += 1
-        elif record.outcome == FAILED:
+        elif record.attrs.get("reason") == KILLED or (outcome == FAILED and record.number in self.study.retried):
+            self.lost[record.reached] += 1
+        elif outcome == FAILED:
             self.given_up[record.key] = record.number
+        if outcome in (SCORED, ESTIMATED, STOPPED, FAILED):
+            self.history.append(record)
 
     def _note_rungs(self, record: Record) -> None:
         """Enter what a trial reached into the rungs."""
@@ -263,10 +322,8 @@ class Driver:
         reason = f"after epoch {report.epoch} not among the best 1/{self.settings.eta} of {of}"
         attrs = {"epochs": report.epoch, "seconds": round(report.seconds, 3), "training": self._training(report)}
         self.study.stop(number, violations, reason, **attrs)
-        self.stopped[trial.job.arch.key()] = number
         self._drop_checkpoints(number, *trial.earlier)
-        self.last_stop = f"trial {number} stopped {reason}, {report.val_top1:.2f} %"
-        self._count(STOPPED)
+        self._refresh()
         self.on_change()
 
     def _propose(self) -> Job | None:
@@ -276,7 +333,7 @@ class Driver:
             arch = member(self.space, proposal.params, self.settings.match_macs)
         except UserError as error:  # only with --match-macs: no width brings this shape there
             self.study.infeasible(proposal.number, str(error))
-            self._count(INFEASIBLE)
+            self._refresh()
             return None
         price = cost(arch, self.space.image_size)
         violations = self.limits.violations(price)
@@ -285,12 +342,12 @@ class Driver:
         self.study.describe(proposal.number, arch, price, violations)
         if any(v > 0 for v in violations):
             self.study.infeasible(proposal.number, "it breaks a limit")
-            self._count(INFEASIBLE)
+            self._refresh()
             return None
         earlier = [] if proposal.retry_of is None else self._earlier(proposal.number)
         if self._known(proposal, arch.key(), price):
-            self._count(REPEATED)
             self._drop_checkpoints(*earlier)
+            self._refresh()
             return None
         job = self._job(proposal, arch)
         self.running[proposal.number] = Running(job, price, proposal.params, earlier=earlier)
@@ -314,7 +371,7 @@ class Driver:
             answer = {"repeat_of": earlier.number, "epochs": earlier.attrs["epochs"]}
             self.study.complete(proposal.number, earlier.val_top1, price.macs, REPEATED, **answer)
             return True
-        twin = next((n for n, r in self.running.items() if r.job.arch.key() == key), None)
+        twin = next((r.number for r in self.study.running() if r.key == key and r.number != proposal.number), None)
         if twin is not None:
             self.study.fail(proposal.number, REPEATED, f"the same network runs as trial {twin}")
             return True
@@ -331,14 +388,14 @@ class Driver:
         """
         if self.study.waiting():
             return True
-        busy = {r.job.arch.key() for r in self.running.values()}
+        busy = {r.key for r in self.study.running()}
         known = self.estimated if self.estimates else self.scored
         busy |= known.keys() | self.given_up.keys() | self.stopped.keys()
         rng = random.Random(f"{self.settings.seed} {len(known)} {len(busy)}")
-        fresh = [p for p in self._candidates(rng) if self._is_fresh(p, busy)]
-        if fresh:
-            self.study.enqueue(rng.choice(fresh))
-        return bool(fresh)
+        fresh = next((p for p in self._candidates(rng) if self._is_fresh(p, busy)), None)
+        if fresh is not None:
+            self.study.enqueue(fresh)
+        return fresh is not None
 
     def _nothing_new(self) -> str:
         if self.space.size <= ENUMERABLE:
@@ -346,8 +403,11 @@ class Driver:
         return f"no new network in {self.misses} proposals in a row, nor in {ENUMERABLE:,} drawn at random"
 
     def _candidates(self, rng: random.Random) -> Iterator[dict[str, int]]:
+        """Members in random order."""
         if self.space.size <= ENUMERABLE:
-            yield from self.space.all_params()
+            every = list(self.space.all_params())
+            rng.shuffle(every)
+            yield from every
         else:
             yield from (self.space.sample(rng) for _ in range(ENUMERABLE))
 
@@ -364,11 +424,10 @@ class Driver:
         epochs = 0 if by_weights else report.epoch
         attrs = {"epochs": epochs, "seconds": round(report.seconds, 3), "training": self._training(report)}
         self.on_scored(trial.job, report.weights)  # first: a score that the study holds has its weights on disk
-        outcome, books = (ESTIMATED, self.estimated) if by_weights else (SCORED, self.scored)
+        outcome = ESTIMATED if by_weights else SCORED
         self.study.complete(number, report.val_top1, trial.cost.macs, outcome, **attrs)
-        books[trial.job.arch.key()] = self.study.record(number)
         self._drop_checkpoints(number, *trial.earlier)
-        self._count(outcome)
+        self._refresh()
         self.on_change()
 
     def _training(self, report: Report) -> dict[str, object]:
@@ -382,29 +441,25 @@ class Driver:
     def _fail(self, number: int, reason: str, lost: bool) -> None:
         """Record a failure. Only of a lost trial is the network tried again: with its seed, others fail alike."""
         trial = self.running.pop(number)
-        key = trial.job.arch.key()
-        self.last_failure = f"trial {number}: {reason}"
-        if lost and self.lost[key] < RETRIES:
-            self.lost[key] += 1
-            self.study.enqueue(trial.params, retry_of=number)
-            self.why_stopped = ""  # of a space that was used up; if the time is, the next job finds that out
-        else:
-            self.given_up[key] = number
-        self.study.fail(number, FAILED, reason)
-        if key in self.given_up:
+        with self.study.exclusive():
+            self._refresh()  # another driver may have taken it over
+            again = lost and number not in self.study.retried and self.lost[self.study.record(number).reached] < RETRIES
+            if again:
+                self.study.enqueue(trial.params, retry_of=number)
+            self.study.fail(number, FAILED, reason)
+            self._refresh()
+        if not again:
             self._drop_checkpoints(number, *trial.earlier)
-        self._count(FAILED)
         self.on_change()
-
-    def _count(self, outcome: str) -> None:
-        self.counts[outcome] = self.counts.get(outcome, 0) + 1
 
     def _no_time(self) -> bool:
         """Whether a trial of the usual length would not end within `--time`; that is then why the search stops."""
-        if self.seconds_left is None:
+        left = self.seconds_left
+        if left is None:
             return False
-        usual = [r.attrs["seconds"] for r in self.found]
-        if self.seconds_left >= (statistics.median(usual) if usual else 0):
+        known = self.seconds[SCORED] or self.seconds[ESTIMATED]
+        usual = (known[(len(known) - 1) // 2] + known[len(known) // 2]) / 2 if known else 0.0
+        if left > 0 and left >= usual:
             return False
         self.why_stopped = "the time is up"
         return True

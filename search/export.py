@@ -27,7 +27,7 @@ from res2net.formats import export_onnx, need_onnx
 from search import runs
 from search.front import front, knee
 from search.settings import Settings
-from search.study import ESTIMATED, SCORED, Record, arch_of, read
+from search.study import ESTIMATED, SCORED, Record, arch_of, read, where
 from search.units import format_count, parse_count
 from trainers.card import code, machine, model_card
 from trainers.data import Data
@@ -37,10 +37,15 @@ from trainers.train import Images, device_of, evaluate
 def front_of(folder: Path, estimates: bool = False) -> list[Record]:
     """The front of a run's folder, cheapest first: of trained networks, or of `estimates` by shared weights."""
     outcome, epochs = (ESTIMATED, 0) if estimates else (SCORED, runs.settings_of(folder).epochs)
-    records = [r for r in read(folder) if r.outcome == outcome and r.attrs["epochs"] == epochs]
+    records = [r for r in _records(folder) if r.outcome == outcome and r.attrs["epochs"] == epochs]
     if not records:
         raise UserError(f"run folder {str(folder)!r}: no trial has its full budget yet; accepted: a run with one")
     return [records[i] for i in front([r.val_top1 or 0.0 for r in records], [r.macs for r in records])]
+
+
+def _records(folder: Path) -> list[Record]:
+    settings = runs.settings_of(folder)
+    return list(read(folder, settings.storage, settings.study))
 
 
 def choose(folder: Path, pick: str, under: int | None = None) -> Record:
@@ -59,7 +64,7 @@ def choose(folder: Path, pick: str, under: int | None = None) -> Record:
 
 
 def _numbered(folder: Path, pick: str) -> Record:
-    scored = {str(r.number): r for r in read(folder) if r.outcome == SCORED}
+    scored = {str(r.number): r for r in _records(folder) if r.outcome == SCORED}
     if pick not in scored:
         shown = ", ".join(scored) or "none yet"
         raise UserError(f"--pick: {pick!r} is not a scored trial; accepted: best, knee, or one of {shown}")
@@ -96,6 +101,13 @@ def export(
 def _weights(folder: Path, record: Record) -> Path:
     """The file of a trial's weights; `UserError` if it is gone."""
     path = runs.weights_path(folder, record.number)
+    settings = runs.settings_of(folder)
+    if not path.is_file() and settings.storage:
+        there = where(settings.storage, settings.study or "", record)
+        raise UserError(
+            f"--pick: the weights of trial {record.number} are where it was trained, in {there['folder']!r} on "
+            f"{there['host']}; accepted: that folder there, or a trial of this one's"
+        )
     if not path.is_file():
         raise UserError(
             f"--pick: the weights of trial {record.number} are not in {str(path.parent)!r} (those of dominated "

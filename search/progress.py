@@ -13,7 +13,6 @@ from rich.table import Table
 from rich.text import Text
 
 from search.driver import Driver, Running
-from search.front import front
 from search.study import ESTIMATED, FAILED, INFEASIBLE, ORPHAN, REPEATED, STOPPED, Record
 from search.units import format_count, format_seconds
 
@@ -47,36 +46,33 @@ class Lines:
         self.console = console
 
     def start(self, driver: Driver, title: str) -> None:
-        self._driver = driver
-        self._seen = {r.number for r in self._scores()}
-        self._told = dict(driver.counts)
-        self.console.print(title, highlight=False, markup=False, soft_wrap=True)
+        self._driver, self._seen = driver, len(driver.history)
+        self._print(title)
 
     def changed(self) -> None:
         driver = self._driver
-        for record in [r for r in self._scores() if r.number not in self._seen]:
-            self._seen.add(record.number)
-            on_front = record.number in {r.number for r in front_records(driver)}
+        for record in driver.history[self._seen :]:
+            self._seen += 1
+            spent = f"[{driver.spent:>3}/{driver.settings.trials}]"
+            if record.outcome == FAILED:
+                self._print(f"{spent} failed: trial {record.number}: {record.attrs['reason']}")
+                continue
+            if record.outcome == STOPPED:
+                top1 = record.epochs[record.attrs["epochs"]]
+                self._print(f"{spent} trial {record.number} stopped {record.attrs['reason']}, {top1:.2f} %")
+                continue
             note = "  shared weights" if record.outcome == ESTIMATED else ""
-            self.console.print(
-                f"[{driver.spent:>3}/{driver.settings.trials}] trial {record.number:<4} {record.val_top1:6.2f} %  "
+            self._print(
+                f"{spent} trial {record.number:<4} {record.val_top1:6.2f} %  "
                 f"{format_count(record.macs):>6} MACs  {record.attrs['seconds']:6.1f} s  {record.attrs['arch']}"
                 + note
-                + ("  (front)" if on_front else ""),
-                highlight=False,
-                markup=False,
-                soft_wrap=True,
+                + ("  (front)" if record in driver.front else "")
             )
-        done = f"[{driver.spent:>3}/{driver.settings.trials}]"
-        for outcome, text in ((FAILED, f"failed: {driver.last_failure}"), (STOPPED, driver.last_stop)):
-            if driver.counts.get(outcome, 0) > self._told.get(outcome, 0):
-                self.console.print(f"{done} {text}", highlight=False, markup=False, soft_wrap=True)
-        self._told = dict(driver.counts)
 
     def stop(self) -> None: ...
 
-    def _scores(self) -> list[Record]:
-        return [*self._driver.estimated.values(), *self._driver.scored.values()]
+    def _print(self, text: str) -> None:
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 class Display:
@@ -171,13 +167,7 @@ def running_table(running: list[Running]) -> Table:
 
 def front_table(driver: Driver) -> Table:
     """The front so far, cheapest first."""
-    return table_of_front(front_records(driver))
-
-
-def front_records(driver: Driver) -> list[Record]:
-    """The records of the front so far, cheapest first."""
-    scored = [r for r in driver.found if r.val_top1 is not None]
-    return [scored[i] for i in front([r.val_top1 or 0.0 for r in scored], [r.macs for r in scored])]
+    return table_of_front(driver.front)
 
 
 def table_of_front(records: list[Record]) -> Table:

@@ -85,6 +85,10 @@ def build_parser() -> Parser:
         help=f"{', '.join(CONFIRM_BY)}: train those K so (default: {d.confirm_by}; tune: from their slices)",
     )
     where = parser.add_argument_group("where")
+    where.add_argument(
+        "--storage", metavar="URL", help="keep the study in PostgreSQL, for several drivers (see README)"
+    )
+    where.add_argument("--study", metavar="NAME", help="its name there (default: that of the run's folder)")
     where.add_argument("--executor", help=f"{', '.join(EXECUTORS)} (default: {d.executor}, which is Ray Tune)")
     where.add_argument("--workers", type=int, metavar="N", help="trials at a time (default: the most that fit)")
     where.add_argument("--gpus-per-trial", type=float, metavar="X", help="0.25 shares a GPU (default: 1 where one is)")
@@ -148,7 +152,7 @@ def show(console: Console, result: Result) -> None:
     path, best = shlex.quote(str(folder)), shlex.quote(f"{folder}/best")
     lines = [
         ("go on", f"python -m search.run --out {path}" + ("" if result.unfinished else f" --trials {2 * trials}")),
-        ("look", f"{folder}/pareto.html, or {dashboard.command(folder)}"),
+        ("look", f"{folder}/pareto.html, or {dashboard.command(folder, runs.settings_of(folder).storage)}"),
         ("export", f"python -m search.export {path} --pick knee --to exported"),
         ("train on", f"python -m trainers.fit {best} --data {runs.settings_of(folder).data} --out trained"),
     ]

@@ -11,12 +11,13 @@ import shutil
 import sqlite3
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from res2net.errors import UserError
 from res2net.files import write_atomic
-from search.settings import Settings
+from search.settings import FREE_OF_DRIVERS, Settings
 from space import Space
 from trainers.data import Data
 from trainers.meta import environment
@@ -75,14 +76,26 @@ def check(folder: Path, settings: Settings, space: Space) -> None:
         if folder.exists() and not folder.is_dir():
             raise UserError(f"--out: {str(folder)!r} is a file; accepted: a folder")
         return
-    different = settings.differences(settings_of(folder))
-    if not different and space_of(folder).to_dict() != space.to_dict():
+    _refuse(f"--out: {str(folder)!r}", settings.differences(settings_of(folder)), space_of(folder), settings, space)
+
+
+def check_study(search: dict[str, Any], settings: Settings, space: Space) -> None:
+    """`UserError` if the shared study is of another search; `search` is what `described` gave its first driver."""
+    different = settings.differences(Settings.from_dict(search["settings"]), FREE_OF_DRIVERS)
+    _refuse(f"--study: {settings.study!r}", different, Space.from_dict(search["space"]), settings, space)
+
+
+def described(settings: Settings, space: Space) -> dict[str, Any]:
+    """What is searched, and how, for other drivers to compare theirs with."""
+    return {"settings": replace(settings, storage=None, study=None).to_dict(), "space": space.to_dict()}
+
+
+def _refuse(where: str, different: list[str], before: Space, settings: Settings, space: Space) -> None:
+    if not different and before.to_dict() != space.to_dict():
         different = [f"another content of --space {settings.space}"]
     if different:
-        raise UserError(
-            f"--out: {str(folder)!r} holds a search with {'; '.join(different)}; "
-            "accepted: the same settings, or a new folder"
-        )
+        new = "a new folder" if where.startswith("--out") else "another --study"
+        raise UserError(f"{where} holds a search with {'; '.join(different)}; accepted: the same settings, or {new}")
 
 
 def open_run(folder: Path, settings: Settings, space: Space, data: dict[str, Any]) -> int:

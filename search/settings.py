@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import space as spaces
 import trainers.data
@@ -28,6 +29,9 @@ BASE_OF_DATA = {"shapes": "micro", "cifar10": "cifar", "cifar100": "cifar"}
 # What may differ when a search goes on: how long and where, not what is searched or how it is scored.
 FREE = ("data_dir", "trials", "time", "confirm", "executor", "workers", "gpus_per_trial", "ray_address")
 
+# And what may differ between drivers of one study: each has its own way to it.
+FREE_OF_DRIVERS = (*FREE, "storage", "study")
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -39,7 +43,8 @@ class Settings:
     its slice of one (`inherit`).
     supernet: the folder of a trained one, else it is trained first, for `supernet_epochs`.
     scheduler: which trials are stopped early, after `min_epochs` and its products with powers of `eta` (see there).
-    storage: the URL of the study's database, SQLite in the run's folder if None. ray_address: of a running cluster.
+    storage: the URL of the PostgreSQL database that holds the study of the name `study`, which several drivers may
+    search at once; SQLite in the run's folder if None. ray_address: of a running cluster.
     """
 
     space: str = "scale_card_depth"
@@ -68,6 +73,7 @@ class Settings:
     confirm: int = 4
     confirm_by: str = "scratch"
     storage: str | None = None
+    study: str | None = None
     executor: str = "tune"
     workers: int | None = None
     gpus_per_trial: float | None = None
@@ -81,6 +87,7 @@ class Settings:
         _choice("--executor", self.executor, EXECUTORS)
         _choice("--evaluator", self.evaluator, EVALUATORS)
         _choice("--confirm-by", self.confirm_by, CONFIRM_BY)
+        _check_storage(self)
         if self.match_macs and self.evaluator != "scratch":
             raise UserError(
                 f"--match-macs: its widths are none of the supernet's, which --evaluator {self.evaluator} needs; "
@@ -143,12 +150,12 @@ class Settings:
                 raise unknown("settings: key", key, known)
         return cls(**data)
 
-    def differences(self, other: Settings) -> list[str]:
+    def differences(self, other: Settings, free: Sequence[str] = FREE) -> list[str]:
         """`--option: theirs, not ours` for each setting that a search cannot change half-way."""
         out = []
         for field in fields(self):
             ours, theirs = getattr(self, field.name), getattr(other, field.name)
-            if field.name not in FREE and ours != theirs:
+            if field.name not in free and ours != theirs:
                 out.append(f"--{field.name.replace('_', '-')} {theirs}, not {ours}")
         return out
 
@@ -229,6 +236,32 @@ def _check_match(space: Space, settings: Settings) -> None:
     raise UserError(
         f"--match-macs: nothing in space {space.name!r} ({space.base}) matches {format_count(macs)}: {error}"
     )
+
+
+def _check_storage(settings: Settings) -> None:
+    """`UserError` for a URL that is none of PostgreSQL, or with a password, which `run.json` and plots would show."""
+    if settings.storage is None:
+        if settings.study is not None:
+            raise UserError("--study: says nothing without --storage; accepted: with the URL of a PostgreSQL database")
+        return
+    try:
+        url = urlsplit(settings.storage)
+        known = url.scheme in ("postgresql", "postgresql+psycopg") and url.path.strip("/")
+        secret = url.password is not None or "password" in parse_qs(url.query)
+    except ValueError:
+        known = secret = False
+    if secret:
+        raise UserError(
+            "--storage: holds a password, which would be written down with the settings; accepted: the URL without it, "
+            "and the password in PGPASSWORD or ~/.pgpass"
+        )
+    if not known:
+        raise UserError("--storage: no URL of a PostgreSQL database; accepted: postgresql://user@host:5432/database")
+    if settings.evaluator != "scratch" and settings.supernet is None:
+        raise UserError(
+            f"--storage: with --evaluator {settings.evaluator} all drivers need the same shared weights; "
+            "accepted: with --supernet"
+        )
 
 
 def _choice(option: str, value: str, accepted: tuple[str, ...]) -> None:

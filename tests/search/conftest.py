@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 
 import trainers.data
+from res2net.errors import UserError
 from search.driver import Driver
 from search.execute_local import execute
 from search.settings import Settings
 from search.study import Study, sqlite_url
 from search.worker import Work
+from studies.postgres import Server, server
 from studies.synthetic import Synthetic
 from trainers.data import Data, Split
 
@@ -97,6 +99,18 @@ def run_driver(open_driver: Callable, data: Data) -> Callable[..., Driver]:
         return driver
 
     return run
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Server]:
+    """A PostgreSQL server for all tests that need one."""
+    pytest.importorskip("psycopg")
+    with contextlib.ExitStack() as stack:
+        try:
+            running = stack.enter_context(server())
+        except UserError as error:
+            pytest.skip(str(error))
+        yield running
 
 
 @pytest.fixture(scope="session")

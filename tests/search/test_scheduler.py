@@ -119,7 +119,7 @@ class TestSearch:
             assert record.attrs["epochs"] == max(record.epochs) in (1, 2)
             assert f"after epoch {max(record.epochs)} not among the best 1/2 of " in record.attrs["reason"]
         assert {max(r.epochs) for r in scored} == {4}
-        assert {r.key for r in driver.found} == {r.key for r in scored}
+        assert {r.key for r in driver.scored.values()} == {r.key for r in scored}
 
     def test_each_rung_holds_all_that_reached_it_and_decides_by_what_it_held_then(
         self, settings: Settings, run_driver: Callable, tmp_path: Path

@@ -1,0 +1,146 @@
+"""Several drivers search one study in PostgreSQL, and one is killed: what was lost, doubled, left running, or too much.
+
+    python -m studies.many_drivers --drivers 3
+
+Each is a process of `search.run` that trains tiny networks on a few images. The killed one (SIGKILL, in the middle of a
+trial) is started again in its folder, while the others go on. Exit code 1 if any count is not 0.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from res2net.errors import Parser, UserError, run_main
+from search import runs
+from search.study import FAILED, ORPHAN, SCORED, Record, read, where
+from studies.bench import check_positive
+from studies.postgres import server
+
+PROG = "python -m studies.many_drivers"
+STUDY = "many"
+# 48 combinations, which are 48 networks of well below a million MACs.
+SPACE = """
+base: micro
+planes: [4, 8]
+strides: [4, 2]
+stem_channels: 4
+choices:
+  scale: [1, 2, 4]
+  cardinality: [1, 2]
+  depth: [1, 2]
+  width: [32, 48, 64, 80]
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the counts."""
+    return run_main(bench, PROG, argv)
+
+
+def bench(argv: Sequence[str] | None = None) -> int:
+    """The command's body."""
+    args = parser().parse_args(argv)
+    check_positive(args, "drivers", "trials", "seconds")
+    with contextlib.ExitStack() as stack:
+        url = args.storage or stack.enter_context(server()).url
+        folder = args.out or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="many-")))
+        begun = time.monotonic()
+        records = search(folder, url, args.drivers, args.trials, begun + args.seconds)
+        found, each = counts(records, args.trials), Counter(r.attrs["driver"] for r in records if r.outcome == SCORED)
+        print(f"{args.drivers} drivers, one killed: {len(records)} trials, {time.monotonic() - begun:.0f} s")
+        print(f"scored by each session: {', '.join(str(n) for n in each.values())}")
+        print(", ".join(f"{name}: {n}" for name, n in found.items()))
+    return int(any(found.values()))
+
+
+def parser() -> Parser:
+    """The command's options."""
+    out = Parser(prog=PROG, description=__doc__.splitlines()[0])
+    out.add_argument("--drivers", type=int, default=3, metavar="N", help="drivers at a time")
+    out.add_argument("--trials", type=int, default=24, metavar="N", help="trials of all drivers together, at most 48")
+    out.add_argument("--storage", metavar="URL", help="of a database (default: that of a server of its own)")
+    out.add_argument("--out", type=Path, metavar="DIR", help="where the drivers' folders go (default: none is kept)")
+    out.add_argument("--seconds", type=int, default=900, metavar="S", help="until a driver that does not end is killed")
+    return out
+
+
+def search(folder: Path, url: str, drivers: int, trials: int, deadline: float) -> list[Record]:
+    """All drivers' searches, from the first's start to the last's end; returns the study's records."""
+    folder.mkdir(parents=True, exist_ok=True)
+    space = folder / "space.yaml"
+    space.write_text(SPACE)
+    options = f"--executor local --trials {trials} --epochs 2 --train-images 200 --batch-size 20".split()
+    options += ["--space", str(space), "--storage", url, "--study", STUDY]
+    processes = [start(folder / str(i), options) for i in range(drivers)]
+    try:
+        while not (victim := busy(folder, url)) or processes[victim[0]].poll() is not None:
+            if time.monotonic() > deadline or all(p.poll() is not None for p in processes):
+                raise UserError(f"drivers: none could be killed in a trial: {errors(processes)}")
+            time.sleep(0.1)
+        processes[victim[0]].send_signal(signal.SIGKILL)
+        processes[victim[0]].wait()
+        print(f"killed: driver {victim[0]} in trial {victim[1]}", flush=True)
+        processes[victim[0]] = start(folder / str(victim[0]), options)
+        for process in processes:
+            process.wait(max(1.0, deadline - time.monotonic()))
+        if any(p.returncode for p in processes):
+            raise UserError(f"drivers: {errors(processes)}")
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    return list(read(folder, url, STUDY))
+
+
+def start(out: Path, options: list[str]) -> subprocess.Popen:
+    """A driver in a folder of its own."""
+    command = [sys.executable, "-m", "search.run", *options, "--out", str(out)]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=env)
+
+
+def busy(folder: Path, url: str) -> tuple[int, int] | None:
+    """A driver that trains, and the trial that it is in, once several trials were scored."""
+    if not any((path / runs.RUN_FILE).exists() for path in folder.iterdir()):
+        return None
+    with contextlib.suppress(UserError):  # the study is made a little before its first trial
+        records = list(read(folder, url, STUDY))
+        training = [r for r in records if r.state == "RUNNING" and r.epochs]
+        if training and sum(r.outcome == SCORED for r in records) >= 3:
+            return driver_of(folder, url, training[0]), training[0].number
+    return None
+
+
+def driver_of(folder: Path, url: str, record: Record) -> int:
+    """The place of the driver that runs a trial."""
+    return int(Path(where(url, STUDY, record)["folder"]).name)
+
+
+def errors(processes: list[subprocess.Popen]) -> str:
+    return "; ".join(p.communicate()[1].strip() or "no error" for p in processes if p.poll() is not None)
+
+
+def counts(records: list[Record], trials: int) -> dict[str, int]:
+    """What must be 0: networks begun and not asked again, or trials missing; scored twice; not ended; too many."""
+    retried = {r.attrs.get("retry_of") for r in records}
+    scores = Counter(r.key for r in records if r.outcome == SCORED)
+    spent = sum(r.outcome in (SCORED, FAILED) for r in records)
+    return {
+        "lost": sum(r.outcome == ORPHAN and r.number not in retried for r in records) + max(0, trials - spent),
+        "doubled": sum(n - 1 for n in scores.values()),
+        "left running or waiting": sum(r.state in ("RUNNING", "WAITING") for r in records),
+        "beyond --trials": max(0, spent - trials),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
