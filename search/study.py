@@ -136,7 +136,10 @@ class Study:
             return
         with self._turns:
             self._stale = True
-            yield
+            try:
+                yield
+            finally:
+                self._stale = True  # others may write again
 
     def ask(self) -> Proposal:
         """The next proposal; its seed follows from the study alone, so a resumed search proposes what it would have."""

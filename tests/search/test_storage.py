@@ -92,9 +92,12 @@ class TestEveryStorage:
     ) -> None:
         settings = make_settings(space="scale_card_depth_width", trials=10)
 
+        jobs: list[int] = []
+
         def killed(job: Job, data: Data) -> Iterator[Report]:
+            jobs.append(job.number)
             for report in Synthetic()(job, data):
-                if job.number == 8 and report.epoch == 2:
+                if len(jobs) == 7 and report.epoch == 2:
                     raise Killed
                 yield report
 
@@ -106,7 +109,7 @@ class TestEveryStorage:
         with open_(settings) as driver:
             execute(driver, data, Synthetic())
             assert answered(driver.study.records()) == whole
-            assert [r.number for r in records_of(driver, ORPHAN)] == [8]
+            assert [r.number for r in records_of(driver, ORPHAN)] == jobs[-1:]
 
     def test_books_of_a_driver_are_those_of_one_that_opens_the_study(
         self, open_: Open, make_settings: Callable, data: Data
@@ -126,7 +129,8 @@ class TestEveryStorage:
             for name in ("scored", "given_up", "lost", "counts", "fronts", "seconds", "history", "spent"):
                 assert getattr(again, name) == getattr(driver, name), name
             assert again.front == driver.front
-            assert Counter(r.outcome for r in again.study.records()) == again.counts
+            ended = Counter(r.outcome for r in again.study.records() if r.state != "WAITING")
+            assert ended == again.counts
 
     def test_an_interruption_leaves_nothing_running(self, open_: Open, make_settings: Callable) -> None:
         with open_(make_settings()) as driver:
