@@ -187,7 +187,7 @@ def kill_workers(search: Search, folder: Path, rng: random.Random, most: int, ki
             time.sleep(0.05)
         if search.process.poll() is not None:
             break
-        busy = [n for n, name in search.processes().items() if name.startswith("ray::") and "IDLE" not in name]
+        busy = [n for n, name in search.processes().items() if name.startswith("ray::TrialActor")]
         if busy:
             os.kill(rng.choice(sorted(busy)), signal.SIGKILL)
             kills["of workers"] += 1

@@ -40,8 +40,9 @@ if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100m", "none", disk]).ret
 command = f"--space {space} --executor {executor} --workers 1 --trials 3 --epochs 3 --batch-size 20 --out".split()
 for room in rooms:
     folder = f"{disk}/{room}"
+    # A size of 0 would be no limit at all.
     used = int(subprocess.check_output(["du", "-sk", disk]).split()[0])
-    subprocess.run(["mount", "-o", f"remount,size={used + int(room)}k", disk], check=True)
+    subprocess.run(["mount", "-o", f"remount,size={max(4, used + int(room))}k", disk], check=True)
     codes = [run.main([*command, folder])]
     subprocess.run(["mount", "-o", "remount,size=100m", disk], check=True)
     codes.append(run.main([*command, folder]))
