@@ -21,7 +21,8 @@ from res2net.errors import UserError
 from search import execute_tune
 
 ROOT = Path(__file__).parents[2]
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+# Ray gives its workers a niceness of 15, with which they hardly start where others are busy.
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"}
 LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 
 # A search on formulas. A trial from the fourth on says that it waits after its first epoch, and does so for the file
@@ -60,15 +61,12 @@ class Nodes:
 
     def __init__(self, *cpus: int) -> None:
         command = [sys.executable, str(ROOT / "tests" / "raylets.py"), *map(str, cpus)]
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env=ENVIRONMENT,
-        )
-        self.address, *self.ids = self._process.stdout.readline().split()
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+        for _ in range(3):  # Ray gives a node's processes 30 s to start, which a busy machine may not do
+            self._process = subprocess.Popen(command, env=ENVIRONMENT, **pipes)
+            if line := self._process.stdout.readline():
+                break
+        self.address, *self.ids = line.split()
 
     def do(self, line: str) -> str:
         self._process.stdin.write(line + "\n")
