@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -17,7 +18,7 @@ from search.checkpoints import Checkpoints
 from search.driver import Driver
 from search.execute_local import execute as execute_local
 from search.progress import Progress, Silent
-from search.settings import Settings, check_limits
+from search.settings import RESOURCES, Settings, check_limits
 from search.study import SCORED, Study, join, reached, sqlite_url
 from search.worker import Job, SharedWork, Work, train_trial
 from space import Space
@@ -60,9 +61,9 @@ def search(
     if settings.supernet is not None:
         work = SharedWork(supernet.load(Path(settings.supernet), space, data, settings))
     if settings.executor == "tune":
-        from search.execute_tune import check_gpus, check_workers  # Ray is imported where it is asked for
+        from search import execute_tune  # Ray is imported where it is asked for
 
-        check_workers(settings.workers, check_gpus(settings.gpus_per_trial))
+        execute_tune.check(**_where(settings))
     if settings.storage and settings.study is None:
         known = (folder / runs.RUN_FILE).exists()
         settings = replace(settings, study=runs.settings_of(folder).study if known else folder.absolute().name)
@@ -141,9 +142,9 @@ class _Session:
         if self.settings.executor == "local":
             execute_local(self.driver, self.data, self.work)
             return
-        from search.execute_tune import execute as execute_tune  # Ray is imported where it is asked for
+        from search import execute_tune
 
-        execute_tune(self.driver, self.data, self.work, self.settings.workers, self.settings.gpus_per_trial)
+        execute_tune.execute(self.driver, self.data, self.work, **_where(self.settings))
 
     def _keep(self, job: Job, weights: bytes | None) -> None:
         dashboard.attach_arch(self.study, job.number, job.arch, self.folder / runs.ARTIFACTS)
@@ -164,6 +165,11 @@ class _Session:
         shown = trials[trials.front | (trials.index >= len(trials) - SHOWN)]
         dashboard.show_front(self.study, report.pareto_figure(shown, self.folder.name, self.settings))
         return trials
+
+
+def _where(settings: Settings) -> dict[str, Any]:
+    """The settings that are Ray's."""
+    return {name: getattr(settings, name) for name in RESOURCES}
 
 
 def _describe(data: Data) -> dict[str, object]:

@@ -435,6 +435,7 @@ class Driver:
             "images_per_second": round(report.images_per_second, 1),
             "val_loss": report.val_loss,
             "host": report.host,
+            **({"node": report.node} if report.node else {}),
             "session": self.session,
         }
 

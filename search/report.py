@@ -29,7 +29,7 @@ COLUMNS = (
     "seconds",
     "arch",
 )
-IDLE = ("arch_json", "val_loss", "images_per_second", "session", "driver")  # what is in the study alone
+IDLE = ("arch_json", "val_loss", "images_per_second", "session", "driver", "node")  # what is in the study alone
 LAST = ("key", "retry_of", "repeat_of", "confirms", "reason", "note", "host")
 
 

@@ -91,7 +91,15 @@ def build_parser() -> Parser:
     where.add_argument("--study", metavar="NAME", help="its name there (default: that of the run's folder)")
     where.add_argument("--executor", help=f"{', '.join(EXECUTORS)} (default: {d.executor}, which is Ray Tune)")
     where.add_argument("--workers", type=int, metavar="N", help="trials at a time (default: the most that fit)")
+    where.add_argument(
+        "--cpus-per-trial", type=int, metavar="N", help=f"cores, and threads, of a trial (default: {d.cpus_per_trial})"
+    )
     where.add_argument("--gpus-per-trial", type=float, metavar="X", help="0.25 shares a GPU (default: 1 where one is)")
+    where.add_argument(
+        "--ray-address",
+        metavar="ADDRESS",
+        help="a running cluster: auto, or HOST:PORT of its head (default: local, a Ray of its own)",
+    )
     where.add_argument("--out", type=Path, metavar="DIR", help="the run's folder (default: a new one under runs/)")
     return parser
 

@@ -27,7 +27,8 @@ TUNED = 5  # what tunes a slice of shared weights has a peak rate so many times 
 BASE_OF_DATA = {"shapes": "micro", "cifar10": "cifar", "cifar100": "cifar"}
 
 # What may differ when a search goes on: how long and where, not what is searched or how it is scored.
-FREE = ("data_dir", "trials", "time", "confirm", "executor", "workers", "gpus_per_trial", "ray_address")
+RESOURCES = ("workers", "cpus_per_trial", "gpus_per_trial", "ray_address")
+FREE = ("data_dir", "trials", "time", "confirm", "executor", *RESOURCES)
 
 # And what may differ between drivers of one study: each has its own way to it.
 FREE_OF_DRIVERS = (*FREE, "storage", "study")
@@ -76,6 +77,7 @@ class Settings:
     study: str | None = None
     executor: str = "tune"
     workers: int | None = None
+    cpus_per_trial: int = 1
     gpus_per_trial: float | None = None
     ray_address: str | None = None
     seed: int = 0
@@ -99,7 +101,8 @@ class Settings:
             raise UserError(f"--confirm: {self.confirm} is too small; accepted: at least 0")
         if self.eta < 2:
             raise UserError(f"--eta: {self.eta} is too small; accepted: at least 2")
-        for name in ("trials", "epochs", "min_epochs", "supernet_epochs", "batch_size", "workers", "train_images"):
+        counts = ("trials", "epochs", "min_epochs", "supernet_epochs", "batch_size", "workers", "train_images")
+        for name in (*counts, "cpus_per_trial"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"--{name.replace('_', '-')}: {value} is too small; accepted: at least 1")

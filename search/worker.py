@@ -55,6 +55,7 @@ class Job:
 class Report:
     """A trial's state after an epoch. `weights` (safetensors) are set once it has all epochs, `reason` if it failed.
 
+    node: Ray's id of the node it ran on.
     lost: the failure may not come again (memory that another trial held, a worker that died); all others would.
     checkpoint: set at the job's rungs. note: what else there is to say about the trial, as that it was resumed.
     """
@@ -66,6 +67,7 @@ class Report:
     seconds: float = 0.0
     images_per_second: float = 0.0
     host: str = ""
+    node: str = ""
     reason: str | None = None
     lost: bool = False
     weights: bytes | None = None

@@ -1,9 +1,10 @@
 """What an executor adds to a trial: seconds per trial that trains nothing, over a real study on disk.
 
-    python -m studies.bench_executor --trials 100
+    python -m studies.bench_executor --trials 10 1000 5000 --sampler random
 
-Each trial is asked of the sampler, screened, run, written to SQLite with its attributes and `arch.json`, and told. The
-clock starts when the first trial of every worker has ended, so Ray's and the workers' start is a column of its own.
+Each trial is asked of the sampler, screened, run, written to SQLite with its attributes and `arch.json`, and told. One
+search runs, and a row is printed at each of the sizes: the seconds of its last tenth of trials, and the driver's memory
+then. The first trial of every worker is in no row, so Ray's and the workers' start is a column of its own.
 """
 
 from __future__ import annotations
@@ -36,14 +37,19 @@ Execute = Callable[[Driver, Data, Work], None]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One executor's figures. `start` is until each worker has run a trial, of which `ray` is until Ray is there."""
+    """One executor's figures when `trials` had ended, of which the last `n` took `seconds`; `memory` in MB.
+
+    start: until each worker has run a trial, of which `ray` is until Ray is there.
+    """
 
     executor: str
     workers: int
     ray: float
     start: float
-    asked: int
+    trials: int
+    n: int
     seconds: float
+    memory: float
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,32 +62,38 @@ def bench(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_args(argv)
     if args.executor not in (*EXECUTORS, "both"):
         raise UserError(f"--executor: {args.executor!r}; accepted: {', '.join(EXECUTORS)}, both")
-    workers = args.workers or cores()
-    if args.trials <= workers:
-        raise UserError(f"--trials: {args.trials}; accepted: more than {workers}, the trials that warm the workers up")
+    workers, sizes = args.workers or cores(), sorted(args.trials)
+    if sizes[0] <= workers:
+        raise UserError(f"--trials: {sizes[0]}; accepted: more than {workers}, the trials that warm the workers up")
     settings = Settings(
-        space="scale_card",
+        space="scale_card_depth_width",
         per_stage=True,  # so large that hardly a network comes twice
-        trials=args.trials,
+        trials=sizes[-1],
         epochs=args.epochs,
         sampler=args.sampler,
         seed=args.seed,
     )
-    shown = f"{args.trials} trials of {args.epochs} epochs, {args.sampler}, seed {args.seed}, {cores()} cores"
-    print(f"space {settings.space}, per stage: {shown}")
-    print(f"{'executor':<10}{'workers':>8}{'Ray, s':>9}{'start, s':>10}{'asked':>7}{'s/trial':>10}")
+    print(f"space {settings.space}, per stage: {args.epochs} epochs, {args.sampler}, seed {args.seed}, {cores()} cores")
+    print(f"{'executor':<10}{'workers':>8}{'Ray, s':>9}{'start, s':>10}{'trials':>8}{'n':>6}{'s/trial':>10}{'MB':>8}")
     for executor in EXECUTORS if args.executor == "both" else (args.executor,):
-        row = local(settings) if executor == "local" else tune(settings, workers)
-        print(
-            f"{row.executor:<10}{row.workers:>8}{row.ray:>9.2f}{row.start:>10.2f}{row.asked:>7}{row.seconds:>10.4f}",
-            flush=True,
-        )
+        (local if executor == "local" else tune)(settings, workers, sizes)
+
+
+def show(row: Row) -> None:
+    """Print a row."""
+    print(
+        f"{row.executor:<10}{row.workers:>8}{row.ray:>9.2f}{row.start:>10.2f}{row.trials:>8}{row.n:>6}"
+        f"{row.seconds / row.n:>10.4f}{row.memory:>8.0f}",
+        flush=True,
+    )
 
 
 def parser() -> Parser:
     """The command's options."""
     out = Parser(prog=PROG, description=__doc__.splitlines()[0])
-    out.add_argument("--trials", type=int, default=100, metavar="N", help="trials to run with each executor")
+    out.add_argument(
+        "--trials", type=int, nargs="+", default=[100], metavar="N", help="sizes of study to print a row at"
+    )
     out.add_argument("--executor", default="both", help=f"{', '.join(EXECUTORS)}, or both")
     out.add_argument("--workers", type=int, metavar="N", help="trials at a time with tune (default: as many as cores)")
     out.add_argument("--epochs", type=int, default=1, metavar="N", help="reports a trial")
@@ -90,20 +102,22 @@ def parser() -> Parser:
     return out
 
 
-def local(settings: Settings) -> Row:
+def local(settings: Settings, workers: int, sizes: list[int]) -> None:
     """The trials in this process."""
-    return measure("local", settings, execute_local, 1, 0.0)
+    measure("local", settings, execute_local, 1, 0.0, sizes)
 
 
-def tune(settings: Settings, workers: int) -> Row:
+def tune(settings: Settings, workers: int, sizes: list[int]) -> None:
     """The trials in Ray's workers."""
     begun = time.perf_counter()
     with ray_cluster(workers) as execute:
-        return measure("tune", settings, execute, workers, time.perf_counter() - begun)
+        measure("tune", settings, execute, workers, time.perf_counter() - begun, sizes)
 
 
-def measure(executor: str, settings: Settings, execute: Execute, workers: int, ray_seconds: float) -> Row:
-    """Run the trials in a temporary folder and note when each ended."""
+def measure(
+    executor: str, settings: Settings, execute: Execute, workers: int, ray_seconds: float, sizes: list[int]
+) -> None:
+    """Run the trials in a temporary folder, note when each ended, and print the rows."""
     ended: list[float] = []
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         folder, space = Path(name), settings.get_space(10)
@@ -114,15 +128,24 @@ def measure(executor: str, settings: Settings, execute: Execute, workers: int, r
             dashboard.attach_arch(study, job.number, job.arch, folder / "artifacts")
 
         def note() -> None:
-            ended.extend([time.perf_counter()] * (driver.spent - len(ended)))
+            before = len(ended)
+            ended.extend([time.perf_counter()] * (driver.spent - before))
+            for size in sizes:
+                if before < size <= len(ended):
+                    first = max(workers, size - max(8, size // 10))
+                    start, seconds = ray_seconds + ended[workers - 1] - begun, ended[size - 1] - ended[first - 1]
+                    show(Row(executor, workers, ray_seconds, start, size, size - first, seconds, memory()))
 
         driver = Driver(settings, space, study, keep, note)
         begun = time.perf_counter()
         execute(driver, no_images(), Synthetic())
-        asked = len(study.records())
         study.close()
-    warm, n = ended[workers - 1], len(ended)
-    return Row(executor, workers, ray_seconds, ray_seconds + warm - begun, asked, (ended[-1] - warm) / (n - workers))
+
+
+def memory() -> float:
+    """What this process holds in memory, in MB; Linux alone says so."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1]) if sys.platform == "linux" else 0
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 @contextlib.contextmanager

@@ -124,7 +124,11 @@ class TestMistakes:
     @pytest.mark.slow
     @pytest.mark.parametrize(
         ("option", "value", "named"),
-        [("--gpus-per-trial", "16", "accepted: at most that"), ("--workers", "3", "accepted: at most 2")],
+        [
+            ("--gpus-per-trial", "16", "accepted: at most that"),
+            ("--cpus-per-trial", "3", "accepted: at most that"),
+            ("--workers", "3", "accepted: at most 2"),
+        ],
     )
     def test_resources_that_are_not_there_are_found_out_before_anything_is_written(
         self,

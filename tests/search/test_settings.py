@@ -28,6 +28,7 @@ BEFORE = {"epochs": 8, "lr": 0.25}
         ({"epochs": -1}, "--epochs"),
         ({"batch_size": 0}, "--batch-size"),
         ({"workers": 0}, "--workers"),
+        ({"cpus_per_trial": 0}, "--cpus-per-trial"),
         ({"train_images": 0}, "--train-images"),
         ({"lr": 0.0}, "--lr"),
         ({"lr": float("nan")}, "--lr"),

@@ -1,0 +1,244 @@
+"""Searches on a Ray cluster of several nodes, which are so many raylets on this machine, some of them killed."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from search.study import FAILED, ORPHAN, SCORED, Record, read
+
+pytest.importorskip("ray")
+
+from res2net.errors import UserError
+from search import execute_tune
+
+ROOT = Path(__file__).parents[2]
+# Ray gives its workers a niceness of 15, with which they hardly start where others are busy.
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"}
+LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+
+# A search on formulas. A trial from the fourth on says that it waits after its first epoch, and does so for the file
+# `go`. Its data must be mapped memory.
+SEARCH = """
+import sys, time
+from pathlib import Path
+import numpy as np
+import trainers.data
+from res2net.errors import run_main
+from search import Settings, search
+from studies.synthetic import Synthetic
+from trainers.data import Data, Split
+
+folder, trials, address = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+split = Split(np.zeros((2000, 3, 32, 32), np.uint8), np.arange(2000) % 10)
+trainers.data.load = lambda *_, **__: Data("shapes", tuple("abcdefghij"), split, split, (0.5,) * 3, (0.5,) * 3)
+
+def work(job, data):
+    if data.train.images.flags.writeable:
+        raise RuntimeError("a copy of the data")
+    for report in Synthetic()(job, data):
+        if report.epoch == 2 and job.number >= 3:
+            (folder.parent / f"waits-{job.number}").touch()
+            while not (folder.parent / "go").exists():
+                time.sleep(0.1)
+        yield report
+
+settings = Settings(space="scale_card", per_stage=True, trials=trials, sampler="random", ray_address=address)
+sys.exit(run_main(lambda _: print(search(settings, folder, work=work).why_stopped), "search", []))
+"""
+
+
+class Nodes:
+    """The cluster's process: see `raylets.py`."""
+
+    def __init__(self, *cpus: int) -> None:
+        command = [sys.executable, str(ROOT / "tests" / "raylets.py"), *map(str, cpus)]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+        for _ in range(3):  # Ray gives a node's processes 30 s to start, which a busy machine may not do
+            self._process = subprocess.Popen(command, env=ENVIRONMENT, **pipes)
+            if line := self._process.stdout.readline():
+                break
+        self.address, *self.ids = line.split()
+
+    def do(self, line: str) -> str:
+        self._process.stdin.write(line + "\n")
+        self._process.stdin.flush()
+        return self._process.stdout.readline().strip()
+
+    def close(self) -> None:
+        self._process.stdin.close()
+        self._process.wait(60)
+
+
+@pytest.fixture
+def nodes() -> Iterator[Nodes]:
+    """A head without cores, and three nodes of one core each."""
+    cluster = Nodes(1, 1, 1)
+    yield cluster
+    cluster.close()
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen]]:
+    """Starts a search in the folder `run`."""
+    started = []
+
+    def start_(address: str, trials: int) -> subprocess.Popen:
+        command = [sys.executable, "-c", SEARCH, str(tmp_path / "run"), str(trials), address]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        started.append(subprocess.Popen(command, env=ENVIRONMENT, **pipes))
+        return started[-1]
+
+    yield start_
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def of(folder: Path, *outcomes: str) -> list[Record]:
+    return [r for r in read(folder / "run") if r.outcome in outcomes]
+
+
+def wait_for(process: subprocess.Popen, condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 200
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.3)
+
+
+def waiting(folder: Path) -> int:
+    """Trials that came so far as to wait."""
+    return len(list(folder.glob("waits-*")))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+class TestNodes:
+    def test_a_node_dies_and_another_joins_and_no_trial_is_lost_or_doubled(
+        self, nodes: Nodes, start: Callable, tmp_path: Path
+    ) -> None:
+        search = start(nodes.address, 14)
+        wait_for(search, lambda: waiting(tmp_path) == 3)
+        dead = nodes.do("kill 1")
+        wait_for(search, lambda: of(tmp_path, FAILED))
+        new = nodes.do("add 1")
+        wait_for(search, lambda: waiting(tmp_path) == 4)  # the network asked again, too
+        (tmp_path / "go").touch()
+        out, error = search.communicate(timeout=120)
+        assert (search.returncode, error, out) == (0, "", "all trials are done\n")
+        scored, failed = of(tmp_path, SCORED), of(tmp_path, FAILED)
+        assert (len(scored), len(failed)) == (13, 1)
+        assert failed[0].attrs["reason"].startswith("the worker died: ")
+        assert [r.attrs["retry_of"] for r in scored if r.key == failed[0].key] == [failed[0].number]
+        assert len({r.key for r in scored}) == 13
+        assert {r.attrs["node"] for r in scored} - {dead} == {*nodes.ids, new} - {dead}
+        assert not any(r.state in ("RUNNING", "WAITING") for r in read(tmp_path / "run"))
+
+    def test_the_head_dies_and_the_search_ends_in_one_line(self, nodes: Nodes, start: Callable, tmp_path: Path) -> None:
+        search = start(nodes.address, 8)
+        wait_for(search, lambda: waiting(tmp_path) == 3)
+        before = {r.number for r in of(tmp_path, SCORED)}
+        nodes.do("kill head")
+        out, error = search.communicate(timeout=120)
+        line = (
+            "search: error: Ray's head does not answer any more; what had ended is kept, and the same command goes on"
+        )
+        assert (search.returncode, error.splitlines()[-1], out) == (2, line, "")
+        assert {r.number for r in of(tmp_path, SCORED)} == before
+        orphans = of(tmp_path, ORPHAN)
+        assert [r.attrs["retry_of"] for r in of(tmp_path, "waiting")] == [r.number for r in orphans]
+        assert len(orphans) == 3
+        assert of(tmp_path, "running") == []
+        (tmp_path / "go").touch()
+        again = start("local", 8)
+        out, error = again.communicate(timeout=200)
+        assert (again.returncode, error, out) == (0, "", "all trials are done\n")
+        assert len({r.key for r in of(tmp_path, SCORED)}) == len(of(tmp_path, SCORED)) == 8
+        assert not any(r.state in ("RUNNING", "WAITING") for r in read(tmp_path / "run"))
+
+
+class TestAddress:
+    @pytest.mark.parametrize("address", ["ray://127.0.0.1:10001", "nonsense", "127.0.0.1:80", "127.0.0.1:port"])
+    def test_what_is_no_address(self, address: str) -> None:
+        with pytest.raises(UserError, match=f"^--ray-address: {address}: .*; accepted: auto"):
+            execute_tune.check(ray_address=address)
+
+    def test_nothing_listens_there(self) -> None:
+        with socket.socket() as free:
+            free.bind(("", 0))
+            address = f"127.0.0.1:{free.getsockname()[1]}"
+            with pytest.raises(UserError, match=f"^--ray-address: {address}: .*refused; accepted: auto"):
+                execute_tune.check(ray_address=address)
+
+    def test_something_else_listens_there(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(execute_tune, "HEALTH_SECONDS", 2.0)
+        with socket.create_server(("", 0)) as server:
+            threading.Thread(target=server.accept, daemon=True).start()
+            with pytest.raises(UserError, match=r"no Ray answers there, .*; accepted: auto"):
+                execute_tune.check(ray_address=f"127.0.0.1:{server.getsockname()[1]}")
+
+
+@pytest.mark.parametrize(
+    ("nodes", "cpus", "gpus", "expected"),
+    [
+        ([{"CPU": 4.0}, {"CPU": 2.0}, {}], 1, 0, 6),
+        ([{"CPU": 4.0}, {"CPU": 3.0}], 2, 0, 3),
+        ([{"CPU": 8.0, "GPU": 2.0}, {"CPU": 8.0}], 1, 1.0, 2),
+        ([{"CPU": 8.0, "GPU": 2.0}], 1, 0.6, 2),  # a share is of one GPU
+        ([{"CPU": 8.0, "GPU": 2.0}], 1, 0.25, 8),
+        ([{"CPU": 8.0, "GPU": 4.0}], 3, 2.0, 2),
+    ],
+)
+def test_places_are_counted_node_by_node(
+    nodes: list[dict[str, float]], cpus: int, gpus: float, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(execute_tune, "_nodes", lambda: nodes)
+    assert execute_tune.places(cpus, gpus) == expected
+
+
+LISTEN = """
+import ray
+from search.execute_tune import _ray
+
+with _ray(None):
+    ray.get([ray.remote(lambda: 0).remote() for _ in range(2)])  # so that workers are there
+    print("there", flush=True)
+    input()
+"""
+
+
+@LINUX
+@pytest.mark.slow
+def test_a_ray_of_our_own_listens_on_loopback_alone() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", LISTEN], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT
+    )
+    try:
+        assert process.stdout.readline() == "there\n"
+        found = listening(process.pid)
+    finally:
+        process.communicate("\n", timeout=60)
+    assert len(found) >= 5
+    assert set(found) <= {"0100007F", "0000000000000000FFFF00000100007F"}  # 127.0.0.1, as IPv4 and as IPv6
+
+
+def listening(pid: int) -> list[str]:
+    """The addresses, as the kernel writes them, that a process and those under it listen on, an entry a TCP socket."""
+    tables = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()]
+    address_of = {f"socket:[{row[9]}]": row[1].split(":")[0] for row in tables if row[3] == "0A"}
+    links = [os.readlink(fd) for p in (pid, *descendants(pid)) for fd in Path(f"/proc/{p}/fd").iterdir()]
+    return [address_of[link] for link in dict.fromkeys(links) if link in address_of]
+
+
+def descendants(pid: int) -> list[int]:
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [p for child in map(int, children) for p in (child, *descendants(child))]
