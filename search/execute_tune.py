@@ -7,6 +7,7 @@ proposes, its scheduler asks the driver whether a trial goes on, and a resume is
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
 import socket
@@ -200,7 +201,12 @@ def execute(
         numbers: dict[str, int] = {}
         head = _Head(workers, cpus_per_trial, gpus)
         try:
-            with tempfile.TemporaryDirectory(prefix="tune-") as folder, _environment(TUNE_ENVIRONMENT), _released():
+            with (
+                tempfile.TemporaryDirectory(prefix="tune-") as folder,
+                _environment(TUNE_ENVIRONMENT),
+                _quiet(),
+                _released(),
+            ):
                 tune.Tuner(
                     tune.with_resources(actor, {"cpu": cpus_per_trial, "gpu": gpus}),
                     tune_config=tune.TuneConfig(
@@ -323,8 +329,8 @@ def _join(address: str) -> None:
             raise ValueError("no head's address")
         host, port = services.extract_ip_port(services.canonicalize_bootstrap_address_or_die(address))
         socket.create_connection((host, port), ANSWER_SECONDS).close()
-        maybe_enable_token_auth_if_token_available(warn_if_disabled=False)  # which Ray does for `auto` alone
-        _check_health(f"{host}:{port}")
+        if _wants_token(f"{host}:{port}"):
+            maybe_enable_token_auth_if_token_available(warn_if_disabled=False)  # which Ray does for `auto` alone
         ray.init(address=f"{host}:{port}", log_to_driver=False, logging_level="ERROR")
     except (OSError, ValueError, RuntimeError, RayError) as error:
         raise UserError(
@@ -333,15 +339,26 @@ def _join(address: str) -> None:
         ) from None
 
 
-def _check_health(address: str) -> None:
-    """`ConnectionError` unless a Ray of our version answers there, and takes our token if it wants one."""
+def _wants_token(address: str) -> bool:
+    """Whether the cluster takes only who has its token; `ConnectionError` unless a Ray of our version answers there.
+
+    With a token in one that knows none, a search would join, but no trial's process could be started.
+    """
     command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=HEALTH_SECONDS, check=False)
-    except subprocess.TimeoutExpired:
-        raise ConnectionError("no Ray answers there, or it wants a token that ~/.ray/auth_token is not") from None
-    if done.returncode:
-        raise ConnectionError(done.stderr.strip().splitlines()[-1])
+    problem = ""
+    for mode in ("disabled", "token"):
+        environment = {"RAY_AUTH_MODE": mode} | os.environ
+        try:
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=HEALTH_SECONDS, check=False, env=environment
+            )
+        except subprocess.TimeoutExpired:
+            problem = "no Ray answers there, or it wants a token that ~/.ray/auth_token is not"
+            continue
+        if done.returncode == 0:
+            return environment["RAY_AUTH_MODE"] == "token"
+        problem = done.stderr.strip().splitlines()[-1]
+    raise ConnectionError(problem)
 
 
 @contextlib.contextmanager
@@ -356,6 +373,18 @@ def _released() -> Iterator[None]:
         for group in set(placement_group_table()) - before:
             remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(group))))
         raise
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Tune's tracebacks of workers that died: the study has the reason, and the display shows it."""
+    logger = logging.getLogger("ray.tune")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 @contextlib.contextmanager
