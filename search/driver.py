@@ -5,12 +5,12 @@ An executor calls `next_job` when a worker is free, `on_report` after each epoch
 
 from __future__ import annotations
 
-import bisect
 import contextlib
 import hashlib
 import itertools
 import math
 import random
+import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, MutableMapping
@@ -92,7 +92,6 @@ class Driver:
         self.furthest: dict[str, int] = {}  # epochs that a network's accuracy is known of
         self.counts: dict[str, int] = {}
         self.fronts: dict[str, list[Record]] = {SCORED: [], ESTIMATED: []}  # of each kind of score, cheapest first
-        self.seconds: dict[str, list[float]] = {SCORED: [], ESTIMATED: []}  # that its trials took, ascending
         self.history: list[Record] = []  # what counts against `--trials`, as it came in
         self.misses = 0  # proposals in a row, up to the last, that needed no training
         self.why_stopped = ""
@@ -286,7 +285,6 @@ class Driver:
         if outcome in self.fronts:
             known = self.scored if outcome == SCORED else self.estimated
             known[record.key] = record
-            bisect.insort(self.seconds[outcome], record.attrs["seconds"])
         elif outcome == STOPPED:
             self.stopped[record.key] = record.number
         elif record.attrs.get("reason") == KILLED or (outcome == FAILED and record.number in self.study.retried):
@@ -458,8 +456,8 @@ class Driver:
         left = self.seconds_left
         if left is None:
             return False
-        known = self.seconds[SCORED] or self.seconds[ESTIMATED]
-        usual = (known[(len(known) - 1) // 2] + known[len(known) // 2]) / 2 if known else 0.0
+        known = [r.attrs["seconds"] for r in (self.scored or self.estimated).values()]
+        usual = statistics.median(known) if known else 0.0
         if left > 0 and left >= usual:
             return False
         self.why_stopped = "the time is up"

@@ -193,7 +193,8 @@ def execute(
 ) -> None:
     """Run jobs until the driver has no more: `workers` at a time, or as many as there are places in the cluster then.
 
-    `UserError` if the cluster's head dies; what ran is given up, so that a resume asks it again.
+    `UserError` if the cluster's head is found dead; what ran is given up, so that a resume asks it again. Where Tune is
+    waiting for a trial, nothing is found: Ray ends the process within about a minute, and a resume does the same.
     """
     with _ray(ray_address, sum(s.images.nbytes for s in (data.train, data.val))):
         gpus = _check_room(workers, cpus_per_trial, gpus_per_trial, elastic=_is_cluster(ray_address))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ import pandas as pd
 
 from res2net.files import write_atomic
 from search.front import front, hypervolume, knee
+from search.plots import label_counts, new_figure, png, tidy
 from search.settings import Settings
 from search.study import ESTIMATED, SCORED, STOPPED, Record
 from search.units import format_count
@@ -113,12 +113,7 @@ def drawn(trials: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 def pareto_png(trials: pd.DataFrame, title: str, settings: Settings) -> bytes:
     """The front over all scored networks, coloured by scale; limits as dashed lines, the knee named."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure()
     ax = figure.add_subplot()
     done, estimates = drawn(trials)
     best = done[done.front].sort_values("macs")
@@ -164,30 +159,22 @@ def pareto_png(trials: pd.DataFrame, title: str, settings: Settings) -> bytes:
         if limit:
             ax.axvline(limit, color="0.3", ls="--", lw=1, label=f"{label} {format_count(limit)}")
     ax.set_xscale("log")
-    ax.xaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: format_count(v)))
-    ax.xaxis.set_minor_formatter(NullFormatter())
+    label_counts(ax.xaxis)
     ax.set(xlabel="multiply-accumulates of one image", ylabel="top-1 accuracy on the validation split (%)", title=title)
-    ax.grid(alpha=0.25)
-    ax.spines[["top", "right"]].set_visible(False)
+    tidy(ax)
     if ax.get_legend_handles_labels()[0]:
         ax.legend(loc="upper left", frameon=False, fontsize=9)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
+    return png(figure)
 
 
 def curves_png(records: Sequence[Record], title: str, settings: Settings) -> bytes:
     """Each trial's accuracy after each epoch, coloured by MACs: where the scheduler stopped which."""
     import numpy as np
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.collections import LineCollection
     from matplotlib.colors import LogNorm
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+    from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure()
     ax = figure.add_subplot()
     shown = [r for r in records if r.outcome in (SCORED, STOPPED) and r.epochs]
     if shown:
@@ -204,19 +191,14 @@ def curves_png(records: Sequence[Record], title: str, settings: Settings) -> byt
                 label = {STOPPED: "stopped", SCORED: "full budget"}[outcome]
                 ax.scatter(x, y, c=price, marker=marker, s=size, label=f"{label} ({len(ends)})", zorder=3, **colours)
         bar = figure.colorbar(lines, ax=ax, label="multiply-accumulates of one image", pad=0.01)
-        bar.ax.yaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
-        bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: format_count(v)))
-        bar.ax.yaxis.set_minor_formatter(NullFormatter())
+        label_counts(bar.ax.yaxis)
         ax.legend(loc="lower right", frameon=False, fontsize=9)
         ax.margins(0.03)
     title = f"{title}: {settings.scheduler}, eta {settings.eta}, rungs from epoch {settings.min_epochs}"
     ax.set(xlabel="epochs", ylabel="top-1 accuracy on the validation split (%)", title=title)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.grid(alpha=0.25)
-    ax.spines[["top", "right"]].set_visible(False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
+    tidy(ax)
+    return png(figure)
 
 
 def pareto_figure(trials: pd.DataFrame, title: str, settings: Settings):

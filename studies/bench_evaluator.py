@@ -10,7 +10,6 @@ trained: from scratch, or tuned from their slices. What the dearer of the two to
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import shutil
 import sys
@@ -28,10 +27,10 @@ from res2net.errors import Parser, run_main
 from res2net.files import write_atomic
 from search import supernet
 from search.api import Result, search
+from search.plots import label_counts, new_figure, png, tidy
 from search.progress import Lines
 from search.report import macs_range
 from search.settings import Settings
-from search.units import format_count
 from studies.bench import check_positive
 from trainers.meta import environment
 
@@ -83,7 +82,7 @@ def compare(args: argparse.Namespace, seed: int, folder: Path, console: Console)
     how = replace(base, epochs=base.supernet_epochs)
     supernet.train(how, base.get_space(data.num_classes, data.image_size), data, weights, console)
     trained = time.monotonic() - begun
-    shared = replace(base, evaluator="supernet", supernet=str(weights), trials=min(args.trials, 10_000))
+    shared = replace(base, evaluator="supernet", supernet=str(weights), trials=args.trials)
     rows, fronts, longest = [], [], 0.0
     names_of = {"scratch": "supernet, confirmed from scratch", "tune": "supernet, confirmed by tuning"}
     for way, name in names_of.items():
@@ -100,12 +99,7 @@ def compare(args: argparse.Namespace, seed: int, folder: Path, console: Console)
 
 def plot(fronts: pd.DataFrame, title: str, low: float, high: float) -> bytes:
     """Each search's front, a line a seed."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure()
     ax = figure.add_subplot()
     for (name, seed), part in fronts.groupby(["search", "seed"]):
         x, y = [*part.macs.astype(float), high], [*part.val_top1, part.val_top1.iloc[-1]]
@@ -114,17 +108,12 @@ def plot(fronts: pd.DataFrame, title: str, low: float, high: float) -> bytes:
         ax.scatter(part.macs.astype(float), part.val_top1, color=COLOURS[name], s=20)
     ax.set_xscale("log")
     ax.set_xlim(low * 0.9, high * 1.1)
-    ax.xaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: format_count(v)))
-    ax.xaxis.set_minor_formatter(NullFormatter())
+    label_counts(ax.xaxis)
     ax.set(xlabel="multiply-accumulates of one image", ylabel="top-1 of trained networks, validation split (%)")
     ax.set_title(title, fontsize=10)
-    ax.grid(alpha=0.25)
-    ax.spines[["top", "right"]].set_visible(False)
+    tidy(ax)
     ax.legend(frameon=False, fontsize=9)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
+    return png(figure)
 
 
 def bench(argv: Sequence[str] | None) -> None:

@@ -11,7 +11,6 @@ their epochs, against the epochs that were spent on all.
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import random
 import sys
@@ -27,6 +26,7 @@ from rich.console import Console
 from res2net.errors import Parser, UserError, run_main
 from res2net.files import write_atomic
 from search.front import front, hypervolume
+from search.plots import new_figure, png, tidy
 from search.scheduler import SCHEDULERS, goes_on, rungs
 from studies.bench import check_positive
 from trainers.meta import environment
@@ -126,11 +126,7 @@ def compare(curves: Sequence[Curve], args: argparse.Namespace) -> tuple[pd.DataF
 
 def plot(replays: dict[str, list[Replay]], total: int, title: str) -> bytes:
     """Hypervolume against epochs spent: the median of the seeds, and between which half of them are."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure()
     ax = figure.add_subplot()
     for name, found in replays.items():
         length = max(len(r.hypervolume) for r in found)
@@ -143,12 +139,9 @@ def plot(replays: dict[str, list[Replay]], total: int, title: str) -> bytes:
     ax.axvline(total / 3, color="0.3", ls="--", lw=1, label="a third of all epochs")
     ax.set(xlabel="epochs spent on all networks", ylabel="hypervolume of fully trained networks (%)")
     ax.set_title(title, fontsize=10)
-    ax.grid(alpha=0.25)
-    ax.spines[["top", "right"]].set_visible(False)
+    tidy(ax)
     ax.legend(frameon=False, loc="lower right")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
+    return png(figure)
 
 
 def build_parser() -> Parser:

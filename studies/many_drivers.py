@@ -24,21 +24,12 @@ from search import runs
 from search.study import FAILED, ORPHAN, SCORED, Record, read, where
 from studies.bench import check_positive
 from studies.postgres import server
+from studies.synthetic import TINY_SPACE
 
 PROG = "python -m studies.many_drivers"
 STUDY = "many"
-# 48 combinations, which are 48 networks of well below a million MACs.
-SPACE = """
-base: micro
-planes: [4, 8]
-strides: [4, 2]
-stem_channels: 4
-choices:
-  scale: [1, 2, 4]
-  cardinality: [1, 2]
-  depth: [1, 2]
-  width: [32, 48, 64, 80]
-"""
+# 48 networks of well below a million MACs.
+SPACE = TINY_SPACE.replace("defaults:\n  width: 64", "  width: [32, 48, 64, 80]")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

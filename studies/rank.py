@@ -10,7 +10,6 @@ interval over the members. What is done is kept in the folder: the same command 
 from __future__ import annotations
 
 import argparse
-import io
 import itertools
 import json
 import math
@@ -40,8 +39,8 @@ from res2net.files import write_atomic
 from res2net.model import create
 from search import supernet
 from search.driver import trial_seed
+from search.plots import label_counts, new_figure, png, tidy
 from search.settings import Settings
-from search.units import format_count
 from space import Space
 from trainers.data import Data
 from trainers.meta import cores, environment
@@ -218,14 +217,10 @@ class Study:
 
 def plot(members: pd.DataFrame, table: pd.DataFrame, title: str) -> bytes:
     """A panel a score: its values against stand-alone accuracy, coloured by scale."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     columns = 3
     rows = -(-len(table) // columns)
-    figure = Figure(figsize=(4.2 * columns, 3.5 * rows), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(4.2 * columns, 3.5 * rows, dpi=120)
     axes = figure.subplots(rows, columns, squeeze=False, sharey=True)
     dots = None
     for ax, row in itertools.zip_longest(axes.flat, table.itertuples()):
@@ -240,12 +235,9 @@ def plot(members: pd.DataFrame, table: pd.DataFrame, title: str) -> bytes:
             dots.set_clim(*scales)
         if row.score in ("macs", "params"):
             ax.set_xscale("log")
-            ax.xaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
-            ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: format_count(v)))
-            ax.xaxis.set_minor_formatter(NullFormatter())
+            label_counts(ax.xaxis)
         ax.set_title(f"{row.label}\ntau {row.tau:.2f} [{row.tau_low:.2f}, {row.tau_high:.2f}]", fontsize=10)
-        ax.grid(alpha=0.25)
-        ax.spines[["top", "right"]].set_visible(False)
+        tidy(ax)
     for ax in axes[:, 0]:
         ax.set_ylabel("top-1 trained alone (%)")
     if dots is not None:
@@ -254,9 +246,7 @@ def plot(members: pd.DataFrame, table: pd.DataFrame, title: str) -> bytes:
             axes[0, 0].scatter([], [], color="0.4", marker=marker, s=30, label=f"c = {cardinality}")
         axes[0, 0].legend(fontsize=8, frameon=False, loc="best")
     figure.suptitle(title)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
+    return png(figure)
 
 
 def build_parser() -> Parser:

@@ -17,6 +17,20 @@ from res2net.model import create
 from search.worker import Job, Report
 from trainers.data import Data
 
+# A space of 12 networks of 165 to 430 thousand MACs at 32 x 32, which build in milliseconds, as a YAML file; 6 of them
+# are below 220 thousand.
+TINY_SPACE = """
+base: micro
+planes: [4, 8]
+strides: [4, 2]
+stem_channels: 4
+choices:
+  scale: [1, 2, 4]
+  cardinality: [1, 2]
+  depth: [1, 2]
+defaults:
+  width: 64
+"""
 TOP, HALF_WAY = 95.0, 2e6  # % that the largest networks tend to; MACs of the networks that get half of it
 NOISE = 1.0  # %, the spread of networks of equal MACs
 

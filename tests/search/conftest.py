@@ -18,22 +18,8 @@ from search.settings import Settings
 from search.study import Study, sqlite_url
 from search.worker import Work
 from studies.postgres import Server, server
-from studies.synthetic import Synthetic
+from studies.synthetic import TINY_SPACE, Synthetic
 from trainers.data import Data, Split
-
-# 12 combinations, which are 12 networks of 165 to 430 thousand MACs at 32 x 32; 6 of them are below 220 thousand.
-TINY_SPACE = """
-base: micro
-planes: [4, 8]
-strides: [4, 2]
-stem_channels: 4
-choices:
-  scale: [1, 2, 4]
-  cardinality: [1, 2]
-  depth: [1, 2]
-defaults:
-  width: 64
-"""
 
 
 @pytest.fixture(scope="session")

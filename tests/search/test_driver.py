@@ -314,25 +314,18 @@ class TestTime:
         assert orphan.state == "FAIL"
         assert [r.attrs.get("retry_of") for r in of(tmp_path, "waiting")] == [orphan.number]
 
+    @pytest.mark.parametrize(("trials", "why"), [(9, "the time is up"), (3, "")])
     def test_no_trial_is_started_that_would_not_end(
-        self, clock: list[float], run_driver: Callable, make_settings: Callable
+        self, clock: list[float], run_driver: Callable, make_settings: Callable, trials: int, why: str
     ) -> None:
+        """Of `--time` 35, three trials of 10 s; where that is all of them, it was not the clock that stopped it."""
+
         def work(job: Job, data: Data) -> Iterator[Report]:
             clock[0] += 10
             yield Report(1, 50.0, 1.0, 1.0, seconds=10.0)
 
-        driver = run_driver(make_settings(trials=9, epochs=1, time=35.0), work)
-        assert (driver.why_stopped, driver.counts) == ("the time is up", {SCORED: 3})
-
-    def test_one_whose_trials_are_done_was_not_stopped_by_the_clock(
-        self, clock: list[float], run_driver: Callable, make_settings: Callable
-    ) -> None:
-        def work(job: Job, data: Data) -> Iterator[Report]:
-            clock[0] += 10
-            yield Report(1, 50.0, 1.0, 1.0, seconds=10.0)
-
-        driver = run_driver(make_settings(trials=3, epochs=1, time=35.0), work)
-        assert (driver.why_stopped, driver.counts) == ("", {SCORED: 3})
+        driver = run_driver(make_settings(trials=trials, epochs=1, time=35.0), work)
+        assert (driver.why_stopped, driver.counts) == (why, {SCORED: 3})
 
     def test_a_resumed_search_asks_the_released_trial_first(
         self, clock: list[float], run_driver: Callable, make_settings: Callable, tmp_path: Path

@@ -126,7 +126,7 @@ class TestEveryStorage:
         with open_(settings) as driver:
             execute(driver, data, work)
         with open_(settings) as again:
-            for name in ("scored", "given_up", "lost", "counts", "fronts", "seconds", "history", "spent"):
+            for name in ("scored", "given_up", "lost", "counts", "fronts", "history", "spent"):
                 assert getattr(again, name) == getattr(driver, name), name
             assert again.front == driver.front
             ended = Counter(r.outcome for r in again.study.records() if r.state != "WAITING")

@@ -1,4 +1,4 @@
-"""What the documentation gives to copy is what its programs take."""
+"""The cluster file that the README gives to copy is one that Ray takes."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def test_ray_up_takes_the_cluster_file() -> None:
     """By Ray's own check, without a network; an unknown key fails it."""
     util = pytest.importorskip("ray.autoscaler._private.util")
-    config = yaml.safe_load((ROOT / "docs" / "cluster.yaml").read_text())
+    config = yaml.safe_load((ROOT / "search" / "cluster.yaml").read_text())
     prepared = util.prepare_config(config)
     util.validate_config(prepared)
     (node,) = prepared["available_node_types"].values()
