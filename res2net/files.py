@@ -20,7 +20,8 @@ from res2net.kinds import AnyArch, from_json
 
 ARCH_FILE, WEIGHTS_FILE = "arch.json", "model.safetensors"
 TRAINING_FILE, CARD_FILE, ONNX_FILE = "training.json", "README.md", "model.onnx"
-MODEL_FILES = (ARCH_FILE, WEIGHTS_FILE, TRAINING_FILE, CARD_FILE, ONNX_FILE)
+LOG_FILE, BOARD_FOLDER, CHECKPOINT_FILE = "log.csv", "tensorboard", "checkpoint.pt"
+MODEL_FILES = (ARCH_FILE, WEIGHTS_FILE, TRAINING_FILE, CARD_FILE, ONNX_FILE, LOG_FILE, BOARD_FOLDER)
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:

@@ -31,7 +31,9 @@ from search.study import ESTIMATED, SCORED, Record, arch_of, read, where
 from search.units import format_count, parse_count
 from trainers.card import code, machine, model_card
 from trainers.data import Data
-from trainers.train import Images, device_of, evaluate
+from trainers.device import device_of
+from trainers.evaluate import evaluate
+from trainers.images import Images
 
 
 def front_of(folder: Path, estimates: bool = False) -> list[Record]:

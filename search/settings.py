@@ -17,7 +17,7 @@ from search.scheduler import SCHEDULERS
 from search.units import format_count
 from space import Space
 from space.space import MAX_WIDTH
-from trainers.train import Config
+from trainers.recipes import Config
 
 SAMPLERS = ("tpe", "nsga2", "random")
 EXECUTORS = ("tune", "local")

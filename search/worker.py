@@ -21,8 +21,10 @@ from res2net.files import weights_bytes
 from res2net.model import create
 from search.units import format_count
 from trainers.data import Data
+from trainers.device import out_of_memory
+from trainers.recipes import Config
 from trainers.supernet import Scorer
-from trainers.train import Config, Trainer, TrainingFailed
+from trainers.train import Trainer, TrainingFailed
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,8 +162,8 @@ class SharedWork:
             begun = time.monotonic()
             if self._scorer is None:
                 self._scorer = Scorer(self.model, data, job.config)
-            loss, top1 = self._scorer(job.arch)
-            yield Report(1, top1, loss, seconds=time.monotonic() - begun, host=socket.gethostname())
+            scores = self._scorer(job.arch)
+            yield Report(1, scores.top1, scores.loss, seconds=time.monotonic() - begun, host=socket.gethostname())
 
 
 def guarded(work: Work, job: Job, data: Data) -> Iterator[Report]:
@@ -190,11 +192,6 @@ def reason_of(error: BaseException, job: Job, data: Data) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     where = f" ({frames[-1].name}, {frames[-1].filename.rsplit('/', 1)[-1]}:{frames[-1].lineno})" if frames else ""
     return f"{type(error).__name__}: {_first_line(error)}{where}"
-
-
-def out_of_memory(error: BaseException) -> bool:
-    texts = ("can't allocate memory", "not enough memory")  # of torch on a CPU, which raises a RuntimeError
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in texts)
 
 
 def _first_line(error: BaseException) -> str:

@@ -32,8 +32,10 @@ from res2net.errors import Parser, UserError, run_main
 from studies.bench import check_positive, threads
 from studies.plain import PlainRes2Net
 from trainers.data import Data, Split
+from trainers.device import uses_bf16
 from trainers.meta import cores, environment
-from trainers.train import Config, Trainer, uses_bf16
+from trainers.recipes import Config
+from trainers.train import Trainer
 
 PROG = "python -m studies.bench_inference"
 MODELS = ("resnet50", "res2net50_48w_2s", "res2net50_26w_4s", "res2net50_14w_8s", "res2next50")

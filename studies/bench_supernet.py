@@ -30,8 +30,9 @@ from studies.bench import check_positive, threads
 from studies.bench_trainer import CLASSES, SIZE, random_data
 from trainers.data import Data
 from trainers.meta import environment
+from trainers.recipes import Config
 from trainers.supernet import CALIBRATION_IMAGES, Scorer, SupernetTrainer
-from trainers.train import Config, Trainer
+from trainers.train import Trainer
 
 PROG = "python -m studies.bench_supernet"
 

@@ -35,8 +35,10 @@ from res2net import Arch
 from res2net.errors import Parser, UserError, run_main, unknown
 from studies.bench import check_positive, threads
 from trainers.data import Data, Split
+from trainers.device import PRECISIONS
 from trainers.meta import environment
-from trainers.train import PRECISIONS, Config, Trainer
+from trainers.recipes import Config
+from trainers.train import Trainer
 
 PROG = "python -m studies.bench_trainer"
 CLASSES, SIZE = 10, 32

@@ -44,8 +44,9 @@ from search.settings import Settings
 from space import Space
 from trainers.data import Data
 from trainers.meta import cores, environment
+from trainers.recipes import Config
 from trainers.supernet import Scorer
-from trainers.train import Config, train
+from trainers.train import train
 
 PROG = "python -m studies.rank"
 TRUTH, CEILING = "alone", "alone_again"

@@ -127,6 +127,14 @@ def load_test(
     return Split(*(cifar.read(cifar.KINDS[name], data_dir, "test") if name in cifar.KINDS else shapes.test_set()))
 
 
+def classes_of(name: str, data_dir: str | Path | None = None) -> tuple[str, ...]:
+    """The classes of a data set, by their numbers."""
+    if name == "folder":
+        return folder.classes_of(data_dir)
+    _check_name(name, None)
+    return cifar.KINDS[name].classes if name in cifar.KINDS else shapes.CLASSES
+
+
 def download(name: str, data_dir: str | Path | None) -> None:
     """Fetch a data set's official archive into a folder, unless it is there; `shapes` needs none."""
     _check_name(name, None)

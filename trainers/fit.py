@@ -1,4 +1,8 @@
-"""Train one network and write its model folder: `python -m trainers.fit NAME --data cifar10 --data-dir D --out DIR`."""
+"""Train one network and write its model folder: `python -m trainers.fit NAME --data cifar10 --data-dir D --out DIR`.
+
+While it trains, the folder holds a checkpoint, `log.csv` and events for TensorBoard; the same command with `--resume`
+goes on from there, exactly. `torchrun -m trainers.fit ...` trains with several processes, on one machine or many.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,8 @@ import argparse
 import json
 import math
 import os
+import shutil
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -22,7 +28,10 @@ from res2net.cost import cost
 from res2net.errors import Parser, UserError, run_main
 from res2net.files import (
     ARCH_FILE,
+    BOARD_FOLDER,
     CARD_FILE,
+    CHECKPOINT_FILE,
+    LOG_FILE,
     TRAINING_FILE,
     WEIGHTS_FILE,
     check_replaceable,
@@ -34,12 +43,21 @@ from res2net.files import (
 )
 from res2net.model import Res2Net, create
 from res2net.named import named
+from trainers import resume
 from trainers.card import code, machine, model_card
 from trainers.data import Data, Split
+from trainers.ddp import Group, joined
+from trainers.device import PRECISIONS, device_of, out_of_memory, uses_bf16
+from trainers.evaluate import Scores, evaluate
+from trainers.folder import Files
+from trainers.images import source
+from trainers.log import Log
 from trainers.meta import environment
-from trainers.train import PRECISIONS, Config, Epoch, Images, Trainer, TrainingFailed, device_of, evaluate
+from trainers.recipes import RECIPES, Config, recipe
+from trainers.train import Epoch, Trainer, TrainingFailed
 
 PROG = "python -m trainers.fit"
+CHANGES = ("epochs", "batch_size", "lr", "weight_decay", "label_smoothing", "precision", "device", "seed")
 
 
 def read_arch(text: str) -> tuple[Arch, Path | None]:
@@ -75,53 +93,99 @@ def build_model(text: str, data: Data, from_scratch: bool, seed: int) -> tuple[R
     )
 
 
-def fit(model: Res2Net, data: Data, config: Config, console: Console) -> list[Epoch]:
-    """Train with a progress bar and a line an epoch."""
-    trainer = Trainer(model, data, config)
-    epochs: list[Epoch] = []
+def fit(trainer: Trainer, run: resume.Run, folder: Path, epochs: list[Epoch], console: Console) -> list[Epoch]:
+    """Train to the end of the schedule, with a progress bar, a line, a checkpoint and a row of the log an epoch."""
+    config, log = run.config, None
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("epochs", total=config.epochs)
-        for _ in range(config.epochs):
-            e = trainer.epoch()
+        total = config.epochs * trainer.steps_per_epoch
+        task = bar.add_task("steps", total=total, completed=trainer.done_epochs * trainer.steps_per_epoch)
+        trainer.on_step = lambda: bar.advance(task)
+        while trainer.done_epochs < config.epochs:
+            e = _epoch(trainer)
             epochs.append(e)
-            val = f"  val {e.val_top1:6.2f} %" if len(data.val) else ""
-            bar.console.print(
-                f"epoch {e.epoch:>3}  train loss {e.train_loss:.4f}{val}  {e.images_per_second:,.0f} images/s",
-                highlight=False,
-            )
-            bar.advance(task)
+            if trainer.group.rank == 0:
+                # Not before an epoch is done: until then nothing in the folder is touched.
+                folder.mkdir(parents=True, exist_ok=True)
+                log = log or Log(folder, len(epochs) - 1)
+                log.add(epochs, trainer.optimizer.param_groups[0]["lr"])
+                resume.save(folder, run, trainer, epochs)
+            bar.console.print(_line(e, config), highlight=False)
+    if log is not None:
+        log.close()
     return epochs
 
 
-def test_top1(model: Res2Net, data: Data, test: Split) -> float:
-    """Top-1 (%) on the test split; `TrainingFailed` if what it puts out are no longer numbers."""
-    device = next(model.parameters()).device
-    loss, top1 = evaluate(model, Images(test, data, device))
-    if not math.isfinite(loss):
-        raise TrainingFailed(f"test loss is {loss}")
-    return top1
+def _line(e: Epoch, config: Config) -> str:
+    val = f"  val top-1 {e.val_top1:6.2f} %  top-5 {e.val_top5:6.2f} %" if e.val_top1 == e.val_top1 else ""
+    width = len(str(config.epochs))
+    return f"epoch {e.epoch:>{width}}  train loss {e.train_loss:.4f}{val}  {e.images_per_second:,.0f} images/s"
+
+
+def _epoch(trainer: Trainer) -> Epoch:
+    """The trainer's next epoch; `UserError` with a batch size that fits if memory did not suffice."""
+    try:
+        return trainer.epoch()
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+    # Outside of the handler: the exception holds on to what the failed step had put into memory.
+    size, fits = trainer.config.batch_size, largest_batch(trainer)
+    accepted = f"--batch-size {fits} (a step of it fits)" if fits else "a smaller network or images"
+    raise UserError(f"--batch-size: memory does not suffice for {size} images a step; accepted: {accepted}")
+
+
+def largest_batch(trainer: Trainer) -> int | None:
+    """The largest half, quarter, ... of the batch size of which a step fits into memory; the training is lost by it."""
+    size = trainer.config.batch_size // 2
+    while size and trainer.group.world == 1:
+        try:
+            trainer.optimizer.zero_grad(set_to_none=True)
+            torch.cuda.empty_cache()
+            x, y = next(trainer.train_images.batches(size))
+            trainer._step(x, y, 0)
+            return size
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+        size //= 2
+    return None
+
+
+def test_scores(trainer: Trainer, data: Data, test: Split | Files, workers: int | None) -> Scores:
+    """Scores on the test split; `TrainingFailed` if what the network puts out are no longer numbers."""
+    images = source(test, data, trainer.device, workers=workers)
+    scores = evaluate(trainer.scored, images, trainer.bf16, trainer.group)
+    if not math.isfinite(scores.loss):
+        raise TrainingFailed(f"test loss is {scores.loss}")
+    return scores
 
 
 def training_of(
-    source: str, model: Res2Net, data: Data, config: Config, epochs: list[Epoch], top1: float
+    args: argparse.Namespace, run: resume.Run, epochs: list[Epoch], test: Scores, processes: int
 ) -> dict[str, Any]:
     """What `training.json` says: the figures, how they were earned, and how images are normalised."""
-    price = cost(model.arch, data.image_size)
+    data, config = run.data, run.config
     return {
-        "source": source,
-        "test_top1": top1,
+        "source": args.arch,
+        "test_top1": test.top1,
+        "test_top5": test.top5,
         "val_top1": epochs[-1].val_top1 if len(data.val) else None,
-        **price._asdict(),
+        "val_top5": epochs[-1].val_top5 if len(data.val) else None,
+        **cost(run.arch, data.image_size)._asdict(),
         "data": {
             "name": data.name,
             "classes": list(data.classes),
             "train_images": len(data.train),
             "val_images": len(data.val),
+            "image_size": data.image_size,
+            "crop": "resized" if isinstance(data.train, Files) else "pad",
             "mean": list(data.mean),
             "std": list(data.std),
         },
+        "recipe": args.recipe,
         "config": asdict(config),
+        "processes": processes,
         "history": [{k: v for k, v in asdict(e).items() if v == v} for e in epochs],
         **environment(),
     }
@@ -133,13 +197,14 @@ def card(arch: Arch, training: dict[str, Any], test_images: int) -> str:
     val = f"{training['val_top1']:.2f} % ({data['val_images']:,} images)" if training["val_top1"] is not None else None
     rows = [
         ("top-1, test split", f"{training['test_top1']:.2f} % (n = 1, {test_images:,} images, last epoch)"),
+        ("top-5, test split", f"{training['test_top5']:.2f} %"),
         *([("top-1, validation split", val)] if val else []),
         ("multiply-accumulates", f"{training['macs']:,}"),
         ("parameters", f"{training['params']:,}"),
         (
             "trained",
-            f"{config['epochs']} epochs of {data['train_images']:,} images, batch {config['batch_size']}, "
-            f"lr {config['lr']}, seed {config['seed']}",
+            f"recipe {training['recipe']}: {config['epochs']} epochs of {data['train_images']:,} images, "
+            f"batch {config['batch_size']}, lr {config['lr']}, seed {config['seed']}",
         ),
         ("hardware", machine(training)),
         ("code", code(training)),
@@ -148,7 +213,7 @@ def card(arch: Arch, training: dict[str, Any], test_images: int) -> str:
 
 
 def write(model: Res2Net, training: dict[str, Any], test_images: int, out: Path) -> None:
-    """The model folder, as a whole or not at all."""
+    """The model folder with the training's log, as a whole or not at all; the checkpoint goes."""
     weights = weights_bytes(model)
 
     def fill(temporary: Path) -> None:
@@ -156,91 +221,145 @@ def write(model: Res2Net, training: dict[str, Any], test_images: int, out: Path)
         write_atomic(temporary / WEIGHTS_FILE, weights)
         write_atomic(temporary / TRAINING_FILE, json.dumps(training, indent=2) + "\n")
         write_atomic(temporary / CARD_FILE, card(model.arch, training, test_images))
+        shutil.copy(out / LOG_FILE, temporary)
+        shutil.copytree(out / BOARD_FOLDER, temporary / BOARD_FOLDER)
 
     write_folder(out, fill)
 
 
 def build_parser() -> Parser:
-    d = Config()
+    """The command's options."""
     parser = Parser(prog=PROG, description="Train one network; write a model folder with its test accuracy.")
     parser.add_argument("arch", metavar="ARCH", help="a network's name, an arch.json, or a model folder (trained on)")
-    parser.add_argument("--data", default="shapes", help=f"{', '.join(trainers.data.names())}")
-    parser.add_argument("--data-dir", metavar="DIR", help="where the data set's files are")
-    parser.add_argument("--download", action="store_true", help="fetch the data set into --data-dir first")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the model folder to write")
-    parser.add_argument("--epochs", type=int, default=10, help="epochs")
-    parser.add_argument("--batch-size", type=int, default=d.batch_size, help="images a step")
-    parser.add_argument("--lr", type=float, default=d.lr, help="peak learning rate")
-    parser.add_argument("--weight-decay", type=float, default=d.weight_decay, help="weight decay")
-    parser.add_argument("--label-smoothing", type=float, default=d.label_smoothing, help="label smoothing")
-    parser.add_argument(
-        "--val-fraction", type=float, default=0.0, help="share of the training images kept for validation"
-    )
-    parser.add_argument("--train-images", type=int, metavar="N", help="train on so many images only")
-    parser.add_argument("--from-scratch", action="store_true", help="do not start from the folder's weights")
-    parser.add_argument("--precision", default=d.precision, help=", ".join(PRECISIONS))
-    parser.add_argument("--device", default=d.device, help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--seed", type=int, default=d.seed, help="of initial weights, batches and split")
+    data = parser.add_argument_group("data")
+    data.add_argument("--data", default="shapes", help=", ".join(trainers.data.names()))
+    data.add_argument("--data-dir", metavar="DIR", help="where the data set's files are")
+    data.add_argument("--download", action="store_true", help="fetch the data set into --data-dir first")
+    data.add_argument("--image-size", type=int, metavar="N", help="pixels along a side (of image files)")
+    data.add_argument("--val-fraction", type=float, default=0.0, help="share of the training images for validation")
+    data.add_argument("--train-images", type=int, metavar="N", help="train on so many images only")
+    how = parser.add_argument_group("how")
+    how.add_argument("--recipe", default="fast", help=f"{', '.join(RECIPES)}, or a YAML file that changes one")
+    how.add_argument("--epochs", type=int, metavar="N", help="epochs: the schedule keeps its shape (of the recipe)")
+    how.add_argument("--batch-size", type=int, metavar="N", help="images a step, of all processes (of the recipe)")
+    how.add_argument("--lr", type=float, metavar="X", help="peak learning rate (of the recipe)")
+    how.add_argument("--weight-decay", type=float, metavar="X", help="weight decay (of the recipe)")
+    how.add_argument("--label-smoothing", type=float, metavar="X", help="label smoothing (of the recipe)")
+    how.add_argument("--from-scratch", action="store_true", help="do not start from the folder's weights")
+    how.add_argument("--seed", type=int, default=0, help="of initial weights, batches and split")
+    where = parser.add_argument_group("where")
+    where.add_argument("--out", type=Path, required=True, metavar="DIR", help="the model folder to write")
+    where.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out, if there is one")
+    where.add_argument("--precision", default="auto", help=", ".join(PRECISIONS))
+    where.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    where.add_argument("--workers", type=int, metavar="N", help="threads that decode image files (one a core)")
+    where.add_argument("--compile", action="store_true", help="by torch.compile: pays in long trainings")
     return parser
 
 
-def check_out(out: Path) -> None:
+def check_out(out: Path, resuming: bool) -> None:
     """`UserError` if no model folder could be written there: said before the training, not after it."""
-    check_replaceable(out, "--out")
+    unfinished = out.is_dir() and (out / CHECKPOINT_FILE).exists()
+    if unfinished and not resuming:
+        raise UserError(
+            f"--out: {str(out)!r} holds a training that was stopped; accepted: with --resume, or another folder"
+        )
+    if not unfinished:
+        check_replaceable(out, "--out")
     above = next(p for p in out.absolute().parents if p.exists())
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
         raise UserError(f"--out: {str(out)!r} cannot be made in {str(above)!r}; accepted: a folder you may write to")
 
 
-def run(args: argparse.Namespace, config: Config, console: Console) -> None:
-    """Check all that can be wrong, train, test once, write the folder."""
-    device_of(config.device)
-    check_out(args.out)
-    read_arch(args.arch)  # a wrong name is said before the data is read
+def read_data(args: argparse.Namespace, config: Config, console: Console) -> tuple[Data, Split | Files]:
+    """The data set and its test split, whose absence is said now. Image files are read as the recipe crops them."""
     if args.download:
         if args.data_dir is None:
             raise UserError("--download: needs --data-dir, the folder to put the data set in")
         trainers.data.download(args.data, args.data_dir)
+    if config.crop == "resized" and args.data != "folder":
+        raise UserError(f"crop: 'resized' needs image files, not {args.data}; accepted: with --data folder; auto, pad")
+    how = {"image_size": args.image_size, "stream": args.data == "folder" and config.crop != "pad"}
     data = trainers.data.load(
-        args.data, args.data_dir, seed=args.seed, val_fraction=args.val_fraction, train_images=args.train_images
+        args.data,
+        args.data_dir,
+        seed=args.seed,
+        val_fraction=args.val_fraction,
+        train_images=args.train_images,
+        console=console,
+        **how,
     )
-    test = trainers.data.load_test(args.data, args.data_dir)  # a missing file is said now
+    how["image_size"] = data.image_size if args.data == "folder" else None
+    return data, trainers.data.load_test(args.data, args.data_dir, classes=data.classes, **how)
+
+
+def run(args: argparse.Namespace, config: Config, group: Group, console: Console) -> None:
+    """Check all that can be wrong, train, test once, write the folder."""
+    device = device_of(config.device)
+    check_out(args.out, args.resume)
+    if args.resume and (args.out / TRAINING_FILE).exists() and not (args.out / CHECKPOINT_FILE).exists():
+        console.print(f"{args.out}: this training is done; nothing is left to resume", highlight=False, markup=False)
+        return
+    read_arch(args.arch)  # a wrong name is said before the data is read
+    data, test = read_data(args, config, console)
     model, note = build_model(args.arch, data, args.from_scratch, args.seed)
     console.print(f"{model.arch}: {note}", highlight=False, markup=False)
+    console.print(_about(args, config, data, group, device), highlight=False, markup=False)
     try:
-        epochs = fit(model, data, config, console)
-        top1 = test_top1(model, data, test)
+        trainer = Trainer(model, data, config, group, args.compile, args.workers)
+        it, epochs = resume.Run(model.arch, config, data), []
+        if args.resume and (args.out / CHECKPOINT_FILE).exists():
+            epochs = resume.restore(args.out, it, trainer)
+            console.print(f"resumed after epoch {len(epochs)} of {config.epochs}", highlight=False)
+        fit(trainer, it, args.out, epochs, console)
+        scores = test_scores(trainer, data, test, args.workers)
     except TrainingFailed as problem:
+        resume.forget(args.out)  # it would fail again
         raise UserError(f"{problem}; accepted: a lower --lr (it is {config.lr}), or --precision fp32") from None
-    write(model, training_of(args.arch, model, data, config, epochs, top1), len(test), args.out)
+    if group.rank == 0:
+        write(trainer.scored, training_of(args, it, epochs, scores, group.world), len(test), args.out)
     console.print(
-        f"{args.out}: {top1:.2f} % on the test split ({data.name}, last epoch of {config.epochs})",
+        f"{args.out}: {scores.top1:.2f} % on the test split, {scores.top5:.2f} % among the first five "
+        f"({data.name}, last epoch of {config.epochs})",
         highlight=False,
         markup=False,
     )
 
 
+def _about(args: argparse.Namespace, config: Config, data: Data, group: Group, device: torch.device) -> str:
+    precision = "bf16" if uses_bf16(config.precision, device) else "fp32"
+    where = f"{group.world} processes" if group.world > 1 else str(device)
+    return (
+        f"recipe {args.recipe}: {config.epochs} epochs of {len(data.train):,} {data.image_size} x {data.image_size} "
+        f"images, batch {config.batch_size}, lr {config.lr:g}, {config.schedule}, {precision}, {where}"
+    )
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 def _main(argv: Sequence[str] | None) -> int:
     args = build_parser().parse_args(argv)
-    config = Config(
-        epochs=args.epochs,
-        batch_size=args.batch_size,
-        lr=args.lr,
-        weight_decay=args.weight_decay,
-        label_smoothing=args.label_smoothing,
-        precision=args.precision,
-        device=args.device,
-        seed=args.seed,
-    )
-    try:
-        run(args, config, Console())
-    except KeyboardInterrupt:
-        print(f"{PROG}: interrupted; nothing was written to {str(args.out)!r}", file=sys.stderr)
-        return 130
+    signal.signal(signal.SIGTERM, _interrupt)
+    changes = {name: value for name in CHANGES if (value := getattr(args, name)) is not None}
+    if args.workers is not None and args.workers < 1:
+        raise UserError(f"--workers: {args.workers} is too small; accepted: at least 1")
+    recipe(args.recipe, changes)  # a wrong one is said before processes wait for each other
+    with joined(args.device) as (group, device):
+        config = replace(recipe(args.recipe, changes), device=device)
+        try:
+            run(args, config, group, Console(quiet=group.rank > 0))
+        except KeyboardInterrupt:
+            left = (args.out / CHECKPOINT_FILE).exists()
+            hope = "the same command with --resume goes on" if left else "nothing is lost: no epoch was done"
+            print(f"{PROG}: interrupted; {hope}", file=sys.stderr)
+            return 130
     return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Train and test as the options say; 130 if interrupted."""
     return run_main(_main, PROG, argv)
 
 

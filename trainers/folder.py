@@ -77,10 +77,15 @@ def scan_test(
     if image_size is None:
         classes, train = scan(data_dir, "train")
         image_size = train.image_size
-    expected = _classes(_root(data_dir, "train")) if classes is None else classes
+    expected = classes_of(data_dir) if classes is None else classes
     found, files = scan(data_dir, "test", image_size)
     _check_same(files.root, found, expected)
     return files
+
+
+def classes_of(data_dir: str | Path | None) -> tuple[str, ...]:
+    """The classes: the sorted names of train's folders."""
+    return _classes(_root(data_dir, "train"))
 
 
 def check_size(image_size: int) -> None:

@@ -19,7 +19,11 @@ from torch import Tensor, nn
 from res2net.arch import Arch
 from res2net.elastic import ElasticRes2Net
 from trainers.data import Data, Split
-from trainers.train import Config, Images, Trainer, device_of, evaluate, uses_bf16
+from trainers.device import device_of, uses_bf16
+from trainers.evaluate import Scores, evaluate
+from trainers.images import Images
+from trainers.recipes import Config
+from trainers.train import Trainer
 
 RANDOM_MEMBERS = 2  # of a step, besides the largest and the smallest
 DISTILLED = (
@@ -48,7 +52,6 @@ class SupernetTrainer(Trainer):
             model.check(arch)
         super().__init__(model, data, config)
         self.members, self.scorer = members, Scorer(model, data, config)
-        self.on_step: Callable[[], None] = lambda: None  # for a progress bar
 
     def step_members(self, step: int) -> list[Arch]:
         """Those trained in a step, the largest first: they follow from the seed and the step alone."""
@@ -56,8 +59,7 @@ class SupernetTrainer(Trainer):
         drawn = [self.members.sample(rng) for _ in range(RANDOM_MEMBERS)]
         return [self.members.largest, self.members.smallest, *drawn]
 
-    def _backward(self, x: Tensor, y: Tensor, step: int) -> Tensor:
-        self.on_step()
+    def _backward(self, x: Tensor, y: Tensor, step: int, weight: float = 1.0) -> Tensor:
         largest, *others = self.step_members(step)
         logits = self._logits(x, largest)
         loss = F.cross_entropy(logits, y, label_smoothing=self.config.label_smoothing)
@@ -74,7 +76,7 @@ class SupernetTrainer(Trainer):
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             return self.model(x, arch).float()
 
-    def _validate(self) -> tuple[float, float]:
+    def _validate(self) -> Scores:
         return self.scorer(self.members.largest)
 
 
@@ -94,8 +96,8 @@ class Scorer:
         part = Split(data.train.images[chosen], data.train.labels[chosen])
         self.calibration_images = Images(part, data, device)
 
-    def __call__(self, arch: Arch) -> tuple[float, float]:
-        """Mean cross-entropy and top-1 accuracy (%) of a member on the validation split."""
+    def __call__(self, arch: Arch) -> Scores:
+        """A member's loss and accuracies on the validation split."""
         return evaluate(self.member(arch), self.val_images, self.bf16)
 
     def member(self, arch: Arch) -> nn.Module:

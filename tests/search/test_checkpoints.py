@@ -19,7 +19,8 @@ from search.driver import RETRIES
 from search.study import FAILED, ORPHAN, SCORED, STOPPED, Record, read
 from search.worker import Job, Report, SharedWork, Work, guarded, train_trial
 from trainers.data import Data
-from trainers.train import Config, Trainer
+from trainers.recipes import Config
+from trainers.train import Trainer
 
 TIMED = ("seconds", "images_per_second", "host", "note", "checkpoint")
 

@@ -22,7 +22,7 @@ from search.study import FAILED, SCORED, arch_of, read
 from search.worker import Job, Report, train_trial
 from studies.synthetic import Synthetic
 from trainers.data import Data, Split
-from trainers.train import Images
+from trainers.images import Images
 
 
 def finished(folder: Path, data: Data, settings: Settings, work: object) -> Path:

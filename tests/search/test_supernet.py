@@ -22,8 +22,8 @@ from search.settings import Settings
 from search.study import ESTIMATED, REPEATED, SCORED, Record, arch_of, read
 from search.worker import Job, SharedWork
 from trainers.data import Data
+from trainers.recipes import Config
 from trainers.supernet import SupernetTrainer
-from trainers.train import Config
 
 
 @pytest.fixture

@@ -3,9 +3,11 @@
 import json
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -14,11 +16,13 @@ import trainers.data
 from res2net import Arch, Stage, create
 from trainers import fit
 from trainers.data import Data, Split
-from trainers.train import Images, evaluate
+from trainers.evaluate import Scores, evaluate
+from trainers.images import Images
+from trainers.train import Epoch, Trainer
 
 ARCH = Arch((Stage(1, 2, 4, 2, 3, 2), Stage(1, 4, 4, 1, 2, 2)), stem="cifar", stem_channels=4, num_classes=3)
 TRAIN, TEST = 24, 10
-FILES = ["README.md", "arch.json", "model.safetensors", "training.json"]
+FILES = ["README.md", "arch.json", "log.csv", "model.safetensors", "tensorboard", "training.json"]
 Run = Callable[..., int]
 
 
@@ -33,7 +37,9 @@ class World:
     def __init__(self) -> None:
         self.classes, self.channels, self.loaded = 3, 3, []
 
-    def load(self, name: str, data_dir: object, *, seed: int, val_fraction: float, train_images: int | None) -> Data:
+    def load(
+        self, name: str, data_dir: object, *, seed: int, val_fraction: float, train_images: int | None, **_: object
+    ) -> Data:
         self.loaded.append({"seed": seed, "val_fraction": val_fraction, "train_images": train_images})
         everything = pictures(TRAIN, self.channels, self.classes)
         cut = round(val_fraction * TRAIN)
@@ -41,7 +47,7 @@ class World:
         names = tuple("abcdefgh"[: self.classes])
         return Data("tiny", names, train, val, (0.5,) * self.channels, (0.25,) * self.channels)
 
-    def load_test(self, name: str, data_dir: object) -> Split:
+    def load_test(self, name: str, data_dir: object, **_: object) -> Split:
         return pictures(TEST, self.channels, self.classes)
 
 
@@ -153,8 +159,8 @@ class TestArch:
         """The network that training is given, and its weights then."""
         seen = []
 
-        def kept(model: res2net.Res2Net, *_: object) -> None:
-            seen.append((model, {k: v.clone() for k, v in model.state_dict().items()}))
+        def kept(trainer: Trainer, *_: object) -> None:
+            seen.append((trainer.model, {k: v.clone() for k, v in trainer.model.state_dict().items()}))
             raise KeyboardInterrupt
 
         monkeypatch.setattr(fit, "fit", kept)
@@ -252,7 +258,7 @@ class TestMistakes:
     def test_weights_that_have_become_no_numbers(
         self, run: Run, world: World, source: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        monkeypatch.setattr(fit, "evaluate", lambda *_: (math.nan, 10.0))
+        monkeypatch.setattr(fit, "evaluate", lambda *_: Scores(math.nan, 10.0, 50.0))
         assert run(source, "--out", "out") == 2
         one_line(capsys, "test loss is nan", "--lr")
 
@@ -284,7 +290,7 @@ class TestMistakes:
     def test_a_missing_test_split_is_said_before_the_training(
         self, run: Run, world: World, source: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        def missing(*_: object) -> None:
+        def missing(*_: object, **__: object) -> None:
             raise res2net.UserError("--data-dir: no test.bin")
 
         monkeypatch.setattr(trainers.data, "load_test", missing)
@@ -293,9 +299,12 @@ class TestMistakes:
         one_line(capsys, "no test.bin")
 
 
+def interrupted(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
 class TestInterrupt:
-    @pytest.mark.parametrize("where", ["trainers.train.Trainer.epoch", "trainers.fit.evaluate", "trainers.fit.card"])
-    def test_leaves_things_as_they_were(
+    def test_before_an_epoch_is_done_leaves_things_as_they_were(
         self,
         run: Run,
         world: World,
@@ -303,19 +312,175 @@ class TestInterrupt:
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
         capsys: pytest.CaptureFixture[str],
-        where: str,
     ) -> None:
-        def interrupted(*_: object) -> None:
-            raise KeyboardInterrupt
-
-        monkeypatch.setattr(where, interrupted)
+        monkeypatch.setattr("trainers.train.Trainer.epoch", interrupted)
         before = contents(tmp_path)
         for out in ("out", source):
             assert run(source, "--out", out) == 130
-            err = capsys.readouterr().err
-            assert err == f"python -m trainers.fit: interrupted; nothing was written to {str(out)!r}\n"
+            assert capsys.readouterr().err.endswith("interrupted; nothing is lost: no epoch was done\n")
         assert contents(tmp_path) == before
         assert [p.name for p in tmp_path.iterdir()] == ["source"]
+
+    @pytest.mark.parametrize("where", ["trainers.fit.evaluate", "trainers.fit.card"])
+    @pytest.mark.parametrize("out", ["out", "source"])
+    def test_after_that_keeps_what_resume_goes_on_from(
+        self,
+        run: Run,
+        world: World,
+        source: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+        where: str,
+        out: str,
+    ) -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr(where, interrupted)
+            assert run(source / "arch.json", "--out", out) == 130
+        assert capsys.readouterr().err.endswith("interrupted; the same command with --resume goes on\n")
+        assert run(source / "arch.json", "--out", out, "--resume") == 0
+        assert sorted(p.name for p in Path(out).iterdir()) == FILES
+
+
+class TestResume:
+    """A run that is stopped and goes on is the run that never was, to the bit."""
+
+    RECIPES = ("fast", "modern", "paper-cifar")
+
+    @pytest.mark.parametrize("recipe", RECIPES)
+    @pytest.mark.parametrize("stop", [1, 2, 4])
+    def test_is_exact(
+        self, run: Run, world: World, source: Path, monkeypatch: pytest.MonkeyPatch, recipe: str, stop: int
+    ) -> None:
+        argv = (source, "--recipe", recipe, "--epochs", 5, "--val-fraction", 0.25)
+        assert run(*argv, "--out", "whole") == 0
+        epoch, done = Trainer.epoch, []
+
+        def stopping(trainer: Trainer) -> Epoch:
+            if len(done) == stop:
+                raise KeyboardInterrupt
+            done.append(epoch(trainer))
+            return done[-1]
+
+        with monkeypatch.context() as patched:
+            patched.setattr("trainers.train.Trainer.epoch", stopping)
+            assert run(*argv, "--out", "parts") == 130
+        assert run(*argv, "--out", "parts", "--resume") == 0
+        whole, parts = (json.loads(Path(name, "training.json").read_text())["history"] for name in ("whole", "parts"))
+        timeless = [{k: v for k, v in e.items() if k not in ("seconds", "images_per_second")} for e in whole]
+        assert [{k: e[k] for k in t} for e, t in zip(parts, timeless, strict=True)] == timeless
+        a, b = (Path(name, "model.safetensors").read_bytes() for name in ("whole", "parts"))
+        assert a == b
+        rows = [line.split(",")[:4] for line in Path("parts", "log.csv").read_text().splitlines()]
+        assert rows == [line.split(",")[:4] for line in Path("whole", "log.csv").read_text().splitlines()]
+
+    def test_of_nothing_begins_and_of_what_is_done_does_nothing(
+        self, run: Run, world: World, source: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert run(source, "--out", "out", "--resume") == 0
+        before = contents(Path("out"))
+        capsys.readouterr()
+        assert run(source, "--out", "out", "--resume") == 0
+        assert "nothing is left to resume" in capsys.readouterr().out
+        assert contents(Path("out")) == before
+
+    @pytest.fixture
+    def stopped(self, run: Run, world: World, source: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        with monkeypatch.context() as patched:
+            patched.setattr(fit, "evaluate", interrupted)
+            assert run(source, "--out", "out") == 130
+        return Path("out")
+
+    @pytest.mark.parametrize(
+        ("argv", "parts"),
+        [
+            (["--lr", "0.2"], ["another recipe", "lr 0.1, not 0.2"]),
+            (["--recipe", "modern"], ["another recipe", "mixup 0.0, not 0.2"]),
+            (["--epochs", "2"], ["another recipe", "epochs 1, not 2"]),
+            (["--val-fraction", "0.25"], ["another data set", "train 24, not 18"]),
+        ],
+    )
+    def test_of_another_training_is_refused(
+        self,
+        run: Run,
+        source: Path,
+        stopped: Path,
+        capsys: pytest.CaptureFixture[str],
+        argv: list[str],
+        parts: list[str],
+    ) -> None:
+        before = contents(stopped)
+        capsys.readouterr()
+        assert run(source, "--out", "out", "--resume", *argv) == 2
+        one_line(capsys, "--resume: 'out/checkpoint.pt'", *parts)
+        assert contents(stopped) == before
+
+    def test_of_another_architecture_is_refused(
+        self, run: Run, source: Path, stopped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        other = replace(ARCH, stem_channels=8)
+        (tmp_path / "other.json").write_text(other.to_json())
+        capsys.readouterr()
+        assert run(tmp_path / "other.json", "--out", "out", "--resume") == 2
+        one_line(capsys, "--resume", "another architecture")
+
+    @pytest.mark.parametrize("content", [b"", b"half", None])
+    def test_of_what_is_no_checkpoint_is_refused(
+        self, run: Run, source: Path, stopped: Path, capsys: pytest.CaptureFixture[str], content: bytes | None
+    ) -> None:
+        path = stopped / "checkpoint.pt"
+        path.write_bytes(path.read_bytes()[:1000] if content is None else content)
+        capsys.readouterr()
+        assert run(source, "--out", "out", "--resume") == 2
+        one_line(capsys, "--resume", "no checkpoint of this program")
+
+    def test_without_it_a_stopped_training_is_not_written_over(
+        self, run: Run, source: Path, stopped: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        before = contents(stopped)
+        capsys.readouterr()
+        assert run(source, "--out", "out") == 2
+        one_line(capsys, "--out: 'out' holds a training that was stopped", "--resume")
+        assert contents(stopped) == before
+
+    def test_a_training_that_failed_leaves_nothing_to_resume(
+        self, run: Run, world: World, source: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr(fit, "evaluate", lambda *_: Scores(math.nan, 0.0, 0.0))
+            assert run(source, "--out", "out") == 2
+        assert not Path("out").exists()
+        assert run(source, "--out", "out") == 0
+
+
+class TestMemory:
+    def test_that_does_not_suffice_is_answered_with_a_batch_size_that_fits(
+        self, run: Run, world: World, source: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        backward = Trainer._backward
+
+        def limited(trainer: Trainer, x: torch.Tensor, *rest: object) -> torch.Tensor:
+            if len(x) > 5:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+            return backward(trainer, x, *rest)
+
+        monkeypatch.setattr(Trainer, "_backward", limited)
+        assert run(source, "--out", "out", "--batch-size", 16) == 2
+        one_line(capsys, "--batch-size: memory does not suffice for 16 images a step", "accepted: --batch-size 4 ")
+        assert not Path("out").exists()
+        assert run(source, "--out", "out", "--batch-size", 4) == 0
+
+
+class TestLog:
+    def test_is_a_table_and_events(self, run: Run, world: World, source: Path) -> None:
+        assert run(source, "--out", "out", "--epochs", 3, "--val-fraction", 0.25) == 0
+        table = pd.read_csv("out/log.csv")
+        assert list(table.epoch) == [1, 2, 3]
+        history = json.loads(Path("out/training.json").read_text())["history"]
+        assert table.train_loss.tolist() == pytest.approx([e["train_loss"] for e in history], rel=1e-5)
+        assert table[["val_loss", "val_top1", "val_top5"]].notna().all(axis=None)
+        (events,) = Path("out/tensorboard").iterdir()
+        assert b"loss/train" in events.read_bytes()
+        assert b"accuracy/val_top5" in events.read_bytes()
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,11 @@ from torch import Tensor, nn
 from res2net import Arch, Stage, UserError, create
 from res2net.model import conv3x3
 from trainers.data import Data, Split
-from trainers.train import Config, Epoch, Images, Trainer, TrainingFailed, device_of, evaluate, train, uses_bf16
+from trainers.device import device_of, uses_bf16
+from trainers.evaluate import evaluate
+from trainers.images import Images
+from trainers.recipes import Config
+from trainers.train import Epoch, Trainer, TrainingFailed, train
 
 SIZE = 8
 ARCH = Arch(
@@ -203,7 +208,7 @@ class TestSchedule:
         config = replace(QUICK, epochs=epochs, batch_size=batch_size, warmup=warmup, lr=lr)
         trainer = Trainer(nn.Linear(1, 1), data(n, 0), config)
         total, turn = epochs * trainer.steps_per_epoch, warmup * trainer.steps_per_epoch
-        rates = [trainer.lr(step) for step in range(total)]
+        rates = [config.lr_at(step, trainer.steps_per_epoch) for step in range(total)]
         assert all(0 < rate <= lr * (1 + 1e-12) for rate in rates)
         up, down = [r for s, r in enumerate(rates) if s < turn], [r for s, r in enumerate(rates) if s >= turn]
         assert up == sorted(up)
@@ -214,7 +219,7 @@ class TestSchedule:
             if step >= turn:
                 assert rate == pytest.approx(lr * math.cos(math.pi / 2 * (step - turn) / (total - turn)) ** 2)
         if turn < total:
-            assert trainer.lr(total) == pytest.approx(0, abs=1e-12 * lr)
+            assert config.lr_at(total, trainer.steps_per_epoch) == pytest.approx(0, abs=1e-12 * lr)
 
     def test_the_optimizer_gets_it(self) -> None:
         trainer = Trainer(network(), data(), QUICK)
@@ -223,7 +228,27 @@ class TestSchedule:
         trainer.optimizer.step = lambda: (rates.append(trainer.optimizer.param_groups[0]["lr"]), step())
         trainer.epoch()
         trainer.epoch()
-        assert rates == [trainer.lr(i) for i in range(2 * trainer.steps_per_epoch)]
+        assert rates == [QUICK.lr_at(i, trainer.steps_per_epoch) for i in range(2 * trainer.steps_per_epoch)]
+
+    def test_steps_down_at_the_milestones(self) -> None:
+        config = replace(QUICK, epochs=4, schedule="step", milestones=(1, 2.5), warmup=0.5, lr=1.0)
+        rates = [config.lr_at(step, 4) for step in range(16)]
+        assert rates[:2] == pytest.approx([1 / 3, 2 / 3])
+        assert rates[2:] == pytest.approx([1.0] * 2 + [0.1] * 6 + [0.01] * 6)
+
+    def test_norms_and_biases_are_decayed_where_asked_alone(self) -> None:
+        for decay_norms in (True, False):
+            trainer = Trainer(network(), data(), replace(QUICK, decay_norms=decay_norms, weight_decay=0.01))
+            decays = {id(w): g["weight_decay"] for g in trainer.optimizer.param_groups for w in g["params"]}
+            for weight in trainer.model.parameters():
+                assert decays[id(weight)] == (0.01 if decay_norms or weight.ndim > 1 else 0)
+
+    def test_averaged_weights_are_what_is_scored(self) -> None:
+        trainer = Trainer(network(), data(), replace(QUICK, ema=0.9))
+        score = trainer.epoch()
+        assert trainer.scored is not trainer.model
+        assert evaluate(trainer.scored, trainer.val_images, trainer.bf16).loss == score.val_loss
+        assert evaluate(trainer.model, trainer.val_images, trainer.bf16).loss != score.val_loss
 
     def test_one_step_is_nesterov_s(self) -> None:
         d, config = data(8), replace(QUICK, epochs=1, crop_padding=0, flip=False, warmup=0.0)
@@ -372,19 +397,21 @@ class TestPrecision:
 
 class TestEvaluate:
     def test_is_the_mean_of_images_one_by_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("trainers.train.EVAL_BATCH", 4)
+        monkeypatch.setattr("trainers.evaluate.EVAL_BATCH", 4)
         d, model = data(n_val=11), network()
         images = Images(d.val, d, CPU)
-        loss, top1 = evaluate(model.train(), images)
+        loss, top1, top5 = evaluate(model.train(), images)
         assert not model.training
-        losses, right = [], 0
+        losses, right, among = [], 0, 0
         with torch.no_grad():
             for x, y in images.batches(1):
                 logits = model(x)[0]
                 losses.append(-math.log(logits.double().softmax(0)[y[0]]))
                 right += int(logits.argmax() == y[0])
+                among += int((logits > logits[y[0]]).sum() < 5)
         assert loss == pytest.approx(sum(losses) / 11, rel=1e-5)
         assert top1 == pytest.approx(100 * right / 11)
+        assert top5 == pytest.approx(100 * among / 11)
 
     def test_changes_nothing(self) -> None:
         d, model = data(), network()
@@ -416,20 +443,27 @@ class TestWaiting:
             monkeypatch.setattr(Tensor, name, counted)
         return seen
 
-    @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-    def test_once_an_epoch_of_training(self, waits: list[str], precision: str) -> None:
-        trainer = Trainer(network(), data(n_val=0), replace(QUICK, precision=precision))
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"precision": "fp32"},
+            {"precision": "bf16"},
+            {"mixup": 0.2, "cutmix": 1.0, "ema": 0.99, "decay_norms": False},
+        ],
+    )
+    def test_once_an_epoch_of_training(self, waits: list[str], changes: dict[str, Any]) -> None:
+        trainer = Trainer(network(), data(n_val=0), replace(QUICK, **changes))
         waits.clear()
         trainer.epoch()
         assert trainer.steps_per_epoch > 1
-        assert waits == ["item"]
+        assert waits == ["tolist"]
 
-    def test_twice_to_score(self, waits: list[str]) -> None:
+    def test_once_to_score(self, waits: list[str]) -> None:
         d = data(n_val=30)
         images, model = Images(d.val, d, CPU), network()
         waits.clear()
         evaluate(model, images)
-        assert waits == ["item", "item"]
+        assert waits == ["tolist"]
 
 
 @pytest.mark.gpu

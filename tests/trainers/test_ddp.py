@@ -1,0 +1,103 @@
+"""Several processes: they train as one does, with the same batches, to rounding."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from res2net import Arch, Stage
+from trainers.ddp import ALONE, CpuSyncBatchNorm, Group
+
+ARCH = Arch((Stage(1, 2, 4, 2, 3, 2), Stage(1, 4, 4, 1, 2, 2)), stem="cifar", stem_channels=4, num_classes=10)
+TIMELESS = ("epoch", "train_loss", "val_loss", "val_top1", "val_top5")
+
+
+def torchrun(processes: int, *argv: str) -> subprocess.CompletedProcess[str]:
+    """What torchrun does, with a port that is free, on loopback alone."""
+    here = ["--nnodes", "1", "--nproc-per-node", str(processes), "--rdzv-backend", "c10d", "--rdzv-endpoint"]
+    command = [sys.executable, "-m", "torch.distributed.run", *here, "127.0.0.1:0", "--local-addr", "127.0.0.1", *argv]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=280, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+
+
+def test_alone_nothing_is_wrapped() -> None:
+    model, tensor = nn.Linear(2, 2), torch.ones(3)
+    assert ALONE.wrap(model, torch.device("cpu")) is model
+    assert ALONE.sum(tensor) is tensor
+    assert ALONE.shard == (0, 1)
+    assert Group(1, 2).shard == (1, 2)
+
+
+def test_a_synchronised_norm_in_eval_mode_is_an_ordinary_one() -> None:
+    torch.manual_seed(0)
+    norm, plain = CpuSyncBatchNorm(4), nn.BatchNorm2d(4)
+    plain.running_mean.uniform_()
+    norm.load_state_dict(plain.state_dict())
+    x = torch.randn(3, 4, 2, 2)
+    assert torch.equal(norm.eval()(x), plain.eval()(x))
+
+
+WORKER = """
+import sys, torch
+from torch import nn
+import torch.distributed as dist
+from trainers.ddp import CpuSyncBatchNorm, joined
+with joined("cpu") as (group, device):
+    torch.manual_seed(0)
+    x = 100 + torch.randn(5, 3, 4, 4)  # a mean that squares would cancel in; shards of 3 and 2 images
+    weight = torch.randn(5, 3, 4, 4)
+    plain, norm = nn.BatchNorm2d(3), CpuSyncBatchNorm(3)
+    own = slice(group.rank, None, group.world)
+    a, b = x.clone().requires_grad_(), x[own].clone().requires_grad_()
+    y, z = plain(a), norm(b)
+    (y * weight).sum().backward()
+    (z * weight[own]).sum().backward()
+    torch.testing.assert_close(z, y[own], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(b.grad, a.grad[own], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(norm.running_mean, plain.running_mean)
+    torch.testing.assert_close(norm.running_var, plain.running_var, rtol=1e-4, atol=1e-4)
+    assert norm.num_batches_tracked == 1
+"""
+
+
+@pytest.mark.slow
+def test_a_synchronised_norm_is_the_whole_batch_s(tmp_path: Path) -> None:
+    (tmp_path / "worker.py").write_text(WORKER)
+    done = torchrun(2, str(tmp_path / "worker.py"))
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+class TestFit:
+    @pytest.fixture
+    def arch(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "arch.json").write_text(ARCH.to_json())
+        return "arch.json"
+
+    def argv(self, arch: str, *more: str) -> list[str]:
+        quick = ["--train-images", "53", "--val-fraction", "0.004", "--batch-size", "10", "--epochs", "3"]
+        return ["-m", "trainers.fit", arch, "--precision", "fp32", "--device", "cpu", *quick, *more]
+
+    def test_two_processes_give_the_losses_of_one(self, arch: str) -> None:
+        for processes, out in ((1, "one"), (2, "two")):
+            done = torchrun(processes, *self.argv(arch, "--out", out))
+            assert done.returncode == 0, done.stderr
+        one, two = (json.loads(Path(out, "training.json").read_text()) for out in ("one", "two"))
+        assert (one["processes"], two["processes"]) == (1, 2)
+        for a, b in zip(one["history"], two["history"], strict=True):
+            assert [b[k] for k in TIMELESS] == pytest.approx([a[k] for k in TIMELESS], rel=1e-3)
+        assert two["test_top1"] == pytest.approx(one["test_top1"], abs=0.2)
+        assert done.stdout.count("epoch 1 ") + done.stdout.count("epoch 1\t") == 1  # rank 0 alone speaks
+
+    def test_a_mistake_ends_all_of_them(self, arch: str) -> None:
+        done = torchrun(2, *self.argv(arch, "--out", "out", "--recipe", "moderm"))
+        assert done.returncode != 0
+        assert "did you mean 'modern'" in done.stderr
+        assert not Path("out").exists()

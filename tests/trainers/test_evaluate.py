@@ -1,0 +1,132 @@
+"""`python -m trainers.evaluate`: what fit said of a folder, said again; and one line for a mistake."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import res2net
+import trainers.data
+from res2net import Arch, Stage, create
+from trainers import evaluate, fit
+from trainers.data import Data, Split
+from trainers.images import Images
+
+ARCH = Arch((Stage(1, 2, 4, 2, 3, 2), Stage(1, 4, 4, 1, 2, 2)), stem="cifar", stem_channels=4, num_classes=10)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    torch.manual_seed(5)
+    res2net.save(create(ARCH), tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer test images of `shapes`."""
+    whole = trainers.data.load_test
+
+    def some(*args: object, **kwargs: object) -> Split:
+        split = whole(*args, **kwargs)
+        return Split(split.images[:100], split.labels[:100])
+
+    monkeypatch.setattr(trainers.data, "load_test", some)
+
+
+def says(capsys: pytest.CaptureFixture[str]) -> dict[str, float]:
+    out = capsys.readouterr().out
+    found = re.search(r"top-1 +([\d.]+) %  top-5 +([\d.]+) %  loss ([\d.]+)  ([\d,]+) images/s", out)
+    assert found, out
+    return dict(zip(("top1", "top5", "loss", "rate"), (float(g.replace(",", "")) for g in found.groups()), strict=True))
+
+
+def describe(folder: Path, **values: object) -> None:
+    (folder / "training.json").write_text(json.dumps({"data": values}))
+
+
+@pytest.mark.usefixtures("small")
+class TestScores:
+    def test_are_those_of_the_network_image_by_image(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        mean, std = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+        describe(folder, mean=mean, std=std)
+        assert evaluate.main([str(folder), "--device", "cpu", "--precision", "fp32"]) == 0
+        said, model, test = says(capsys), res2net.load(folder), trainers.data.load_test("shapes")
+        images = Images(test, Data("shapes", tuple("abcdefghij"), test, test, mean, std), torch.device("cpu"))
+        first = among = 0
+        with torch.no_grad():
+            for x, y in images.batches(1):
+                better = int((model(x)[0] > model(x)[0, y]).sum())
+                first, among = first + (better == 0), among + (better < 5)
+        assert said["top1"] == pytest.approx(first, abs=1.01)  # one image in a hundred may turn on rounding
+        assert said["top5"] == pytest.approx(among, abs=1.01)
+        assert said["rate"] > 0
+
+    def test_images_are_normalised_as_in_training(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        losses = []
+        for mean in ((0.5,) * 3, (0.1,) * 3, None):
+            if mean:
+                describe(folder, mean=mean, std=(0.25,) * 3)
+            else:
+                (folder / "training.json").unlink()  # then as the data set's own training images are
+            assert evaluate.main([str(folder), "--device", "cpu"]) == 0
+            losses.append(says(capsys)["loss"])
+        assert len(set(losses)) == 3
+
+
+@pytest.mark.usefixtures("small")
+class TestMistakes:
+    @pytest.mark.parametrize(
+        ("argv", "parts"),
+        [
+            (["none"], ["'none'", "is missing", "arch.json"]),
+            (["model", "--data", "cifar"], ["--data", "'cifar'", "cifar10"]),
+            (["model", "--data", "cifar10"], ["--data-dir"]),
+            (["model", "--precision", "fp16"], ["--precision", "'fp16'", "bf16"]),
+            (["model", "--device", "tpu"], ["--device", "'tpu'"]),
+            (["model", "--image-size", "64"], ["--image-size", "folder"]),
+            (["broken"], ["training.json", "not what fit or export writes"]),
+            (["three"], ["--data: shapes has 10 classes", "3"]),
+            (["grey"], ["--data: shapes has 3 colour channels", "1"]),
+        ],
+    )
+    def test_are_one_line(
+        self,
+        folder: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+        argv: list[str],
+        parts: list[str],
+    ) -> None:
+        monkeypatch.chdir(folder.parent)
+        res2net.save(create(replace(ARCH, num_classes=3)), "three")
+        res2net.save(create(replace(ARCH, in_channels=1)), "grey")
+        res2net.save(create(ARCH), "broken")
+        Path("broken/training.json").write_text("[]")
+        assert evaluate.main(argv) == 2
+        err = capsys.readouterr().err
+        assert err.startswith("python -m trainers.evaluate: error: ")
+        assert err.count("\n") == 1
+        for part in parts:
+            assert part in err
+
+
+@pytest.mark.slow
+def test_says_what_fit_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+
+    monkeypatch.chdir(tmp_path)
+    Path("arch.json").write_text(ARCH.to_json())
+    cpu = ["--device", "cpu", "--precision", "fp32"]
+    assert fit.main(["arch.json", "--train-images", "500", "--epochs", "2", "--out", "out", *cpu]) == 0
+    capsys.readouterr()
+    assert evaluate.main(["out", *cpu]) == 0
+    training, said = json.loads(Path("out/training.json").read_text()), says(capsys)
+    assert said["top1"] == pytest.approx(training["test_top1"], abs=0.1)
+    assert said["top5"] == pytest.approx(training["test_top5"], abs=0.1)
+    assert np.isfinite(said["loss"])

@@ -1,0 +1,122 @@
+"""Recipes: the published values, files that change them, and one line for what cannot be."""
+
+import json
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from res2net import UserError
+from trainers.recipes import KEYS, RECIPES, RUN_KEYS, Config, differences, recipe
+
+
+class TestNames:
+    def test_the_paper_s_values(self) -> None:
+        imagenet, cifar = recipe("paper-imagenet"), recipe("paper-cifar")
+        assert (imagenet.lr, imagenet.momentum, imagenet.weight_decay) == (0.1, 0.9, 1e-4)
+        assert (imagenet.epochs, imagenet.batch_size, imagenet.crop) == (100, 256, "resized")
+        assert (cifar.lr, cifar.momentum, cifar.weight_decay, cifar.nesterov) == (0.1, 0.9, 5e-4, True)
+        assert (cifar.epochs, cifar.batch_size, cifar.crop, cifar.crop_padding) == (300, 128, "pad", 4)
+        for config in (imagenet, cifar):
+            assert (config.warmup, config.label_smoothing, config.mixup, config.cutmix, config.ema) == (0,) * 5
+
+    @pytest.mark.parametrize(
+        ("name", "rates"),
+        [
+            ("paper-imagenet", {0: 0.1, 29: 0.1, 30: 0.01, 59: 0.01, 60: 1e-3, 89: 1e-3, 90: 1e-4, 99: 1e-4}),
+            ("paper-cifar", {0: 0.1, 149: 0.1, 150: 0.01, 224: 0.01, 225: 1e-3, 299: 1e-3}),
+        ],
+    )
+    def test_the_paper_s_rates(self, name: str, rates: dict[int, float]) -> None:
+        config = recipe(name)
+        for epoch, rate in rates.items():
+            for step in (7 * epoch, 7 * epoch + 6):
+                assert config.lr_at(step, 7) == pytest.approx(rate)
+
+    def test_fast_is_the_search_s(self) -> None:
+        assert recipe("fast", {"epochs": Config().epochs, "warmup": Config().warmup}) == Config()
+
+    @pytest.mark.parametrize("name", RECIPES)
+    def test_survive_json(self, name: str) -> None:
+        config = recipe(name)
+        text = json.dumps({f.name: getattr(config, f.name) for f in fields(config)})
+        assert Config(**json.loads(text)) == config
+
+    @given(name=st.sampled_from(list(RECIPES)), factor=st.sampled_from([0.1, 0.5, 2, 3]))
+    def test_a_longer_or_shorter_one_keeps_its_shape(self, name: str, factor: float) -> None:
+        base = recipe(name)
+        changed = recipe(name, {"epochs": round(base.epochs * factor)})
+        steps = 60  # an epoch of the shorter one has so many, of the other in proportion
+        for step in range(0, base.epochs * steps, 97):
+            assert changed.lr_at(step, round(steps / factor)) == pytest.approx(base.lr_at(step, steps), rel=0.05)
+
+
+class TestFiles:
+    def write(self, tmp_path: Path, text: str) -> str:
+        (tmp_path / "mine.yaml").write_text(text)
+        return str(tmp_path / "mine.yaml")
+
+    def test_change_a_recipe_and_the_command_line_changes_them(self, tmp_path: Path) -> None:
+        path = self.write(tmp_path, "recipe: modern\nlr: 0.2\nweight_decay: 1e-4\nflip: false\n")
+        config = recipe(path, {"batch_size": 32})
+        assert (config.lr, config.weight_decay, config.flip, config.batch_size) == (0.2, 1e-4, False, 32)
+        assert config.mixup == recipe("modern").mixup
+
+    def test_start_from_fast_where_they_name_none(self, tmp_path: Path) -> None:
+        assert recipe(self.write(tmp_path, "epochs: 20")) == recipe("fast", {"epochs": 20})
+
+    def test_an_explicit_schedule_is_taken_as_it_is(self, tmp_path: Path) -> None:
+        path = self.write(tmp_path, "recipe: paper-cifar\nepochs: 10\nmilestones: [4, 8]\nwarmup: 1\n")
+        config = recipe(path)
+        assert (config.milestones, config.warmup) == ((4, 8), 1)
+
+    @pytest.mark.parametrize(
+        ("text", "parts"),
+        [
+            ("learning_rate: 0.1", ["key", "'learning_rate'", "accepted", "lr"]),
+            ("lrr: 0.1", ["did you mean 'lr'"]),
+            ("seed: 3", ["key", "'seed'"]),
+            ("recipe: moden", ["'moden'", "did you mean 'modern'"]),
+            ("lr: fast", ["lr is 'fast'", "a number"]),
+            ("lr: -1", ["lr is -1", "above 0"]),
+            ("lr: .nan", ["lr is nan"]),
+            ("epochs: 2.5", ["epochs is 2.5", "a whole number"]),
+            ("epochs: 0", ["epochs is 0"]),
+            ("epochs: true", ["epochs is True", "a whole number"]),
+            ("flip: 1", ["flip is 1", "true or false"]),
+            ("schedule: linear", ["schedule", "'linear'", "cosine, step"]),
+            ("schedule: step", ["milestones is empty"]),
+            ("milestones: 3", ["milestones is 3", "a list"]),
+            ("schedule: step\nmilestones: [5, 4]", ["milestones is [5.0, 4.0]", "rising"]),
+            ("schedule: step\nmilestones: [50]", ["milestones is [50.0]", "below epochs (10)"]),
+            ("mixup: -1", ["mixup is -1"]),
+            ("ema: 1", ["ema is 1"]),
+            ("- lr", ["holds a list"]),
+            ("{", ["not YAML"]),
+        ],
+    )
+    def test_a_wrong_one_is_one_line(self, tmp_path: Path, text: str, parts: list[str]) -> None:
+        path = self.write(tmp_path, text)
+        with pytest.raises(UserError) as error:
+            recipe(path)
+        assert str(error.value).startswith(f"--recipe {path}: ")
+        assert "\n" not in str(error.value)
+        for part in parts:
+            assert part in str(error.value)
+
+    def test_a_name_or_file_that_is_none(self, tmp_path: Path) -> None:
+        with pytest.raises(UserError, match=r"--recipe: unknown value 'moderm'; did you mean 'modern'\?"):
+            recipe("moderm")
+        with pytest.raises(UserError, match="cannot be read"):
+            recipe(str(tmp_path / "none.yaml"))
+
+
+def test_what_is_a_run_s_is_not_a_recipe_s() -> None:
+    assert set(KEYS) | set(RUN_KEYS) == {f.name for f in fields(Config)}
+
+
+def test_differences_name_all_but_the_device() -> None:
+    assert differences(Config(device="cpu"), Config(device="cuda")) == []
+    assert differences(Config(), Config(lr=0.2, seed=4)) == ["lr 0.2, not 0.1", "seed 4, not 0"]

@@ -1,0 +1,37 @@
+"""Mixup (arXiv 1710.09412) and CutMix (arXiv 1905.04899): a batch blended with itself in reverse order."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch.nn.functional as F
+from torch import Tensor
+
+from trainers.recipes import Config
+
+
+def mixed(x: Tensor, y: Tensor, classes: int, config: Config, step: int) -> tuple[Tensor, Tensor]:
+    """A batch `[B, C, H, W]` and its targets, `[B]` unchanged or `[B, classes]` blended as the recipe says.
+
+    What is drawn follows from the seed and the step alone, on the host: nothing waits for the device.
+    """
+    if not (config.mixup or config.cutmix):
+        return x, y
+    rng = np.random.default_rng((config.seed, step))
+    cut = config.cutmix > 0 and (config.mixup == 0 or rng.random() < 0.5)
+    share = float(rng.beta(*(2 * (config.cutmix if cut else config.mixup,))))
+    if cut:
+        x, share = _paste(x, share, rng)
+    else:
+        x = x.lerp(x.flip(0), 1 - share)
+    target = F.one_hot(y, classes).to(x.dtype)
+    return x, target.lerp(target.flip(0), 1 - share)
+
+
+def _paste(x: Tensor, share: float, rng: np.random.Generator) -> tuple[Tensor, float]:
+    """A rectangle of about `1 - share` of the area from the image at the other end; the share that is left."""
+    size = np.array(x.shape[2:])
+    centre, half = rng.integers(size), size * np.sqrt(1 - share) / 2
+    (top, left), (bottom, right) = (np.clip(np.rint(centre + s * half).astype(int), 0, size).tolist() for s in (-1, 1))
+    out = x.clone()
+    out[:, :, top:bottom, left:right] = x.flip(0)[:, :, top:bottom, left:right]
+    return out, 1 - (bottom - top) * (right - left) / float(size.prod())

@@ -1,0 +1,81 @@
+"""A training's checkpoint in its folder, and whether another training may go on from it."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from res2net.errors import UserError
+from res2net.files import BOARD_FOLDER, CHECKPOINT_FILE, LOG_FILE, write_atomic
+from res2net.kinds import AnyArch
+from trainers.data import Data
+from trainers.recipes import Config, differences
+from trainers.train import Epoch, Trainer
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What two trainings must share for one to go on from the other's checkpoint."""
+
+    arch: AnyArch
+    config: Config
+    data: Data
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values."""
+        data = self.data
+        images = {"name": data.name, "train": len(data.train), "val": len(data.val), "image_size": data.image_size}
+        return {"arch": self.arch.to_json(), "config": asdict(self.config), "data": images}
+
+
+def save(folder: Path, run: Run, trainer: Trainer, epochs: Sequence[Epoch]) -> None:
+    """Write the checkpoint, as a whole or not at all."""
+    buffer = io.BytesIO()
+    history = [asdict(e) for e in epochs]
+    torch.save({"run": run.to_dict(), "trainer": trainer.state_dict(), "history": history}, buffer)
+    write_atomic(folder / CHECKPOINT_FILE, buffer.getvalue())
+
+
+def restore(folder: Path, run: Run, trainer: Trainer) -> list[Epoch]:
+    """Put the trainer where the checkpoint left it; its epochs. `UserError` for another training's."""
+    path = folder / CHECKPOINT_FILE
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        theirs, history = state["run"], [Epoch(**row) for row in state["history"]]
+        config = Config(**theirs["config"])
+    except Exception as error:  # torch raises many kinds for what is truncated or foreign
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(
+            f"--resume: {str(path)!r} is no checkpoint of this program ({type(error).__name__}: {reason}); "
+            "accepted: the --out of a training that was stopped"
+        ) from None
+    _check(path, run, theirs, config)
+    trainer.load_state_dict(state["trainer"])
+    return history
+
+
+def forget(folder: Path) -> None:
+    """Remove what a training that cannot be finished has left, and the folder if it holds nothing else."""
+    if (folder / CHECKPOINT_FILE).exists():
+        for name in (CHECKPOINT_FILE, LOG_FILE):
+            (folder / name).unlink(missing_ok=True)
+        shutil.rmtree(folder / BOARD_FOLDER, ignore_errors=True)
+        if not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _check(path: Path, run: Run, theirs: dict[str, Any], config: Config) -> None:
+    where = f"--resume: {str(path)!r} is of another"
+    if theirs["arch"] != run.arch.to_json():
+        raise UserError(f"{where} architecture; accepted: the one it was started with, or another --out")
+    if found := differences(run.config, config):
+        raise UserError(f"{where} recipe: {'; '.join(found)}; accepted: the options that it was started with")
+    ours = run.to_dict()["data"]
+    if found := [f"{key} {theirs['data'][key]}, not {ours[key]}" for key in ours if theirs["data"][key] != ours[key]]:
+        raise UserError(f"{where} data set: {'; '.join(found)}; accepted: the data that it was started with")
