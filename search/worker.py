@@ -23,6 +23,7 @@ from search.units import format_count
 from trainers.data import Data
 from trainers.device import out_of_memory
 from trainers.recipes import Config
+from trainers.resume import unpack
 from trainers.supernet import Scorer
 from trainers.train import Trainer, TrainingFailed
 
@@ -131,7 +132,7 @@ def _checkpoint(job: Job, trainer: Trainer, reports: list[Report]) -> bytes:
 
 def _restore(job: Job, trainer: Trainer) -> list[Report]:
     """Put the trainer where the job's checkpoint left it; the reports so far."""
-    state = torch.load(io.BytesIO(job.checkpoint or b""), map_location="cpu", weights_only=True)
+    state = unpack(job.checkpoint or b"")
     if state["job"] != _identity(job):
         raise ValueError("it is of another network or training")
     reports = [Report(**row) for row in state["reports"]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import shutil
+import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +18,15 @@ from res2net.kinds import AnyArch
 from trainers.data import Data
 from trainers.recipes import Config, differences
 from trainers.train import Epoch, Trainer
+
+
+def unpack(content: bytes) -> Any:
+    """What `torch.save` wrote, of plain values and tensors alone; an exception of any kind for what is damaged."""
+    buffer = io.BytesIO(content)
+    if (bad := zipfile.ZipFile(buffer).testzip()) is not None:  # torch itself takes wrong bytes in a tensor for values
+        raise ValueError(f"{bad} is damaged")
+    buffer.seek(0)
+    return torch.load(buffer, map_location="cpu", weights_only=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +56,7 @@ def restore(folder: Path, run: Run, trainer: Trainer) -> list[Epoch]:
     """Put the trainer where the checkpoint left it; its epochs. `UserError` for another training's."""
     path = folder / CHECKPOINT_FILE
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = unpack(path.read_bytes())
         theirs, history = state["run"], [Epoch(**row) for row in state["history"]]
         config = Config(**theirs["config"])
     except Exception as error:  # torch raises many kinds for what is truncated or foreign

@@ -1,5 +1,6 @@
 """`python -m trainers.fit`: a whole model folder or nothing, and one line for a mistake."""
 
+import io
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -423,12 +424,22 @@ class TestResume:
         assert run(tmp_path / "other.json", "--out", "out", "--resume") == 2
         one_line(capsys, "--resume", "another architecture")
 
-    @pytest.mark.parametrize("content", [b"", b"half", None])
+    @pytest.mark.parametrize("kind", ["empty", "foreign", "truncated", "damaged", "another's"])
     def test_of_what_is_no_checkpoint_is_refused(
-        self, run: Run, source: Path, stopped: Path, capsys: pytest.CaptureFixture[str], content: bytes | None
+        self, run: Run, source: Path, stopped: Path, capsys: pytest.CaptureFixture[str], kind: str
     ) -> None:
-        path = stopped / "checkpoint.pt"
-        path.write_bytes(path.read_bytes()[:1000] if content is None else content)
+        path, buffer = stopped / "checkpoint.pt", io.BytesIO()
+        good = path.read_bytes()
+        torch.save({"state_dict": {}}, buffer)
+        middle = len(good) // 2
+        contents = {
+            "empty": b"",
+            "foreign": b"half",
+            "truncated": good[:middle],
+            "damaged": good[:middle] + bytes(b ^ 255 for b in good[middle : middle + 64]) + good[middle + 64 :],
+            "another's": buffer.getvalue(),
+        }
+        path.write_bytes(contents[kind])
         capsys.readouterr()
         assert run(source, "--out", "out", "--resume") == 2
         one_line(capsys, "--resume", "no checkpoint of this program")
