@@ -147,6 +147,8 @@ class ElasticRes2Net(nn.Module):
     (`trainers.supernet.calibrate`) before it is used.
     """
 
+    norm: type[nn.BatchNorm2d] = nn.BatchNorm2d  # in training; one that sees the batches of other processes, say
+
     def __init__(self, space: SupernetSpace, own_cardinality: bool = True) -> None:
         super().__init__()
         self.arch = arch = space.envelope()
@@ -165,7 +167,9 @@ class ElasticRes2Net(nn.Module):
 
     def forward(self, x: Tensor, arch: Arch) -> Tensor:
         """The logits `[N, num_classes]` of a member for images `[N, C, H, W]`; `UserError` for what is no member."""
-        return functional_call(_plain(arch, self.training), self.weights(arch, statistics=not self.training), (x,))
+        return functional_call(
+            _plain(arch, self.training, self.norm), self.weights(arch, statistics=not self.training), (x,)
+        )
 
     def weights(self, arch: Arch, statistics: bool = True) -> dict[str, Tensor]:
         """A member's state dict, cut from the shared weights: gradients flow back. Statistics: those of batch norms."""
@@ -219,11 +223,12 @@ def _on_meta(arch: Arch) -> Res2Net:
 
 
 @lru_cache(maxsize=512)
-def _plain(arch: Arch, training: bool) -> Res2Net:
+def _plain(arch: Arch, training: bool, norm: type[nn.BatchNorm2d]) -> Res2Net:
     """The member's modules without weights; in training its batch norms know no statistics but the batch's."""
     model = _on_meta(arch)
     for module in model.modules():
         if training and isinstance(module, nn.BatchNorm2d):
+            module.__class__ = norm
             module.track_running_stats = False
             module.running_mean = module.running_var = module.num_batches_tracked = None
     return model.train(training)

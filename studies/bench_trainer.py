@@ -1,6 +1,7 @@
 """Training images a second of our trainer, beside the loop that most people write, for the same networks.
 
     python -m studies.bench_trainer --threads 1
+    python -m studies.bench_trainer --base paper --images 128 --batch-size 32 --threads 2
 
 The plain loop: a `DataLoader` over PIL images with torchvision's transforms, fp32, `loss.item()` every step. Both train
 the same network on the same images with the same batch size, optimizer and number of threads, in turns in one run; one
@@ -35,13 +36,14 @@ from res2net import Arch
 from res2net.errors import Parser, UserError, run_main, unknown
 from studies.bench import check_positive, threads
 from trainers.data import Data, Split
-from trainers.device import PRECISIONS
+from trainers.device import PRECISIONS, device_of
 from trainers.meta import environment
 from trainers.recipes import Config
 from trainers.train import Trainer
 
 PROG = "python -m studies.bench_trainer"
 CLASSES, SIZE = 10, 32
+OTHER = "resnet50"  # whose speed the paper's other networks are compared with
 LR = 0.01  # noise is not learned faster by more
 
 Seconds = tuple[float, float]  # by the clock, of the processor
@@ -57,6 +59,9 @@ MEMBERS = {
     "cifar": ({"scale": 4, "cardinality": 1, "depth": 1}, {"scale": 4, "cardinality": 6, "depth": 2}),
 }
 
+# The paper's networks, with the size of their images.
+PAPER = (("res2next29_6c24w_4s", 32), (OTHER, 224), ("res2net50_26w_4s", 224))
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print a table of both rates and their ratio, a row for each network."""
@@ -69,63 +74,79 @@ def bench(argv: Sequence[str] | None = None) -> None:
     check_positive(args, "images", "batch_size", "repeats", "threads")
     if args.workers < 0:
         raise UserError(f"--workers: {args.workers}; accepted: at least 0")
-    if args.base not in MEMBERS:
-        raise unknown("--base", args.base, MEMBERS)
+    if args.base not in (*MEMBERS, "paper"):
+        raise unknown("--base", args.base, (*MEMBERS, "paper"))
+    args.device = str(device_of(args.device))
+    with threads(args.threads):
+        report(networks(args), args)
+
+
+def networks(args: argparse.Namespace) -> list[tuple[str, Arch, int]]:
+    """What is trained: its name, the network, the size of its images."""
+    if args.arch or args.base == "paper":
+        named = [(name, args.image_size or SIZE) for name in args.arch] if args.arch else PAPER
+        return [(name, replace(res2net.named(name), num_classes=CLASSES), size) for name, size in named]
     allowed = space.get("scale_card_depth", args.base, num_classes=CLASSES)
     archs = [allowed.arch(p) for p in MEMBERS[args.base]]
-    if args.arch:
-        archs = [replace(res2net.named(name), num_classes=CLASSES) for name in args.arch]
-    with threads(args.threads):
-        report(archs, args)
+    return [(str(arch), arch, args.image_size or SIZE) for arch in archs]
 
 
 def parser() -> Parser:
     """The command's options."""
     out = Parser(prog=PROG, description=__doc__.splitlines()[0])
     out.add_argument(
-        "--base", default="micro", help="networks of the base micro, or cifar (minutes, with --images 128)"
+        "--base", default="micro", help="networks of the base micro, cifar, or the paper's (minutes, with --images 128)"
     )
     out.add_argument("--arch", action="append", metavar="NAME", help="a network's name instead; may be repeated")
-    out.add_argument("--images", type=int, default=2000, help="training images, random 32 x 32")
+    out.add_argument("--images", type=int, default=2000, help="training images, of noise")
+    out.add_argument("--image-size", type=int, metavar="N", help="pixels along their sides (32; of paper, its own)")
     out.add_argument("--batch-size", type=int, default=64, help="images a step")
     out.add_argument("--repeats", type=int, default=3, help="epochs timed of each, in turns, after one that is not")
     out.add_argument("--threads", type=int, default=1, help="threads of both sides' arithmetic")
     out.add_argument("--workers", type=int, default=0, help="processes of the plain loop's DataLoader")
+    out.add_argument("--device", default="auto", help="of both sides: auto, cpu, cuda or cuda:N")
     out.add_argument("--precision", default="auto", help=f"of ours: {', '.join(PRECISIONS)}")
     return out
 
 
-def report(archs: Sequence[Arch], args: argparse.Namespace) -> None:
+def report(rows: Sequence[tuple[str, Arch, int]], args: argparse.Namespace) -> None:
     """Time both sides on each network and print a row for it."""
     hardware = environment()["hardware"]
     where = f"{args.workers} worker processes" if args.workers else "the same process"
-    print(f"{hardware['cpu']}, {hardware['cores']} cores; torch {torch.__version__}; seed 0")
+    cards = f", {', '.join(hardware['gpus'])}" if args.device != "cpu" else ""
+    print(f"{hardware['cpu']}, {hardware['cores']} cores{cards}; torch {torch.__version__}; seed 0")
     print(
-        f"{args.images:,} random 32x32 images, batches of {args.batch_size}; both sides {args.threads} thread(s), the "
+        f"{args.images:,} random images, batches of {args.batch_size}; both sides {args.threads} thread(s), the "
         f"plain loop loads in {where}; ours {args.precision}"
     )
     print(f"medians of n = {args.repeats} epochs of each, in turns; ratios also of processor time\n")
-    print(f"{'network':44} {'MMACs':>7} {'plain/s':>8} {'ours/s':>8} {'ratio':>6} {'of CPU time':>12}")
-    data = random_data(args.images)
-    for arch in archs:
-        plain, ours = time_both(arch, data, args)
-        macs = res2net.cost(arch, SIZE).macs / 1e6
+    print(f"{'network':44} {'size':>4} {'MMACs':>7} {'plain/s':>8} {'ours/s':>8} {'ratio':>6} {'of CPU time':>12}")
+    speeds = {}
+    for name, arch, size in rows:
+        plain, ours = time_both(arch, random_data(args.images, size=size), args)
+        macs = res2net.cost(arch, size).macs
+        shape = f"{name:44} {size:4} {macs / 1e6:7.1f}"
         rates = [args.images / statistics.median(wall for wall, _ in times) for times in (plain, ours)]
         ratios = [statistics.median(a[i] / b[i] for a, b in zip(plain, ours, strict=True)) for i in (0, 1)]
-        print(
-            f"{arch!s:44} {macs:7.1f} {rates[0]:8,.0f} {rates[1]:8,.0f} {ratios[0]:6.2f} {ratios[1]:12.2f}", flush=True
-        )
+        print(f"{shape} {rates[0]:8,.0f} {rates[1]:8,.0f} {ratios[0]:6.2f} {ratios[1]:12.2f}", flush=True)
+        speeds[name, size] = rates[1], rates[1] * macs
+    for (name, size), (rate, work) in speeds.items():
+        if name != OTHER and (OTHER, size) in speeds:
+            other_rate, other_work = speeds[OTHER, size]
+            print(f"{name}: {rate / other_rate:.2f} of {OTHER}'s images a second, {work / other_work:.2f} of its MACs")
 
 
 def time_both(arch: Arch, data: Data, args: argparse.Namespace) -> tuple[list[Seconds], list[Seconds]]:
     """Seconds of each epoch of the plain loop and of ours, in turns; each side's first one is not counted."""
     torch.manual_seed(0)
     model = res2net.create(arch)
-    plain = Plain(copy.deepcopy(model), data, args.batch_size, args.workers)
+    plain = Plain(copy.deepcopy(model), data, args.batch_size, args.workers, args.device)
     ours = Trainer(
         model,
         data,
-        Config(epochs=args.repeats + 1, batch_size=args.batch_size, lr=LR, precision=args.precision, device="cpu"),
+        Config(
+            epochs=args.repeats + 1, batch_size=args.batch_size, lr=LR, precision=args.precision, device=args.device
+        ),
     )
     times: tuple[list[Seconds], list[Seconds]] = ([], [])
     for repeat in range(args.repeats + 1):
@@ -143,10 +164,10 @@ def timed(f: Callable[[], object]) -> Seconds:
     return time.perf_counter() - wall, sum(os.times()[:4]) - cpu
 
 
-def random_data(n: int, val: int = 0) -> Data:
+def random_data(n: int, val: int = 0, size: int = SIZE) -> Data:
     """Images of noise: what they show does not change how long they take; the first `val` are for validation too."""
     rng = np.random.default_rng(0)
-    images, labels = rng.integers(0, 256, (n, 3, SIZE, SIZE), np.uint8), rng.integers(0, CLASSES, n)
+    images, labels = rng.integers(0, 256, (n, 3, size, size), np.uint8), rng.integers(0, CLASSES, n)
     classes = tuple(map(str, range(CLASSES)))
     return Data("random", classes, Split(images, labels), Split(images[:val], labels[:val]), (0.5,) * 3, (0.25,) * 3)
 
@@ -157,7 +178,7 @@ class PilImages(Dataset):
     def __init__(self, data: Data, padding: int = 4) -> None:
         self.pixels = np.ascontiguousarray(data.train.images.transpose(0, 2, 3, 1))
         self.labels = data.train.labels.tolist()
-        self.padding = padding
+        self.padding, self.size = padding, data.image_size
         self.mean = torch.tensor(data.mean).view(-1, 1, 1)
         self.std = torch.tensor(data.std).view(-1, 1, 1)
 
@@ -168,7 +189,7 @@ class PilImages(Dataset):
         image = Image.fromarray(self.pixels[index])
         image = ImageOps.expand(image, self.padding)
         top, left = torch.randint(2 * self.padding + 1, (2,)).tolist()
-        image = image.crop((left, top, left + SIZE, top + SIZE))
+        image = image.crop((left, top, left + self.size, top + self.size))
         if torch.rand(1) < 0.5:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         x = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().to(torch.float32).div_(255)
@@ -178,8 +199,8 @@ class PilImages(Dataset):
 class Plain:
     """The loop that most people write."""
 
-    def __init__(self, model: nn.Module, data: Data, batch_size: int, workers: int) -> None:
-        self.model = model
+    def __init__(self, model: nn.Module, data: Data, batch_size: int, workers: int, device: str) -> None:
+        self.model, self.device = model.to(device), device
         self.loader = DataLoader(PilImages(data), batch_size, shuffle=True, num_workers=workers)
         self.optimizer = torch.optim.SGD(model.parameters(), LR, momentum=0.9, weight_decay=5e-4, nesterov=True)
 
@@ -188,6 +209,7 @@ class Plain:
         self.model.train()
         total = 0.0
         for x, y in self.loader:
+            x, y = x.to(self.device), y.to(self.device)
             self.optimizer.zero_grad()
             loss = F.cross_entropy(self.model(x), y, label_smoothing=0.1)
             loss.backward()

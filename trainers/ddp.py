@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 from torch.nn.parallel import DistributedDataParallel
 
+from res2net.elastic import ElasticRes2Net
 from res2net.errors import UserError
 
 TIMEOUT = datetime.timedelta(hours=1)  # that a process waits for the others: rank 0 may write for long
@@ -41,21 +42,34 @@ class Group:
             dist.all_reduce(tensor)
         return tensor
 
-    def wrap(self, model: nn.Module, device: torch.device) -> nn.Module:
-        """The network whose gradients are the mean over all processes, and whose batch norms see the whole batch."""
+    def wrap(self, model: nn.Module, device: torch.device, part: bool = False) -> nn.Module:
+        """The network whose gradients are the mean over all processes, and whose batch norms see the whole batch.
+
+        part: a step may leave weights without a gradient, the same ones in every process.
+        """
         if self.world == 1:
             return model
-        if device.type == "cuda":
+        on_gpu = device.type == "cuda"
+        if isinstance(model, ElasticRes2Net):
+            model.norm = GpuSyncBatchNorm if on_gpu else CpuSyncBatchNorm
+        elif on_gpu:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         else:
             for module in model.modules():
                 if type(module) is nn.BatchNorm2d:
                     module.__class__ = CpuSyncBatchNorm
-        ids = [device.index] if device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)  # which are alike as it is
+        # Its buffers are alike in all processes as it is.
+        options = {"broadcast_buffers": False, "find_unused_parameters": part}
+        return DistributedDataParallel(model, device_ids=[device.index] if on_gpu else None, **options)
 
 
 ALONE = Group()
+
+
+class GpuSyncBatchNorm(nn.SyncBatchNorm):
+    """PyTorch's, as the class of a norm that was made as an ordinary one."""
+
+    process_group = None
 
 
 class CpuSyncBatchNorm(nn.BatchNorm2d):
@@ -72,10 +86,11 @@ class CpuSyncBatchNorm(nn.BatchNorm2d):
         mean = sums[:-1] / count
         centred = values - mean[:, None, None]
         var = all_reduce(centred.square().sum((0, 2, 3))) / count  # two passes: squares of large means would cancel
-        with torch.no_grad():
-            self.num_batches_tracked.add_(1)
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(var * count / (count - 1), self.momentum)
+        if self.running_mean is not None:
+            with torch.no_grad():
+                self.num_batches_tracked.add_(1)
+                self.running_mean.lerp_(mean, self.momentum)
+                self.running_var.lerp_(var * count / (count - 1), self.momentum)
         scale = self.weight * (var + self.eps).rsqrt()
         return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from res2net.arch import Arch
 from res2net.elastic import ElasticRes2Net
 from trainers.data import Data, Split
+from trainers.ddp import ALONE, Group
 from trainers.device import device_of, uses_bf16
 from trainers.evaluate import Scores, evaluate
 from trainers.images import Images
@@ -45,12 +46,14 @@ class Members:
 class SupernetTrainer(Trainer):
     """Training of shared weights, an epoch at a time. An epoch's scores are those of the largest member."""
 
-    fused = False  # a step's members leave weights without a gradient
+    partial = True  # what none of a step's members has
 
-    def __init__(self, model: ElasticRes2Net, data: Data, config: Config, members: Members) -> None:
+    def __init__(
+        self, model: ElasticRes2Net, data: Data, config: Config, members: Members, group: Group = ALONE
+    ) -> None:
         for arch in (members.largest, members.smallest):
             model.check(arch)
-        super().__init__(model, data, config)
+        super().__init__(model, data, config, group)
         self.members, self.scorer = members, Scorer(model, data, config)
 
     def step_members(self, step: int) -> list[Arch]:
@@ -63,18 +66,18 @@ class SupernetTrainer(Trainer):
         largest, *others = self.step_members(step)
         logits = self._logits(x, largest)
         loss = F.cross_entropy(logits, y, label_smoothing=self.config.label_smoothing)
-        loss.backward()
+        (loss * weight).backward()
         told = logits.detach().softmax(1)
         for arch in others:
             logits = self._logits(x, arch)
             by_label = F.cross_entropy(logits, y, label_smoothing=self.config.label_smoothing)
-            (DISTILLED * F.cross_entropy(logits, told) + (1 - DISTILLED) * by_label).backward()
+            (weight * (DISTILLED * F.cross_entropy(logits, told) + (1 - DISTILLED) * by_label)).backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), MAX_GRADIENT)
         return loss.detach()
 
     def _logits(self, x: Tensor, arch: Arch) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            return self.model(x, arch).float()
+            return self.net(x, arch).float()
 
     def _validate(self) -> Scores:
         return self.scorer(self.members.largest)

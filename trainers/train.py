@@ -50,7 +50,7 @@ class Trainer:
     workers: threads that decode image files. on_step, if set, is called before each step.
     """
 
-    fused = True  # whether the optimizer may update all weights in one kernel: each must then have a gradient
+    partial = False  # whether a step may leave weights without a gradient
 
     def __init__(
         self,
@@ -74,10 +74,10 @@ class Trainer:
             momentum=config.momentum,
             nesterov=config.nesterov and config.momentum > 0,
             weight_decay=config.weight_decay,
-            fused=self.fused,
+            fused=not self.partial,  # all weights in one kernel
         )
         self.ema = Ema(self.model, config.ema) if config.ema else None
-        self.net = group.wrap(self.model, self.device)
+        self.net = group.wrap(self.model, self.device, self.partial)
         if compiled:
             # On CUDA as graphs: a small network's launches take longer than its kernels.
             self.net = torch.compile(self.net, mode="reduce-overhead" if self.device.type == "cuda" else "default")
