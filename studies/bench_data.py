@@ -73,7 +73,7 @@ def parser() -> Parser:
     out.add_argument("--data-dir", metavar="DIR", help="a folder of images instead, of which the train part is read")
     out.add_argument("--images", type=int, default=256, help="small files, or files of --data-dir")
     out.add_argument("--large-images", type=int, default=64, help="large files")
-    out.add_argument("--passes", type=int, default=2, help="times that each file is read in an epoch")
+    out.add_argument("--passes", type=int, default=4, help="times that each file is read in an epoch")
     out.add_argument("--size", type=int, default=224, help="pixels along a side of a crop")
     out.add_argument("--batch-size", type=int, default=64, help="images a batch")
     out.add_argument("--workers", type=int, default=1, help="threads of ours, worker processes of the plain loader")
