@@ -1,9 +1,9 @@
 """One image file into pixels: which part of it, how large, mirrored or not; and threads that do so.
 
 JPEGs are decoded by libjpeg-turbo through simplejpeg (the same pixels as Pillow's, in two thirds of the time, without
-the interpreter's lock), at 1/2, 1/4 or 1/8 of the size where that still holds more pixels than are asked for. All
-else, CMYK too, goes through Pillow. Resizing is torch's antialiased one, on bytes. EXIF's turns are ignored, as
-ImageNet's users do.
+the interpreter's lock), at 1/2, 1/4 or 1/8 of the size where that still holds twice as many pixels along a side as are
+asked for. All else, CMYK too, goes through Pillow. Resizing is torch's antialiased one, on bytes. EXIF's turns are
+ignored, as ImageNet's users do.
 """
 
 from __future__ import annotations
@@ -74,9 +74,9 @@ def centre_view(resize: int, width: int, height: int) -> View:
 def decode(path: str, choose: Choose, out: Tensor) -> None:
     """Read the part of an image that `choose` chooses into uint8 `[size, size, 3]`; any exception is a damaged file."""
     data = _read(path)
-    view, pixels, reduced = _jpeg(data, choose) or _other(data, choose)
+    view, pixels, by = _jpeg(data, choose) or _other(data, choose)
     size = len(out)
-    top, left, height, width = (round(x * r) for x, r in zip(_box(view), (*reduced, *reduced), strict=True))
+    top, left, height, width = (round(x / by) for x in (view.top, view.left, view.height, view.width))
     top, left = min(top, pixels.shape[0] - height), min(left, pixels.shape[1] - width)
     # A contiguous batch of one that torch knows for channels-last: other strides would be turned into planes and back.
     part = np.frombuffer(_buffer("part", 3 * height * width), np.uint8, 3 * height * width).reshape(height, width, 3)
@@ -98,11 +98,7 @@ def _read(path: str) -> memoryview:
     return data[:count]
 
 
-def _box(view: View) -> tuple[int, int, int, int]:
-    return view.top, view.left, view.height, view.width
-
-
-Decoded = tuple[View, np.ndarray, tuple[float, float]]  # pixels [H, W, 3]; of the image's height and width, the shares
+Decoded = tuple[View, np.ndarray, int]  # pixels [H, W, 3], and by how much they are reduced
 
 
 def _jpeg(data: memoryview, choose: Choose) -> Decoded | None:
@@ -119,22 +115,23 @@ def _jpeg(data: memoryview, choose: Choose) -> Decoded | None:
         pixels = simplejpeg.decode_jpeg(data, min_height=h, min_width=w, buffer=_buffer("image", 3 * w * h))
     except ValueError:
         return None  # Pillow is patient with small faults, and says what the others are
-    return view, pixels, (pixels.shape[0] / height, pixels.shape[1] / width)
+    return view, pixels, by
 
 
 def reduction(view: View) -> int:
-    """By how much a JPEG may be reduced as it is decoded, so that the view still has at least its target's pixels.
+    """By how much a JPEG may be reduced as it is decoded: the view's sides still have twice their target's pixels.
 
-    Powers of two alone: libjpeg-turbo has no quick transforms for the factors between them.
+    With fewer, the coarse pixels would show beside Pillow's. Powers of two alone: libjpeg-turbo has no quick transforms
+    for the factors between them.
     """
     height, width = view.resized
-    return next((by for by in (8, 4, 2) if view.height >= by * height and view.width >= by * width), 1)
+    return next((by for by in (8, 4, 2) if min(view.height / height, view.width / width) >= 2 * by), 1)
 
 
 def _other(data: memoryview, choose: Choose) -> Decoded:
     with Image.open(io.BytesIO(data)) as image:
         view = choose(*image.size)
-        return view, np.asarray(image.convert("RGB")), (1.0, 1.0)
+        return view, np.asarray(image.convert("RGB")), 1
 
 
 _local = threading.local()
