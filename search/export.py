@@ -163,8 +163,8 @@ def tested(folder: Path, record: Record, data_dir: str | None) -> float:
     settings = Settings.from_dict(run["settings"])
     size = run["data"].get("image_size") if settings.data == "folder" else None
     classes = tuple(run["data"]["classes"])
-    where = data_dir or settings.data_dir
-    split = trainers.data.load_test(settings.data, where, image_size=size, classes=classes)
+    there = data_dir or settings.data_dir
+    split = trainers.data.load_test(settings.data, there, image_size=size, classes=classes)
     model = create(arch_of(record))
     model.load_state_dict(safetensors.torch.load_file(_weights(folder, record)))
     device = device_of("auto")

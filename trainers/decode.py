@@ -157,12 +157,13 @@ def decoders(count: int) -> Iterator[ThreadPoolExecutor]:
         torch.set_num_threads(1)
         ready.wait()
 
-    pool = ThreadPoolExecutor(count, "decode", initializer=alone)
+    pool = ThreadPoolExecutor(count, "decode")
     try:
         for _ in range(count):
-            pool.submit(int)  # starts a thread, since none is idle before the barrier
+            pool.submit(alone)  # each starts a thread, since none is idle before the barrier
         ready.wait()
         torch.set_num_threads(here)  # what the next thread that anybody starts would inherit
         yield pool
     finally:
+        ready.abort()  # where not every thread could be started, those that wait for it would wait for ever
         pool.shutdown(wait=True, cancel_futures=True)

@@ -223,18 +223,27 @@ class TestPixels:
             found = self.decoded(path, SIZE, lambda w, h, flip=flip: View(10, 5, 50, 40, (SIZE, SIZE), flip))
             assert np.abs(found.astype(int) - expected).max() <= 1
 
-    @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK", "P", "RGBA", "1", "LA"])
-    @pytest.mark.parametrize("name", ["x.JPEG", "x.png", "x.bmp", "x.webp", "png.jpg"])
-    def test_every_kind_of_image_is_what_pillow_makes_rgb(self, mode: str, name: str, tmp_path: Path) -> None:
+    @pytest.mark.parametrize(
+        ("name", "modes"),
+        [
+            ("x.JPEG", "RGB L CMYK 1"),
+            ("x.png", "RGB L P RGBA LA 1"),
+            ("x.bmp", "RGB L P RGBA 1"),
+            ("x.webp", "RGB L P RGBA"),
+            ("png.jpg", "RGB L P RGBA LA 1"),
+        ],
+    )
+    def test_every_kind_of_image_is_what_pillow_makes_rgb(self, name: str, modes: str, tmp_path: Path) -> None:
+        for mode in modes.split():
+            self.check_kind(name, mode, tmp_path)
+
+    def check_kind(self, name: str, mode: str, tmp_path: Path) -> None:
         file = io.BytesIO()
         kind = {".JPEG": "JPEG", ".bmp": "BMP", ".webp": "WEBP"}.get(Path(name).suffix, "PNG")
-        try:
-            photo(5, SIZE, SIZE).convert(mode).save(file, kind)
-        except OSError:
-            pytest.skip(f"{kind} knows no {mode}")
+        photo(5, SIZE, SIZE).convert(mode).save(file, kind)
         (tmp_path / name).write_bytes(file.getvalue())
         expected = np.asarray(Image.open(tmp_path / name).convert("RGB"))
-        assert np.array_equal(self.decoded(tmp_path / name, SIZE, partial(centre_view, SIZE)), expected)
+        assert np.array_equal(self.decoded(tmp_path / name, SIZE, partial(centre_view, SIZE)), expected), mode
 
     @pytest.mark.parametrize("options", [{"progressive": True}, {"subsampling": 0}, {"subsampling": 1}, {"quality": 5}])
     def test_every_jpeg_is_pillows_to_the_bit(self, options: dict, tmp_path: Path) -> None:
