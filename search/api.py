@@ -12,7 +12,6 @@ from typing import Any
 
 import pandas as pd
 
-import trainers.data
 from search import dashboard, export, report, runs, supernet
 from search.checkpoints import Checkpoints
 from search.driver import Driver
@@ -55,7 +54,7 @@ def search(
     (KeyboardInterrupt) ends the search in good order: the result says so, and the same call goes on.
     """
     folder = Path(out) if out is not None else Path("runs") / runs.new_name(settings)
-    data = trainers.data.load(settings.data, settings.data_dir, seed=settings.seed, train_images=settings.train_images)
+    data = settings.load_data(progress.console if progress else None)
     space = runs.space_for(folder, settings, data)
     check_limits(space, settings)
     if settings.supernet is not None:

@@ -163,12 +163,15 @@ def tested(folder: Path, record: Record, data_dir: str | None) -> float:
 
     run = runs.read(folder)
     settings = Settings.from_dict(run["settings"])
-    split = trainers.data.load_test(settings.data, data_dir or settings.data_dir)
+    size = run["data"].get("image_size") if settings.data == "folder" else None
+    classes = tuple(run["data"]["classes"])
+    there = data_dir or settings.data_dir
+    split = trainers.data.load_test(settings.data, there, image_size=size, classes=classes)
     model = create(arch_of(record))
     model.load_state_dict(safetensors.torch.load_file(_weights(folder, record)))
     device = device_of("auto")
     data = run["data"]
-    described = Data(data["name"], tuple(data["classes"]), split, split, tuple(data["mean"]), tuple(data["std"]))
+    described = Data(data["name"], classes, split, split, tuple(data["mean"]), tuple(data["std"]))
     return evaluate(model.to(device), Images(split, described, device))[1]
 
 

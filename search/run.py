@@ -53,6 +53,12 @@ def build_parser() -> Parser:
     data.add_argument("--data-dir", metavar="DIR", help="where the data set's files are")
     data.add_argument("--download", action="store_true", help="fetch the data set into --data-dir first")
     data.add_argument("--train-images", type=int, metavar="N", help="train on so many images only (default: all)")
+    data.add_argument(
+        "--image-size",
+        type=int,
+        metavar="N",
+        help="pixels along a side that images of a folder are resized to (default: a guess, 224 at most)",
+    )
     how = parser.add_argument_group("how")
     how.add_argument("--sampler", help=f"{', '.join(SAMPLERS)} (default: {d.sampler})")
     how.add_argument(

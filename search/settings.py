@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from rich.console import Console
+
 import space as spaces
 import trainers.data
 from res2net.arch import Arch
@@ -17,6 +19,7 @@ from search.scheduler import SCHEDULERS
 from search.units import format_count
 from space import Space
 from space.space import MAX_WIDTH
+from trainers.data import Data
 from trainers.recipes import Config
 
 SAMPLERS = ("tpe", "nsga2", "random")
@@ -24,7 +27,8 @@ EXECUTORS = ("tune", "local")
 EVALUATORS = ("scratch", "supernet", "inherit")
 CONFIRM_BY = ("scratch", "tune")
 TUNED = 5  # what tunes a slice of shared weights has a peak rate so many times lower than what trained them
-BASE_OF_DATA = {"shapes": "micro", "cifar10": "cifar", "cifar100": "cifar"}
+BASE_OF_DATA = {"shapes": "micro", "cifar10": "cifar", "cifar100": "cifar", "folder": "cifar"}
+IMAGENET_SIZE = 128  # images of at least so many pixels along a side suit the base `imagenet`
 
 # What may differ when a search goes on: how long and where, not what is searched or how it is scored.
 RESOURCES = ("workers", "cpus_per_trial", "gpus_per_trial", "ray_address")
@@ -44,6 +48,7 @@ class Settings:
     its slice of one (`inherit`).
     supernet: the folder of a trained one, else it is trained first, for `supernet_epochs`.
     scheduler: which trials are stopped early, after `min_epochs` and its products with powers of `eta` (see there).
+    image_size: pixels along a side that images of a folder are resized to; a guess from the files if None.
     storage: the URL of the PostgreSQL database that holds the study of the name `study`, which several drivers may
     search at once; SQLite in the run's folder if None. ray_address: of a running cluster.
     """
@@ -54,6 +59,7 @@ class Settings:
     data: str = "shapes"
     data_dir: str | None = None
     train_images: int | None = None
+    image_size: int | None = None
     max_macs: int | None = None
     min_macs: int | None = None
     max_params: int | None = None
@@ -90,6 +96,8 @@ class Settings:
         _choice("--evaluator", self.evaluator, EVALUATORS)
         _choice("--confirm-by", self.confirm_by, CONFIRM_BY)
         _check_storage(self)
+        if self.image_size is not None:
+            trainers.data.check_image_size(self.data, self.image_size)
         if self.match_macs and self.evaluator != "scratch":
             raise UserError(
                 f"--match-macs: its widths are none of the supernet's, which --evaluator {self.evaluator} needs; "
@@ -125,8 +133,20 @@ class Settings:
 
     def get_space(self, num_classes: int, image_size: int | None = None) -> Space:
         """The space, on the base that was asked for or that suits the data set; costs are of images of that size."""
-        base = self.base or BASE_OF_DATA[self.data]
+        large = self.data == "folder" and (image_size or 0) >= IMAGENET_SIZE
+        base = self.base or ("imagenet" if large else BASE_OF_DATA[self.data])
         return spaces.get(self.space, base, self.per_stage, num_classes=num_classes, image_size=image_size)
+
+    def load_data(self, console: Console | None = None) -> Data:
+        """What the search may see of the data set; `console` shows a decoding that takes long."""
+        return trainers.data.load(
+            self.data,
+            self.data_dir,
+            seed=self.seed,
+            train_images=self.train_images,
+            image_size=self.image_size,
+            console=console,
+        )
 
     def train_config(self, seed: int) -> Config:
         """How a trial is trained."""

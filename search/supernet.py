@@ -42,8 +42,9 @@ ABOUT_FILE, WEIGHTS_FILE, CHECKPOINT_FILE, EPOCHS_FILE = (
 )
 FOLDER = "supernet"  # of a search that trains its own
 # What must be alike for shared weights to go on, or to serve a search.
-TRAINED_BY = ("space", "base", "per_stage", "data", "train_images", "epochs", "batch_size", "lr", "seed")
-SERVES = ("data", "train_images", "seed")  # the seed cuts the validation split: another's images were trained on
+TRAINED_BY = ("space", "base", "per_stage", "data", "train_images", "image_size", "epochs", "batch_size", "lr", "seed")
+# Or to serve a search: the seed cuts the validation split, another's images were trained on.
+SERVES = ("data", "train_images", "image_size", "seed")
 WATCHED = 3  # random members whose accuracy is shown, besides the largest and the smallest
 
 
@@ -125,7 +126,7 @@ def _same(folder: Path, settings: Settings, space: Space, names: Sequence[str], 
     path = folder / ABOUT_FILE
     try:
         about = json.loads(path.read_text())
-        theirs, their_space = about["settings"], about["space"]
+        theirs, their_space = {"image_size": None} | about["settings"], about["space"]  # earlier ones lack it
         different = [
             f"--{n.replace('_', '-')} {theirs[n]}, not {getattr(settings, n)}"
             for n in names
@@ -192,6 +193,9 @@ def build_parser() -> Parser:
     parser.add_argument("--data-dir", metavar="DIR", help="where the data set's files are")
     parser.add_argument("--train-images", type=int, metavar="N", help="train on so many images only")
     parser.add_argument(
+        "--image-size", type=int, metavar="N", help="pixels along a side that images of a folder are resized to"
+    )
+    parser.add_argument(
         "--epochs", type=int, default=d.supernet_epochs, help="epochs, of steps that train four networks each"
     )
     parser.add_argument("--batch-size", type=int, default=d.batch_size, help="images a step")
@@ -205,7 +209,7 @@ def _main(argv: Sequence[str] | None) -> int:
     options = vars(build_parser().parse_args(argv))
     out, console = options.pop("out"), Console()
     settings = Settings(**options)
-    data = trainers.data.load(settings.data, settings.data_dir, seed=settings.seed, train_images=settings.train_images)
+    data = settings.load_data(console)
     space = settings.get_space(data.num_classes, data.image_size)
     try:
         train(settings, space, data, out, console)

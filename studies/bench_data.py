@@ -13,9 +13,11 @@ import argparse
 import io
 import math
 import random
+import resource
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -29,7 +31,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from res2net.errors import Parser, run_main
 from studies.bench import check_positive, threads
-from studies.bench_trainer import Seconds, timed
+from studies.bench_trainer import Seconds
 from trainers.folder import MEAN, STD, Files, check_size, scan
 from trainers.meta import environment
 from trainers.stream import Stream
@@ -72,8 +74,8 @@ def parser() -> Parser:
     out = Parser(prog=PROG, description=__doc__.splitlines()[0])
     out.add_argument("--data-dir", metavar="DIR", help="a folder of images instead, of which the train part is read")
     out.add_argument("--images", type=int, default=256, help="small files, or files of --data-dir")
-    out.add_argument("--large-images", type=int, default=64, help="large files")
-    out.add_argument("--passes", type=int, default=2, help="times that each file is read in an epoch")
+    out.add_argument("--large-images", type=int, default=16, help="large files")
+    out.add_argument("--passes", type=int, default=4, help="times that each file is read in an epoch")
     out.add_argument("--size", type=int, default=224, help="pixels along a side of a crop")
     out.add_argument("--batch-size", type=int, default=64, help="images a batch")
     out.add_argument("--workers", type=int, default=1, help="threads of ours, worker processes of the plain loader")
@@ -148,10 +150,24 @@ def time_both(files: Files, args: argparse.Namespace) -> tuple[list[Seconds], li
     times: tuple[list[Seconds], list[Seconds]] = ([], [])
     for repeat in range(args.repeats + 1):
         for side, batches in zip(times, sides, strict=True):
-            taken = timed(lambda batches=batches: check(batches(), files))
+            taken = timed(batches, files)
             if repeat:
                 side.append(taken)
     return times
+
+
+def timed(batches: Callable[[], Iterable[tuple[Tensor, Tensor]]], files: Files) -> Seconds:
+    """How long an epoch takes by the clock, and the processor's time in it, of worker processes too."""
+    wall, cpu = time.perf_counter(), processor_time()
+    check(batches(), files)
+    return time.perf_counter() - wall, processor_time() - cpu
+
+
+def processor_time() -> float:
+    """Seconds of this process and of its children that have ended, finer than `os.times` counts them."""
+    return sum(
+        u.ru_utime + u.ru_stime for u in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    )
 
 
 def check(batches: Iterable[tuple[Tensor, Tensor]], files: Files) -> None:

@@ -77,7 +77,7 @@ def compare(args: argparse.Namespace, seed: int, folder: Path, console: Console)
     """One seed's three searches: a row each, and the points of their fronts."""
     names = ("space", "data", "data_dir", "train_images", "epochs", "supernet_epochs", "confirm")
     base = Settings(**{n: getattr(args, n) for n in names}, seed=seed, executor="local")
-    data = trainers.data.load(base.data, base.data_dir, seed=seed, train_images=base.train_images)
+    data = base.load_data(console)
     weights, begun = folder / "weights", time.monotonic()
     how = replace(base, epochs=base.supernet_epochs)
     supernet.train(how, base.get_space(data.num_classes, data.image_size), data, weights, console)

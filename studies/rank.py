@@ -135,7 +135,7 @@ _state: dict[str, object] = {}
 def _begin(settings: Settings, space: Space, folder: Path | None) -> None:
     """Give a process its data and, if there is one, its copy of the supernet."""
     torch.set_num_threads(1)
-    data = trainers.data.load(settings.data, settings.data_dir, seed=settings.seed, train_images=settings.train_images)
+    data = settings.load_data()
     model = supernet.load(folder, space, data, settings) if folder else None
     _state.update(settings=settings, data=data, model=model)
     if model is not None:
@@ -295,7 +295,7 @@ def _main(argv: Sequence[str] | None) -> None:
     if args.members < 3:
         raise UserError(f"--members: {args.members} is too small; accepted: at least 3")
     settings = _settings(args)
-    data = trainers.data.load(settings.data, settings.data_dir, seed=settings.seed, train_images=settings.train_images)
+    data = settings.load_data()
     space = settings.get_space(data.num_classes, data.image_size)
     study = Study(args.out, choose(space, args.members, args.seed), data.image_size, args.workers, console)
     begun = time.monotonic()

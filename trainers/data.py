@@ -155,11 +155,18 @@ def _pool(name: str, data_dir: str | Path | None, image_size: int | None) -> tup
     return shapes.CLASSES, Split(*shapes.train_pool())
 
 
+def check_image_size(name: str, image_size: int) -> None:
+    """`UserError` for a size that no network takes, or with images that have one of their own."""
+    if name != "folder":
+        raise UserError(f"--image-size: {image_size}, but {name} has a size of its own; accepted: with --data folder")
+    folder.check_size(image_size)
+
+
 def _check_name(name: str, image_size: int | None) -> None:
     if name not in names():
         raise unknown("--data", name, names())
-    if image_size is not None and name != "folder":
-        raise UserError(f"--image-size: {image_size}, but {name} has a size of its own; accepted: with --data folder")
+    if image_size is not None:
+        check_image_size(name, image_size)
 
 
 def _in_memory(part: Split | Files, console: Console | None = None) -> Split:

@@ -1,9 +1,9 @@
 """One image file into pixels: which part of it, how large, mirrored or not; and threads that do so.
 
 JPEGs are decoded by libjpeg-turbo through simplejpeg (the same pixels as Pillow's, in two thirds of the time, without
-the interpreter's lock), at 1/2, 1/4 or 1/8 of the size where that still holds more pixels than are asked for. All
-else, CMYK too, goes through Pillow. Resizing is torch's antialiased one, on bytes. EXIF's turns are ignored, as
-ImageNet's users do.
+the interpreter's lock), at 1/2, 1/4 or 1/8 of the size where that still holds twice as many pixels along a side as are
+asked for. All else, CMYK too, goes through Pillow. Resizing is torch's antialiased one, on bytes. EXIF's turns are
+ignored, as ImageNet's users do.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+import os
 import random
 import threading
 from collections.abc import Callable, Iterator
@@ -72,31 +73,37 @@ def centre_view(resize: int, width: int, height: int) -> View:
 
 def decode(path: str, choose: Choose, out: Tensor) -> None:
     """Read the part of an image that `choose` chooses into uint8 `[size, size, 3]`; any exception is a damaged file."""
-    with open(path, "rb") as file:
-        data = file.read()
-    view, pixels, reduced = _jpeg(data, choose) or _other(data, choose)
+    data = _read(path)
+    view, pixels, by = _jpeg(data, choose) or _other(data, choose)
     size = len(out)
-    top, left, height, width = (round(x * r) for x, r in zip(_box(view), (*reduced, *reduced), strict=True))
+    top, left, height, width = (round(x / by) for x in (view.top, view.left, view.height, view.width))
     top, left = min(top, pixels.shape[0] - height), min(left, pixels.shape[1] - width)
     # A contiguous batch of one that torch knows for channels-last: other strides would be turned into planes and back.
-    part = torch.from_numpy(np.ascontiguousarray(pixels[top : top + height, left : left + width]))[None]
-    x = F.interpolate(part.permute(0, 3, 1, 2), view.resized, mode="bilinear", antialias=True)
+    part = np.frombuffer(_buffer("part", 3 * height * width), np.uint8, 3 * height * width).reshape(height, width, 3)
+    np.copyto(part, pixels[top : top + height, left : left + width])
+    x = F.interpolate(torch.from_numpy(part)[None].permute(0, 3, 1, 2), view.resized, mode="bilinear", antialias=True)
     if view.resized != (size, size):
         top, left = (round((side - size) / 2) for side in view.resized)
         x = x[:, :, top : top + size, left : left + size]
     out.permute(2, 0, 1)[None].copy_(x.flip(3) if view.flip else x)
 
 
-def _box(view: View) -> tuple[int, int, int, int]:
-    return view.top, view.left, view.height, view.width
+def _read(path: str) -> memoryview:
+    """A file's bytes, in memory of this thread's."""
+    with open(path, "rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        data, count = memoryview(_buffer("file", size)), 0
+        while count < size and (more := file.readinto(data[count:size])):
+            count += more
+    return data[:count]
 
 
-Decoded = tuple[View, np.ndarray, tuple[float, float]]  # pixels [H, W, 3]; of the image's height and width, the shares
+Decoded = tuple[View, np.ndarray, int]  # pixels [H, W, 3], and by how much they are reduced
 
 
-def _jpeg(data: bytes, choose: Choose) -> Decoded | None:
+def _jpeg(data: memoryview, choose: Choose) -> Decoded | None:
     """A JPEG's pixels; None for what is none, or is damaged, or needs Pillow's care with inks."""
-    if not data.startswith(b"\xff\xd8"):
+    if data[:2] != b"\xff\xd8":
         return None
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
@@ -105,37 +112,39 @@ def _jpeg(data: bytes, choose: Choose) -> Decoded | None:
         view = choose(width, height)
         by = reduction(view)
         h, w = -(-height // by), -(-width // by)
-        pixels = simplejpeg.decode_jpeg(data, min_height=h, min_width=w, buffer=_buffer(3 * width * height))
+        pixels = simplejpeg.decode_jpeg(data, min_height=h, min_width=w, buffer=_buffer("image", 3 * w * h))
     except ValueError:
         return None  # Pillow is patient with small faults, and says what the others are
-    return view, pixels, (pixels.shape[0] / height, pixels.shape[1] / width)
+    return view, pixels, by
 
 
 def reduction(view: View) -> int:
-    """By how much a JPEG may be reduced as it is decoded, so that the view still has at least its target's pixels.
+    """By how much a JPEG may be reduced as it is decoded: the view's sides still have twice their target's pixels.
 
-    Powers of two alone: libjpeg-turbo has no quick transforms for the factors between them.
+    With fewer, the coarse pixels would show beside Pillow's. Powers of two alone: libjpeg-turbo has no quick transforms
+    for the factors between them.
     """
     height, width = view.resized
-    return next((by for by in (8, 4, 2) if view.height >= by * height and view.width >= by * width), 1)
+    return next((by for by in (8, 4, 2) if min(view.height / height, view.width / width) >= 2 * by), 1)
 
 
-def _other(data: bytes, choose: Choose) -> Decoded:
+def _other(data: memoryview, choose: Choose) -> Decoded:
     with Image.open(io.BytesIO(data)) as image:
         view = choose(*image.size)
-        return view, np.asarray(image.convert("RGB")), (1.0, 1.0)
+        return view, np.asarray(image.convert("RGB")), 1
 
 
 _local = threading.local()
 
 
-def _buffer(size: int) -> bytearray:
-    """Memory of this thread's for one image: fresh pages for each would take as long as a third of its decoding."""
-    if size > MAX_BUFFER:
-        return bytearray(size)
-    if len(getattr(_local, "buffer", b"")) < size:
-        _local.buffer = bytearray(size)
-    return _local.buffer
+def _buffer(use: str, size: int) -> bytearray:
+    """Memory of this thread's for one image: fresh pages for each would cost a fifth of its time."""
+    kept = vars(_local).get(use, b"")
+    if len(kept) < size:
+        kept = bytearray(size)
+        if size <= MAX_BUFFER:
+            setattr(_local, use, kept)
+    return kept
 
 
 @contextlib.contextmanager
@@ -148,12 +157,13 @@ def decoders(count: int) -> Iterator[ThreadPoolExecutor]:
         torch.set_num_threads(1)
         ready.wait()
 
-    pool = ThreadPoolExecutor(count, "decode", initializer=alone)
+    pool = ThreadPoolExecutor(count, "decode")
     try:
         for _ in range(count):
-            pool.submit(int)  # starts a thread, since none is idle before the barrier
+            pool.submit(alone)  # each starts a thread, since none is idle before the barrier
         ready.wait()
         torch.set_num_threads(here)  # what the next thread that anybody starts would inherit
         yield pool
     finally:
+        ready.abort()  # where not every thread could be started, those that wait for it would wait for ever
         pool.shutdown(wait=True, cancel_futures=True)

@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -163,19 +163,24 @@ class Damaged:
         self.total, self.limit = total, min(max(10, total // 1000), max(0, total - 1))  # one is left in any case
         self._names: set[str] = set()
         self._lock = threading.Lock()
+        self._error: UserError | None = None
 
     def add(self, path: str, error: Exception) -> None:
-        """Say that a file is left out; `UserError` if that is one too many."""
+        """Say that a file is left out; `UserError` if that is, or was, one too many."""
         with self._lock:
-            if path in self._names:
-                return
-            self._names.add(path)
-            count = len(self._names)
-        reason = " ".join((str(error) or type(error).__name__).split())
+            if path not in self._names and self._error is None:
+                self._names.add(path)
+                self._say(path, error)
+            if self._error is not None:  # the same one, whichever thread is asked first
+                raise self._error
+
+    def _say(self, path: str, error: Exception) -> None:
+        unknown = isinstance(error, UnidentifiedImageError)  # whose text is of our memory, not of the file
+        reason = "no image" if unknown else " ".join((str(error) or type(error).__name__).split())
         print(f"{path}: left out, it cannot be read ({reason})", file=sys.stderr)
-        if count > self.limit:
-            raise UserError(
-                f"--data-dir: {count} of {self.total} images cannot be read, the last is {path}; "
+        if len(self._names) > self.limit:
+            self._error = UserError(
+                f"--data-dir: {len(self._names)} of {self.total} images cannot be read, the last is {path}; "
                 f"accepted: at most {self.limit}"
             )
 

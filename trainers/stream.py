@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from res2net.errors import UserError
 from trainers.decode import centre_view, decode, decoders, random_view
 from trainers.folder import Damaged, Files
 from trainers.meta import cores
@@ -44,7 +45,7 @@ class _Pixels:
 class Stream:
     """Image files, decoded as they are asked for. A damaged one is left out of its batch, and named on stderr.
 
-    A batch of which nothing is left is left out as a whole. `resize`: the shorter side that the centre is cut from.
+    A batch of which nothing is left ends a training, and is left out of what is scored. `resize`: the shorter side that the centre is cut from.
     """
 
     def __init__(
@@ -61,6 +62,8 @@ class Stream:
         self.resize = max(self.size, resize or round(self.size * 256 / 224))
         self.labels = torch.from_numpy(files.labels).to(device)
         self._damaged = Damaged(len(files))
+        self._spare: list[_Pixels] = []
+        self._floats: list[tuple[Tensor, int]] = []
         # As long as a row of an image: with three values alone, the arithmetic's inner loop would be three long.
         self._shift = 255 * torch.tensor(mean, dtype=torch.float32, device=device).repeat(self.size)
         self._factor = 1 / (255 * torch.tensor(std, dtype=torch.float32, device=device).repeat(self.size))
@@ -91,23 +94,25 @@ class Stream:
         jobs = [job for job in jobs if len(job.index)]
         most = max((len(job.index) for job in jobs), default=1)
         ahead = 1 + -(-2 * CHUNK * self.workers // most)  # enough for every thread, also where batches are small
-        spare: list[_Pixels] = []
-        floats = _Floats((most, self.size, 3 * self.size))
         waiting: deque[tuple[_Job, _Pixels, list[Future[list[int]]]]] = deque()
         with decoders(self.workers) as pool:
             for job in [*jobs, *[None] * ahead]:
                 if job is not None:
-                    pixels = spare.pop(0) if spare else self._memory(most)
+                    pixels = self._memory(most)
                     waiting.append((job, pixels, self._start(pool, job, pixels, flip)))
                 if waiting and (job is None or len(waiting) > ahead):
                     done, pixels, chunks = waiting.popleft()
-                    batch = self._finish(done, pixels, chunks, floats)
-                    spare.append(pixels)
+                    batch = self._finish(done, pixels, chunks)
+                    self._spare.append(pixels)
                     if batch is not None:
                         yield batch
                         del batch
 
     def _memory(self, count: int) -> _Pixels:
+        """Memory for a batch of so many: what an earlier one has left, if it is large enough."""
+        while self._spare:
+            if len((pixels := self._spare.pop(0)).bytes) >= count:
+                return pixels
         shape = (count, self.size, self.size, 3)
         return _Pixels(torch.empty(shape, dtype=torch.uint8, pin_memory=self.device.type == "cuda"))
 
@@ -133,10 +138,12 @@ class Stream:
                 lost.append(row)
         return lost
 
-    def _finish(self, job: _Job, pixels: _Pixels, chunks: list[Future[list[int]]], floats: _Floats) -> Batch | None:
+    def _finish(self, job: _Job, pixels: _Pixels, chunks: list[Future[list[int]]]) -> Batch | None:
         """The batch on the device, when its last image is there."""
         lost = [row for chunk in chunks for row in chunk.result()]
         index, n = np.delete(job.index, lost), len(job.index) - len(lost)
+        if not n and job.seeds is not None:
+            raise UserError(f"--batch-size: none of a batch's {len(lost)} images can be read; accepted: a larger one")
         if not n:
             return None
         if lost:
@@ -147,24 +154,18 @@ class Stream:
             pixels.read = torch.cuda.current_stream(self.device).record_event()
             x = x.to(torch.float32)
         else:
-            x = floats.take(n).copy_(x)
+            x = self._float(n, len(pixels.bytes)).copy_(x)
         return x.sub_(self._shift).mul_(self._factor).view(n, self.size, self.size, 3).permute(0, 3, 1, 2), y
 
-
-class _Floats:
-    """Memory for batches on a CPU, used again once nobody holds a view of it: fresh pages cost more than arithmetic."""
-
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        self.shape, self._kept = shape, []
-
-    def take(self, count: int) -> Tensor:
-        """`count` rows, of unknown values."""
-        for tensor, idle in self._kept:
+    def _float(self, count: int, most: int) -> Tensor:
+        """`count` rows on the CPU, of memory that nobody holds a view of: fresh pages cost more than the arithmetic."""
+        self._floats = [(tensor, idle) for tensor, idle in self._floats if len(tensor) == most]
+        for tensor, idle in self._floats:
             if _uses(tensor) == idle:
                 return tensor[:count]
-        tensor = torch.empty(self.shape)
-        if len(self._kept) < KEPT:
-            self._kept.append((tensor, _uses(tensor)))
+        tensor = torch.empty(most, self.size, 3 * self.size)
+        if len(self._floats) < KEPT:
+            self._floats.append((tensor, _uses(tensor)))
         return tensor[:count]
 
 

@@ -250,7 +250,7 @@ class TestTrained:
     ) -> None:
         calls = []
 
-        def load_test(*args: object) -> Split:
+        def load_test(*args: object, **_: object) -> Split:
             calls.append(args)
             return data.val
 

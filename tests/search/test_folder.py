@@ -1,0 +1,87 @@
+"""A search over a folder of images: from the option to the exported network's score on the test split."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from search import export, run, runs, supernet
+from search.settings import Settings
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Three classes of a colour each; some of the files are PNG."""
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 20), ("val", 4)):
+        for label, name in enumerate(("blue", "green", "red")):
+            folder = tmp_path / "photos" / part / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 100, (20 + i, 24, 3), np.uint8)
+                pixels[..., 2 - label] += 100
+                Image.fromarray(pixels).save(folder / f"{i}.{'png' if i % 4 == 0 else 'jpg'}")
+    return tmp_path / "photos"
+
+
+@pytest.mark.slow
+def test_a_search_and_its_export(photos: Path, tiny_space: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    options = ["--data", "folder", "--data-dir", str(photos), "--image-size", "16", "--space", str(tiny_space)]
+    options += ["--executor", "local", "--trials", "3", "--epochs", "2", "--batch-size", "16", "--out", str(out)]
+    assert run.main(options) == 0
+    content = runs.read(out)
+    assert content["settings"]["image_size"] == content["data"]["image_size"] == 16
+    assert content["data"]["classes"] == ["blue", "green", "red"]
+    assert (content["data"]["train_images"], content["data"]["val_images"]) == (54, 6)
+    assert export.main([str(out), "--to", str(tmp_path / "exported"), "--test"]) == 0
+    training = json.loads((tmp_path / "exported" / "training.json").read_text())
+    assert 0 <= training["test_top1"] <= 100
+    (photos / "val" / "red").rename(photos / "val" / "pink")
+    assert export.main([str(out), "--to", str(tmp_path / "again"), "--test"]) == 2
+    assert run.main([*options, "--image-size", "24"]) == 2
+
+
+def test_the_base_is_what_suits_the_size() -> None:
+    settings = Settings(data="folder")
+    assert [settings.get_space(10, size).base for size in (32, 127, 128, 224)] == [
+        "cifar",
+        "cifar",
+        "imagenet",
+        "imagenet",
+    ]
+    assert Settings(data="folder", base="micro").get_space(10, 224).base == "micro"
+    assert Settings(data="cifar10").get_space(10, 32).base == "cifar"
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--data", "folder"], "--data-dir: None"),
+        (["--image-size", "64"], "--image-size: 64, but shapes has a size of its own"),
+        (["--data", "folder", "--image-size", "3"], "--image-size: 3 is too small"),
+        (["--data", "folder", "--data-dir", "/tmp", "--download"], "--download: there is none of --data folder"),
+    ],
+)
+def test_mistakes_are_one_line(options: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run.main(options) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert error.count("\n") == 1
+
+
+def test_files_of_earlier_versions_load() -> None:
+    old = Settings().to_dict()
+    del old["image_size"]
+    assert Settings.from_dict(old) == Settings()
+
+
+def test_shared_weights_of_earlier_versions_are_known(tmp_path: Path) -> None:
+    space = Settings().get_space(10, 32)
+    kept = {name: getattr(Settings(), name) for name in supernet.TRAINED_BY if name != "image_size"}
+    (tmp_path / supernet.ABOUT_FILE).write_text(json.dumps({"settings": kept, "space": space.to_dict()}))
+    supernet.check(tmp_path, Settings(), space)
