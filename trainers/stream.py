@@ -45,7 +45,8 @@ class _Pixels:
 class Stream:
     """Image files, decoded as they are asked for. A damaged one is left out of its batch, and named on stderr.
 
-    A batch of which nothing is left ends a training, and is left out of what is scored. `resize`: the shorter side that the centre is cut from.
+    A batch of which nothing is left ends a training, and is left out of what is scored. `resize`: the shorter side that
+    the centre is cut from.
     """
 
     def __init__(
