@@ -5,6 +5,10 @@
 Both give batches of the same form from the same files: random resized crops of the same distribution at the same size,
 mirrored half of the time, normalised float32 on a CPU; both with the same number of decoders (threads of ours, worker
 processes of the `DataLoader`), in turns in one run.
+
+On one core of an EPYC that other work shared: 2.3 times as many images for each second of processor time with files of
+500 x 375 pixels (84 KB), 2.1 times with 2000 x 1500 (1.1 MB; n = 3 epochs of each). Undoing the JPEGs' entropy coding
+is two thirds of decoding, which is two thirds of our time, and both sides pay for it alike.
 """
 
 from __future__ import annotations

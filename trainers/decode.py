@@ -1,9 +1,9 @@
 """One image file into pixels: which part of it, how large, mirrored or not; and threads that do so.
 
 JPEGs are decoded by libjpeg-turbo through simplejpeg (the same pixels as Pillow's, in two thirds of the time, without
-the interpreter's lock), at 1/2, 1/4 or 1/8 of the size where that still holds twice as many pixels along a side as are
-asked for. All else, CMYK too, goes through Pillow. Resizing is torch's antialiased one, on bytes. EXIF's turns are
-ignored, as ImageNet's users do.
+the interpreter's lock), at 1/2, 1/4 or 1/8 of the size where that still holds more pixels than are asked for: along a
+side twice as many where images are scored, since the coarse pixels would show beside Pillow's. All else, CMYK too, goes
+through Pillow. Resizing is torch's antialiased one, on bytes. EXIF's turns are ignored, as ImageNet's users do.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ class View:
     height: int
     resized: tuple[int, int]  # height, width
     flip: bool = False
+    margin: int = 1  # how many times the pixels along a side that it is resized to must be left in a reduced JPEG
 
 
 Choose = Callable[[int, int], View]  # from the image's width and height
@@ -68,7 +69,7 @@ def centre_view(resize: int, width: int, height: int) -> View:
     """The image with its shorter side resized."""
     short = min(width, height)
     w, h = min(width, LONGEST * short), min(height, LONGEST * short)
-    return View((width - w) // 2, (height - h) // 2, w, h, (int(resize * h / short), int(resize * w / short)))
+    return View((width - w) // 2, (height - h) // 2, w, h, (int(resize * h / short), int(resize * w / short)), margin=2)
 
 
 def decode(path: str, choose: Choose, out: Tensor) -> None:
@@ -119,13 +120,12 @@ def _jpeg(data: memoryview, choose: Choose) -> Decoded | None:
 
 
 def reduction(view: View) -> int:
-    """By how much a JPEG may be reduced as it is decoded: the view's sides still have twice their target's pixels.
+    """By how much a JPEG may be reduced as it is decoded, so that the view is still as large as it must be.
 
-    With fewer, the coarse pixels would show beside Pillow's. Powers of two alone: libjpeg-turbo has no quick transforms
-    for the factors between them.
+    Powers of two alone: libjpeg-turbo has no quick transforms for the factors between them.
     """
     height, width = view.resized
-    return next((by for by in (8, 4, 2) if min(view.height / height, view.width / width) >= 2 * by), 1)
+    return next((by for by in (8, 4, 2) if min(view.height / height, view.width / width) >= view.margin * by), 1)
 
 
 def _other(data: memoryview, choose: Choose) -> Decoded:
