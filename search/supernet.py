@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import io
 import json
 import random
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,9 @@ from search.settings import Settings
 from search.units import format_count
 from space import Space
 from trainers.data import Data
+from trainers.ddp import ALONE, Group, joined
 from trainers.meta import environment
+from trainers.resume import unpack
 from trainers.supernet import Members, Scorer, SupernetTrainer
 from trainers.train import TrainingFailed
 
@@ -61,26 +65,38 @@ def watched(space: Space) -> list[Arch]:
     return sorted(found, key=lambda a: cost(a, space.image_size).macs)
 
 
-def train(settings: Settings, space: Space, data: Data, folder: Path, console: Console | None = None) -> ElasticRes2Net:
+def train(
+    settings: Settings,
+    space: Space,
+    data: Data,
+    folder: Path,
+    console: Console | None = None,
+    group: Group = ALONE,
+    device: str = "auto",
+) -> ElasticRes2Net:
     """Train a supernet in the folder, or go on where it stopped; the finished one is only loaded.
 
     Written after each epoch; what follows is the same as if it had never stopped. `UserError` for a folder that holds
-    anything else, or a supernet of other settings.
+    anything else, or a supernet of other settings. group: the processes that train it, of which the first one writes.
     """
     check(folder, settings, space)
     if (folder / WEIGHTS_FILE).is_file():
         return load(folder, space, data, settings)
-    with locked(folder):
-        write_atomic(folder / ABOUT_FILE, json.dumps(_about(settings, space, data), indent=2) + "\n")
+    first = group.rank == 0
+    with locked(folder) if first else contextlib.nullcontext():
+        if first:
+            write_atomic(folder / ABOUT_FILE, json.dumps(_about(settings, space, data), indent=2) + "\n")
         torch.manual_seed(settings.seed)
-        trainer = SupernetTrainer(ElasticRes2Net(space), data, settings.train_config(settings.seed), members_of(space))
+        config = replace(settings.train_config(settings.seed), device=device)
+        trainer = SupernetTrainer(ElasticRes2Net(space), data, config, members_of(space), group)
         rows = _restore(trainer, folder)
         try:
             _run(trainer, watched(space), rows, folder, console or Console(quiet=True))
         except TrainingFailed as problem:
             raise UserError(f"supernet: {problem}; accepted: a lower --lr (it is {settings.lr})") from None
-        write_atomic(folder / WEIGHTS_FILE, weights_bytes(trainer.model))
-        (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
+        if first:
+            write_atomic(folder / WEIGHTS_FILE, weights_bytes(trainer.model))
+            (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
     return trainer.model
 
 
@@ -149,7 +165,7 @@ def _restore(trainer: SupernetTrainer, folder: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     try:
-        state = torch.load(path, weights_only=True)
+        state = unpack(path.read_bytes())
         trainer.load_state_dict(state["trainer"])
     except Exception as error:  # torch raises many kinds for what is truncated or foreign
         raise UserError(f"{path}: not a checkpoint of this supernet ({str(error).splitlines()[0]})") from None
@@ -172,6 +188,8 @@ def _run(
             console.print(f"epoch     loss  top-1 (%) of{names} MACs", highlight=False)
         while trainer.done_epochs < total:
             e = trainer.epoch()
+            if trainer.group.rank:  # the first process scores and writes
+                continue
             scores = [trainer.scorer(a)[1] for a in archs]
             shown = "".join(f"{s:9.2f}" for s in scores)
             console.print(f"{e.epoch:>2}/{total:<2}  {e.train_loss:7.4f}              {shown}", highlight=False)
@@ -207,15 +225,17 @@ def build_parser() -> Parser:
 
 def _main(argv: Sequence[str] | None) -> int:
     options = vars(build_parser().parse_args(argv))
-    out, console = options.pop("out"), Console()
+    out = options.pop("out")
     settings = Settings(**options)
-    data = settings.load_data(console)
-    space = settings.get_space(data.num_classes, data.image_size)
-    try:
-        train(settings, space, data, out, console)
-    except KeyboardInterrupt:
-        console.print(f"interrupted; the same command goes on after the last whole epoch in {out}", highlight=False)
-        return 130
+    with joined("auto") as (group, device):
+        console = Console(quiet=group.rank > 0)
+        data = settings.load_data(console)
+        space = settings.get_space(data.num_classes, data.image_size)
+        try:
+            train(settings, space, data, out, console, group, device)
+        except KeyboardInterrupt:
+            console.print(f"interrupted; the same command goes on after the last whole epoch in {out}", highlight=False)
+            return 130
     console.print(f"search with it: python -m search.run --evaluator supernet --supernet {out}", highlight=False)
     return 0
 

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 from torch.nn.parallel import DistributedDataParallel
 
 from res2net.elastic import ElasticRes2Net
@@ -58,9 +57,8 @@ class Group:
             for module in model.modules():
                 if type(module) is nn.BatchNorm2d:
                     module.__class__ = CpuSyncBatchNorm
-        # Its buffers are alike in all processes as it is.
-        options = {"broadcast_buffers": False, "find_unused_parameters": part}
-        return DistributedDataParallel(model, device_ids=[device.index] if on_gpu else None, **options)
+        ids = [device.index] if on_gpu else None
+        return DistributedDataParallel(model, device_ids=ids, find_unused_parameters=part)
 
 
 ALONE = Group()
@@ -72,6 +70,20 @@ class GpuSyncBatchNorm(nn.SyncBatchNorm):
     process_group = None
 
 
+class _Sum(torch.autograd.Function):
+    """A tensor's sum over all processes, through which gradients flow back to each of them."""
+
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        out = x.clone()
+        dist.all_reduce(out)
+        return out
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
+        return _Sum.forward(ctx, gradient)
+
+
 class CpuSyncBatchNorm(nn.BatchNorm2d):
     """A batch norm over the batches of all processes: PyTorch's own (`nn.SyncBatchNorm`) is for GPUs alone."""
 
@@ -79,13 +91,13 @@ class CpuSyncBatchNorm(nn.BatchNorm2d):
         """As `nn.BatchNorm2d`, but for the statistics in training. x: `[B, C, H, W]`; processes may differ in B."""
         if not self.training:
             return super().forward(x)
-        values = x.float()
+        values = x.float() if x.dtype == torch.bfloat16 else x
         sums = torch.cat([values.sum((0, 2, 3)), values.new_tensor([x.numel() / x.shape[1]])])
-        sums = all_reduce(sums)
+        sums = _Sum.apply(sums)
         count = sums[-1].detach()
         mean = sums[:-1] / count
         centred = values - mean[:, None, None]
-        var = all_reduce(centred.square().sum((0, 2, 3))) / count  # two passes: squares of large means would cancel
+        var = _Sum.apply(centred.square().sum((0, 2, 3))) / count  # two passes: squares of large means would cancel
         if self.running_mean is not None:
             with torch.no_grad():
                 self.num_batches_tracked.add_(1)

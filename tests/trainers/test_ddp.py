@@ -101,3 +101,40 @@ class TestFit:
         assert done.returncode != 0
         assert "did you mean 'modern'" in done.stderr
         assert not Path("out").exists()
+
+
+SUPERNET = """
+import torch
+import space
+import trainers.data
+from res2net.elastic import ElasticRes2Net
+from search.supernet import members_of
+from trainers.ddp import ALONE, joined
+from trainers.recipes import Config
+from trainers.supernet import SupernetTrainer
+data = trainers.data.load("shapes", train_images=23, val_fraction=0.002)
+members = members_of(space.get("scale_card_depth", "micro"))
+def gradients(group):
+    # Of a step with 23 images, 12 and 11 of them; in double precision, as networks this deep multiply rounding.
+    torch.manual_seed(0)
+    model = ElasticRes2Net(space.get("scale_card_depth", "micro")).double().train()
+    config = Config(epochs=1, batch_size=23, precision="fp32", device="cpu")
+    trainer = SupernetTrainer(model, data, config, members, group)
+    x, y = next(trainer.train_images.batches(23, group.shard))
+    loss = trainer._backward(x.double(), y, 0, len(y) * group.world / 23)
+    loss = group.sum(loss * len(y)) / 23
+    return loss, {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+with joined("cpu") as (group, device):
+    assert group.world == 2
+    (ours, found), (alone, expected) = gradients(group), gradients(ALONE)
+    torch.testing.assert_close(ours, alone, rtol=1e-6, atol=0)  # the logits' loss is taken in fp32
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-5)
+"""
+
+
+@pytest.mark.slow
+def test_a_supernet_of_two_processes_is_that_of_one(tmp_path: Path) -> None:
+    (tmp_path / "worker.py").write_text(SUPERNET)
+    done = torchrun(2, str(tmp_path / "worker.py"))
+    assert done.returncode == 0, done.stderr
