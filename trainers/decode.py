@@ -1,9 +1,9 @@
 """One image file into pixels: which part of it, how large, mirrored or not; and threads that do so.
 
 JPEGs are decoded by libjpeg-turbo through simplejpeg (the same pixels as Pillow's, in two thirds of the time, without
-the interpreter's lock), at 1/2, 1/4 or 1/8 of the size where that still holds more pixels than are asked for: along a
-side twice as many where images are scored, since the coarse pixels would show beside Pillow's. All else, CMYK too, goes
-through Pillow. Resizing is torch's antialiased one, on bytes. EXIF's turns are ignored, as ImageNet's users do.
+the interpreter's lock), at 1/2, 1/4 or 1/8 of the size where that still holds more pixels than are asked for. Where
+images are scored it holds twice as many along a side, since coarse pixels would show beside Pillow's; for training the
+transforms may round (a mean difference of 1 in 255, less than any augmentation's). All else, CMYK too, goes through Pillow. Resizing is torch's antialiased one, on bytes. EXIF's turns are ignored, as ImageNet's users do.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class View:
     height: int
     resized: tuple[int, int]  # height, width
     flip: bool = False
-    margin: int = 1  # how many times the pixels along a side that it is resized to must be left in a reduced JPEG
+    exact: bool = False  # pixels as Pillow's, for what is scored; what is trained on may be off by a little
 
 
 Choose = Callable[[int, int], View]  # from the image's width and height
@@ -69,7 +69,7 @@ def centre_view(resize: int, width: int, height: int) -> View:
     """The image with its shorter side resized."""
     short = min(width, height)
     w, h = min(width, LONGEST * short), min(height, LONGEST * short)
-    return View((width - w) // 2, (height - h) // 2, w, h, (int(resize * h / short), int(resize * w / short)), margin=2)
+    return View((width - w) // 2, (height - h) // 2, w, h, (int(resize * h / short), int(resize * w / short)), exact=True)
 
 
 def decode(path: str, choose: Choose, out: Tensor) -> None:
@@ -113,7 +113,8 @@ def _jpeg(data: memoryview, choose: Choose) -> Decoded | None:
         view = choose(width, height)
         by = reduction(view)
         h, w = -(-height // by), -(-width // by)
-        pixels = simplejpeg.decode_jpeg(data, min_height=h, min_width=w, buffer=_buffer("image", 3 * w * h))
+        fast = {"fastdct": not view.exact, "fastupsample": not view.exact}
+        pixels = simplejpeg.decode_jpeg(data, min_height=h, min_width=w, buffer=_buffer("image", 3 * w * h), **fast)
     except ValueError:
         return None  # Pillow is patient with small faults, and says what the others are
     return view, pixels, by
@@ -125,7 +126,8 @@ def reduction(view: View) -> int:
     Powers of two alone: libjpeg-turbo has no quick transforms for the factors between them.
     """
     height, width = view.resized
-    return next((by for by in (8, 4, 2) if min(view.height / height, view.width / width) >= view.margin * by), 1)
+    margin = 2 if view.exact else 1
+    return next((by for by in (8, 4, 2) if min(view.height / height, view.width / width) >= margin * by), 1)
 
 
 def _other(data: memoryview, choose: Choose) -> Decoded:
