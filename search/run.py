@@ -88,7 +88,7 @@ def build_parser() -> Parser:
     )
     score.add_argument(
         "--confirm-by",
-        help=f"{', '.join(CONFIRM_BY)}: train those K so (default: {d.confirm_by}; tune: from their slices)",
+        help=f"{', '.join(CONFIRM_BY)}: train those K so (default: {d.confirm_by}, on from their slices)",
     )
     where = parser.add_argument_group("where")
     where.add_argument(

@@ -25,7 +25,7 @@ from trainers.recipes import Config
 SAMPLERS = ("tpe", "nsga2", "random")
 EXECUTORS = ("tune", "local")
 EVALUATORS = ("scratch", "supernet", "inherit")
-CONFIRM_BY = ("scratch", "tune")
+CONFIRM_BY = ("tune", "scratch")
 TUNED = 5  # what tunes a slice of shared weights has a peak rate so many times lower than what trained them
 BASE_OF_DATA = {"shapes": "micro", "cifar10": "cifar", "cifar100": "cifar", "folder": "cifar"}
 IMAGENET_SIZE = 128  # images of at least so many pixels along a side suit the base `imagenet`
@@ -78,7 +78,7 @@ class Settings:
     supernet: str | None = None
     supernet_epochs: int = 8
     confirm: int = 4
-    confirm_by: str = "scratch"
+    confirm_by: str = "tune"
     storage: str | None = None
     study: str | None = None
     executor: str = "tune"
