@@ -3,7 +3,8 @@
 JPEGs are decoded by libjpeg-turbo through simplejpeg (the same pixels as Pillow's, in two thirds of the time, without
 the interpreter's lock), at 1/2, 1/4 or 1/8 of the size where that still holds more pixels than are asked for. Where
 images are scored it holds twice as many along a side, since coarse pixels would show beside Pillow's; for training the
-transforms may round (a mean difference of 1 in 255, less than any augmentation's). All else, CMYK too, goes through Pillow. Resizing is torch's antialiased one, on bytes. EXIF's turns are ignored, as ImageNet's users do.
+transforms may round (a mean difference of 1 in 255, less than any augmentation's). All else, CMYK too, goes through
+Pillow. Resizing is torch's antialiased one, on bytes. EXIF's turns are ignored, as ImageNet's users do.
 """
 
 from __future__ import annotations
@@ -69,7 +70,9 @@ def centre_view(resize: int, width: int, height: int) -> View:
     """The image with its shorter side resized."""
     short = min(width, height)
     w, h = min(width, LONGEST * short), min(height, LONGEST * short)
-    return View((width - w) // 2, (height - h) // 2, w, h, (int(resize * h / short), int(resize * w / short)), exact=True)
+    return View(
+        (width - w) // 2, (height - h) // 2, w, h, (int(resize * h / short), int(resize * w / short)), exact=True
+    )
 
 
 def decode(path: str, choose: Choose, out: Tensor) -> None:

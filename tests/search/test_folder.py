@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -44,6 +45,30 @@ def test_a_search_and_its_export(photos: Path, tiny_space: Path, tmp_path: Path)
     (photos / "val" / "red").rename(photos / "val" / "pink")
     assert export.main([str(out), "--to", str(tmp_path / "again"), "--test"]) == 2
     assert run.main([*options, "--image-size", "24"]) == 2
+
+
+@pytest.mark.slow
+def test_files_that_cannot_be_read_end_a_search_in_one_line_and_it_goes_on_once_they_can(
+    photos: Path, tiny_space: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    options = ["--data", "folder", "--data-dir", str(photos), "--image-size", "16", "--space", str(tiny_space)]
+    options += ["--executor", "local", "--epochs", "1", "--batch-size", "16", "--out", str(out), "--trials"]
+    assert run.main([*options, "2"]) == 0
+    before, whole = (out / "trials.csv").read_text(), {p: p.read_bytes() for p in photos.glob("train/*/*.*g")}
+    for path in whole:
+        path.write_bytes(whole[path][:100])
+    capsys.readouterr()
+    assert run.main([*options, "3"]) == 2
+    error = capsys.readouterr().err.splitlines()
+    assert "cannot be read" in error[-1]
+    assert error[-1].startswith("python -m search.run: error: --data-dir: ")
+    assert not any("Traceback" in line for line in error)
+    assert (out / "trials.csv").read_text() == before
+    for path, content in whole.items():
+        path.write_bytes(content)
+    assert run.main([*options, "3"]) == 0
+    assert (pd.read_csv(out / "trials.csv").outcome == "scored").sum() == 3
 
 
 def test_the_base_is_what_suits_the_size() -> None:

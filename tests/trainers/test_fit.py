@@ -3,6 +3,9 @@
 import io
 import json
 import math
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 import res2net
 import trainers.data
@@ -492,6 +496,45 @@ class TestLog:
         (events,) = Path("out/tensorboard").iterdir()
         assert b"loss/train" in events.read_bytes()
         assert b"accuracy/val_top5" in events.read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("data", ["shapes", "folder"])
+def test_killed_and_resumed_is_the_run_that_never_was(
+    data: str, run: Run, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By SIGKILL, twice; with files of images that threads decode, too."""
+    argv = [str(source), "--data", data, "--recipe", "modern", "--epochs", "5", "--batch-size", "16", "--device", "cpu"]
+    argv += ["--val-fraction", "0.1", "--precision", "fp32"]
+    argv += ["--train-images", "300"] if data == "shapes" else ["--data-dir", str(photos(tmp_path / "photos"))]
+    assert fit.main([*argv, "--out", "whole"]) == 0
+    for stop in (1, 3):
+        process = subprocess.Popen([sys.executable, "-m", "trainers.fit", *argv, "--out", "parts", "--resume"])
+        table = Path("parts/log.csv")
+        while process.poll() is None and not (table.exists() and len(table.read_text().splitlines()) > stop):
+            time.sleep(0.01)
+        process.kill()
+        process.wait()
+    assert fit.main([*argv, "--out", "parts", "--resume"]) == 0
+    whole, parts = (json.loads(Path(name, "training.json").read_text()) for name in ("whole", "parts"))
+    for key in ("train_loss", "val_loss", "val_top1"):
+        assert [e[key] for e in parts["history"]] == [e[key] for e in whole["history"]]
+    a, b = (Path(name, "model.safetensors").read_bytes() for name in ("whole", "parts"))
+    assert a == b
+    assert (whole["test_top1"], whole["test_top5"]) == (parts["test_top1"], parts["test_top5"])
+
+
+def photos(folder: Path) -> Path:
+    """Three classes of photographs, of different sizes."""
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 40), ("val", 8)):
+        for label in range(3):
+            (folder / part / f"class{label}").mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 120, (40 + i, 60, 3), np.uint8)
+                pixels[..., label] += 100
+                Image.fromarray(pixels).save(folder / part / f"class{label}" / f"{i}.jpg")
+    return folder
 
 
 @pytest.mark.slow
