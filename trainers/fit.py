@@ -57,6 +57,7 @@ from trainers.recipes import RECIPES, Config, recipe
 from trainers.train import Epoch, Trainer, TrainingFailed
 
 PROG = "python -m trainers.fit"
+PLAIN = {"highlight": False, "markup": False, "soft_wrap": True}  # how lines are printed that may hold a path
 CHANGES = ("epochs", "batch_size", "lr", "weight_decay", "label_smoothing", "precision", "device", "seed")
 
 
@@ -298,13 +299,13 @@ def run(args: argparse.Namespace, config: Config, group: Group, console: Console
     device = device_of(config.device)
     check_out(args.out, args.resume)
     if args.resume and (args.out / TRAINING_FILE).exists() and not (args.out / CHECKPOINT_FILE).exists():
-        console.print(f"{args.out}: this training is done; nothing is left to resume", highlight=False, markup=False)
+        console.print(f"{args.out}: this training is done; nothing is left to resume", **PLAIN)
         return
     read_arch(args.arch)  # a wrong name is said before the data is read
     data, test = read_data(args, config, console)
     model, note = build_model(args.arch, data, args.from_scratch, args.seed)
-    console.print(f"{model.arch}: {note}", highlight=False, markup=False)
-    console.print(_about(args, config, data, group, device), highlight=False, markup=False)
+    console.print(f"{model.arch}: {note}", **PLAIN)
+    console.print(_about(args, config, data, group, device), **PLAIN)
     try:
         trainer = Trainer(model, data, config, group, args.compile, args.workers)
         it, epochs = resume.Run(model.arch, config, data), []
@@ -321,8 +322,7 @@ def run(args: argparse.Namespace, config: Config, group: Group, console: Console
     console.print(
         f"{args.out}: {scores.top1:.2f} % on the test split, {scores.top5:.2f} % among the first five "
         f"({data.name}, last epoch of {config.epochs})",
-        highlight=False,
-        markup=False,
+        **PLAIN,
     )
 
 
