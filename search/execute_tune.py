@@ -10,10 +10,12 @@ import contextlib
 import logging
 import math
 import os
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, fields
@@ -294,11 +296,14 @@ def _ray(address: str | None, bytes_of_data: int = 0) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    if _is_cluster(address):
-        _join(address)
-    else:
-        _start(bytes_of_data)
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
+        if _is_cluster(address):
+            _join(address)
+        else:
+            _start(bytes_of_data)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own ends the process there and then, with a core dump
         yield
     finally:
         ray.shutdown()

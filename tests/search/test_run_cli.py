@@ -273,13 +273,15 @@ class TestOutput:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("executor", ["local", "tune"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_process_leaves_a_search_that_goes_on(
-    number: signal.Signals, options: list[str], tmp_path: Path
+    number: signal.Signals, executor: str, options: list[str], tmp_path: Path
 ) -> None:
     """A real search: real images, real training, a real signal."""
     folder = tmp_path / "run"
     command = [sys.executable, "-m", "search.run", *options, "--train-images", "100", "--trials", "12", "--seed", "1"]
+    command += ["--executor", executor]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
     try:
