@@ -302,7 +302,7 @@ def _ray(address: str | None, bytes_of_data: int = 0) -> Iterator[None]:
             _join(address)
         else:
             _start(bytes_of_data)
-        if threading.current_thread() is threading.main_thread():
+        if on_sigterm is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own ends the process there and then, with a core dump
         yield
     finally:
