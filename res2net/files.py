@@ -153,4 +153,5 @@ def _load_state(model: AnyNetwork, state: dict[str, torch.Tensor], path: Path) -
             raise UserError(f"{path}: weight {key!r} has shape {list(tensor.shape)}; {ARCH_FILE} asks for {wanted}")
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise UserError(f"{path}: weight {key!r} holds values that are not finite")
-    model.load_state_dict({k: v.to(expected[k].dtype) for k, v in state.items()}, assign=True)
+    # Copies: a file's tensors are not aligned, and some processors' kernels round otherwise then.
+    model.load_state_dict({k: v.to(expected[k].dtype, copy=True) for k, v in state.items()}, assign=True)

@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import os
 import subprocess
 import sys
 import time
@@ -509,7 +510,8 @@ def test_killed_and_resumed_is_the_run_that_never_was(
     argv += ["--train-images", "300"] if data == "shapes" else ["--data-dir", str(photos(tmp_path / "photos"))]
     assert fit.main([*argv, "--out", "whole"]) == 0
     for stop in (1, 3):
-        process = subprocess.Popen([sys.executable, "-m", "trainers.fit", *argv, "--out", "parts", "--resume"])
+        command = [sys.executable, "-m", "trainers.fit", *argv, "--out", "parts", "--resume"]
+        process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"})  # as many as here: sums differ
         table = Path("parts/log.csv")
         while process.poll() is None and not (table.exists() and len(table.read_text().splitlines()) > stop):
             time.sleep(0.01)
