@@ -182,18 +182,25 @@ def kill_driver(search: Search, folder: Path, rng: random.Random, most: int, kil
 def kill_workers(search: Search, folder: Path, rng: random.Random, most: int, kills: Counter[str]) -> bool:
     """One worker after another, until the search is done or enough were killed: then it runs to its end."""
     while sum(kills.values()) < most:
-        deadline = time.monotonic() + rng.uniform(1, 8)
+        seconds = rng.uniform(0, 1) if rng.random() < 0.5 else rng.uniform(1, 8)  # trials may be over in less than one
+        while not _workers(search) and search.process.poll() is None:
+            time.sleep(0.05)
+        deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and search.process.poll() is None:
             time.sleep(0.05)
         if search.process.poll() is not None:
             break
-        busy = [n for n, name in search.processes().items() if name.startswith("ray::TrialActor")]
-        if busy:
+        if busy := _workers(search):
             os.kill(rng.choice(sorted(busy)), signal.SIGKILL)
             kills["of workers"] += 1
     search.process.wait()
     check(search)
     return True
+
+
+def _workers(search: Search) -> list[int]:
+    """Processes of Ray's that run trials."""
+    return [n for n, name in search.processes().items() if name.startswith("ray::TrialActor")]
 
 
 def check(search: Search) -> None:
