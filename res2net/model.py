@@ -15,6 +15,7 @@ from res2net.backbone import Backbone, DensePool, FeatureInfo, Network, as_backb
 from res2net.cost import has_projection
 from res2net.named import named
 
+SAFE_CHANNELS = 8  # input channels from which oneDNN's strided 1x1 convolutions are safe
 DENSE_CHANNELS = 32  # up to which a CPU computes groups faster as one dense convolution in bf16
 
 
@@ -43,6 +44,24 @@ class GroupedConv2d(nn.Conv2d):
 def conv3x3(c_in: int, c_out: int, stride: int = 1, groups: int = 1, dilation: int = 1) -> nn.Conv2d:
     kind = nn.Conv2d if groups == 1 else GroupedConv2d
     return kind(c_in, c_out, 3, stride, dilation, dilation, groups, bias=False)
+
+
+class StridedPointwiseConv2d(nn.Conv2d):
+    """A strided 1x1 convolution that picks every `stride`-th pixel first: the same function, weights and names.
+
+    On CPUs without AVX-512, oneDNN writes past its workspace in the backward pass of a strided 1x1 convolution with
+    fewer than 8 input channels, channels-last, and so corrupts the heap (uxlfoundation/oneDNN#6035).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, columns = self.stride
+        return F.conv2d(x[:, :, ::rows, ::columns], self.weight, self.bias)
+
+
+def conv1x1(c_in: int, c_out: int, stride: int = 1) -> nn.Conv2d:
+    """A 1x1 convolution without bias."""
+    kind = StridedPointwiseConv2d if stride > 1 and c_in < SAFE_CHANNELS else nn.Conv2d
+    return kind(c_in, c_out, 1, stride, bias=False)
 
 
 class SqueezeExcite(nn.Module):
@@ -157,7 +176,7 @@ def shortcut(arch: Arch, stage: Stage, c_in: int, dilation: int = 1, dense: bool
     """The projection of a stage's first block; v1b pools first, so that no pixel is skipped."""
     bn, stride = nn.BatchNorm2d(stage.channels), stage.stride
     if arch.shortcut == "conv":
-        return nn.Sequential(nn.Conv2d(c_in, stage.channels, 1, 1 if dense else stride, bias=False), bn)
+        return nn.Sequential(conv1x1(c_in, stage.channels, 1 if dense else stride), bn)
     pool = nn.AvgPool2d(stride, stride, ceil_mode=True, count_include_pad=False)
     if dense:
         pool = DensePool(stride, dilation, 0, count_padding=False)

@@ -1,5 +1,9 @@
 """The networks compute what section 3.1 of the paper says, and behave as PyTorch modules should."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,7 +13,7 @@ from networks import randomised
 from torch import Tensor, nn
 
 from res2net import Arch, Res2Net, Stage, create, named
-from res2net.model import Block
+from res2net.model import Block, StridedPointwiseConv2d, conv1x1
 
 SMALL = Arch((Stage(2, 4, 6, 2, 4, 1), Stage(2, 8, 6, 3, 3, 2)), stem="cifar", stem_channels=8, num_classes=5)
 
@@ -323,3 +327,42 @@ def test_the_seed_decides_the_weights() -> None:
 
     assert torch.equal(weights(0), weights(0))
     assert not torch.equal(weights(0), weights(1))
+
+
+class TestStridedPointwiseConvolutions:
+    """Thin strided 1x1 convolutions crash oneDNN on CPUs without AVX-512 (uxlfoundation/oneDNN#6035)."""
+
+    THIN = Arch((Stage(1, 4, 8, 1, 2, 2), Stage(1, 8, 8, 1, 2, 2)), stem="cifar", stem_channels=4, num_classes=10)
+
+    @pytest.mark.parametrize("stride", [2, 3])
+    @pytest.mark.parametrize("size", [1, 7, 8])
+    def test_equals_the_plain_convolution(self, size, stride):
+        conv = conv1x1(4, 16, stride)
+        x = torch.randn(2, 4, size, size, requires_grad=True)
+        plain = F.conv2d(x, conv.weight, stride=stride)
+        torch.testing.assert_close(conv(x), plain)
+        assert conv.state_dict().keys() == nn.Conv2d(4, 16, 1, stride, bias=False).state_dict().keys()
+
+    def test_no_thin_strided_1x1_convolution_reaches_onednn(self):
+        model = create(self.THIN)
+        convs = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+        strided = [m for m in convs if m.kernel_size == (1, 1) and m.stride > (1, 1)]
+        thin = [m for m in strided if m.in_channels < 8]
+        assert thin
+        assert all(isinstance(m, StridedPointwiseConv2d) for m in thin)
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("threads", [1, 2])
+    def test_training_survives_without_avx512(self, threads):
+        program = f"""
+import torch, res2net
+from res2net import Arch
+torch.set_num_threads({threads})
+model = res2net.create(Arch.from_json('''{self.THIN.to_json()}''')).to(memory_format=torch.channels_last)
+for _ in range(60):
+    x = torch.randn(32, 3, 32, 32).to(memory_format=torch.channels_last)
+    model(x).square().mean().backward()
+"""
+        variables = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
+        done = subprocess.run([sys.executable, "-c", program], env=os.environ | variables, timeout=120, check=False)
+        assert done.returncode == 0
