@@ -4,35 +4,35 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from res2net.arch import Arch, Stage
-from res2net.biglittle import BigLittleArch
 from res2net.cost import Cost, cost
-from res2net.dla import DlaArch
 from res2net.errors import UserError
+from res2net.hosts.biglittle.value import BigLittleArch
+from res2net.hosts.dla.value import DlaArch
 from res2net.named import named, names
 
 if TYPE_CHECKING:
-    from res2net.biglittle_model import BigLittle
-    from res2net.checkpoint import load_checkpoint
-    from res2net.dla_model import Dla
+    from res2net.deploy.export import export_onnx, export_program
+    from res2net.deploy.optimize import optimize
     from res2net.elastic import ElasticRes2Net
-    from res2net.files import load, save
-    from res2net.formats import export_onnx, export_program
+    from res2net.folder import load, save
+    from res2net.hosts.biglittle.model import BigLittle
+    from res2net.hosts.dla.model import Dla
     from res2net.model import Res2Net, create
-    from res2net.optimized import optimize
+    from res2net.weights import load_checkpoint
 
 # These need torch, which takes seconds to import; a space or a cost needs none of it.
 _LAZY = {
     "create": "model",
     "Res2Net": "model",
-    "Dla": "dla_model",
-    "BigLittle": "biglittle_model",
+    "Dla": "hosts.dla.model",
+    "BigLittle": "hosts.biglittle.model",
     "ElasticRes2Net": "elastic",
-    "load": "files",
-    "save": "files",
-    "load_checkpoint": "checkpoint",
-    "export_onnx": "formats",
-    "export_program": "formats",
-    "optimize": "optimized",
+    "load": "folder",
+    "save": "folder",
+    "load_checkpoint": "weights",
+    "export_onnx": "deploy.export",
+    "export_program": "deploy.export",
+    "optimize": "deploy.optimize",
 }
 
 __all__ = [

@@ -10,9 +10,9 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from res2net.arch import Arch, Stage, se_channels
-from res2net.biglittle import BigLittleArch
-from res2net.dla import DlaArch
 from res2net.errors import UserError
+from res2net.hosts.biglittle.value import BigLittleArch
+from res2net.hosts.dla.value import DlaArch
 from res2net.kinds import AnyArch
 
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from res2net.arch import RESIDUAL, Arch, read_json
-from res2net.biglittle import BigLittleArch
-from res2net.dla import DlaArch
 from res2net.errors import unknown
+from res2net.hosts.biglittle.value import BigLittleArch
+from res2net.hosts.dla.value import DlaArch
 
 AnyArch = Arch | DlaArch | BigLittleArch
 KINDS: dict[str, type[AnyArch]] = {cls.kind: cls for cls in (Arch, DlaArch, BigLittleArch)}

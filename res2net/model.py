@@ -267,11 +267,11 @@ def create(
     value = named(arch) if isinstance(arch, str) else arch
     value = replace(value, **overrides) if overrides else value  # type: ignore[arg-type]
     if pretrained:
-        from res2net.checkpoint import load_pretrained  # it imports this file
+        from res2net.weights import load_pretrained  # it imports this file
 
         model = load_pretrained(arch, value, output_stride)
     else:
-        from res2net.classes import build  # so does it
+        from res2net.networks import build  # so does it
 
         model = build(value, output_stride)
     return as_backbone(model, features_only, out_indices)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from res2net.arch import Arch, Stage
-from res2net.biglittle import BigLittleArch
-from res2net.dla import DlaArch
 from res2net.errors import unknown
+from res2net.hosts.biglittle.value import BigLittleArch
+from res2net.hosts.dla.value import DlaArch
 from res2net.kinds import AnyArch
 
 PLANES = (64, 128, 256, 512)

@@ -12,16 +12,17 @@ from typing import Any
 
 import pandas as pd
 
-from search import dashboard, export, report, runs, supernet
+from search import export, runs, supernet
 from search.checkpoints import Checkpoints
 from search.driver import Driver
-from search.execute_local import execute as execute_local
-from search.progress import Progress, Silent
+from search.execute.local import execute as execute_local
+from search.report import dashboard, tables
+from search.report.progress import Progress, Silent
 from search.settings import RESOURCES, Settings, check_limits
-from search.study import SCORED, Study, join, reached, sqlite_url
+from search.study.study import SCORED, Study, join, reached, sqlite_url
 from search.worker import Job, SharedWork, Work, train_trial
 from space import Space
-from trainers.data import Data
+from trainers.datasets.data import Data
 
 REPORT_SECONDS = 30.0  # how old tables and plots may be while a search runs; older, where they
 REPORT_SHARE = 0.03  # would take more than this share of the driver's time
@@ -101,9 +102,9 @@ class _Session:
             interrupted = True
             self.driver.release_all("the search was interrupted")
         trials = self._report()
-        found = report.front_frame(trials)
+        found = tables.front_frame(trials)
         self._export_best(trials)
-        value = report.hypervolume_of(trials, self.space, self.settings)
+        value = tables.hypervolume_of(trials, self.space, self.settings)
         why = "interrupted" if interrupted else self.driver.why_stopped or "all trials are done"
         # Confirmations that are missing are asked for by any resume.
         unfinished = self.driver.spent < self.settings.trials
@@ -141,7 +142,7 @@ class _Session:
         if self.settings.executor == "local":
             execute_local(self.driver, self.data, self.work)
             return
-        from search import execute_tune
+        from search.execute import tune as execute_tune
 
         execute_tune.execute(self.driver, self.data, self.work, **_where(self.settings))
 
@@ -160,9 +161,9 @@ class _Session:
             self.report_at = now + max(REPORT_SECONDS, (now - begun) / REPORT_SHARE)
 
     def _report(self) -> pd.DataFrame:
-        trials = report.write(self.folder, self.study.records(), self.space, self.settings)
+        trials = tables.write(self.folder, self.study.records(), self.space, self.settings)
         shown = trials[trials.front | (trials.index >= len(trials) - SHOWN)]
-        dashboard.show_front(self.study, report.pareto_figure(shown, self.folder.name, self.settings))
+        dashboard.show_front(self.study, tables.pareto_figure(shown, self.folder.name, self.settings))
         return trials
 
 

@@ -22,7 +22,7 @@ from res2net.errors import UserError
 from search.front import front
 from search.scheduler import goes_on, rungs
 from search.settings import Settings, limits_of, member
-from search.study import (
+from search.study.study import (
     ESTIMATED,
     FAILED,
     INFEASIBLE,

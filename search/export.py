@@ -10,27 +10,18 @@ from typing import Any
 
 import safetensors.torch
 
-import trainers.data
+import trainers.datasets.data
+from res2net.deploy.export import export_onnx, need_onnx
 from res2net.errors import Parser, UserError, run_main
-from res2net.files import (
-    ARCH_FILE,
-    CARD_FILE,
-    ONNX_FILE,
-    TRAINING_FILE,
-    WEIGHTS_FILE,
-    check_replaceable,
-    load,
-    write_atomic,
-    write_folder,
-)
-from res2net.formats import export_onnx, need_onnx
+from res2net.files import write_atomic, write_folder
+from res2net.folder import ARCH_FILE, CARD_FILE, ONNX_FILE, TRAINING_FILE, WEIGHTS_FILE, check_replaceable, load
 from search import runs
 from search.front import front, knee
 from search.settings import Settings
-from search.study import ESTIMATED, SCORED, Record, arch_of, read, where
+from search.study.study import ESTIMATED, SCORED, Record, arch_of, read, where
 from search.units import format_count, parse_count
 from trainers.card import code, machine, model_card
-from trainers.data import Data
+from trainers.datasets.data import Data
 from trainers.device import device_of
 from trainers.evaluate import evaluate
 from trainers.images import Images
@@ -166,7 +157,7 @@ def tested(folder: Path, record: Record, data_dir: str | None) -> float:
     size = run["data"].get("image_size") if settings.data == "folder" else None
     classes = tuple(run["data"]["classes"])
     there = data_dir or settings.data_dir
-    split = trainers.data.load_test(settings.data, there, image_size=size, classes=classes)
+    split = trainers.datasets.data.load_test(settings.data, there, image_size=size, classes=classes)
     model = create(arch_of(record))
     model.load_state_dict(safetensors.torch.load_file(_weights(folder, record)))
     device = device_of("auto")

@@ -16,14 +16,15 @@ from typing import Any, NoReturn
 from rich.console import Console
 
 import space as spaces
-import trainers.data
+import trainers.datasets.data
 from res2net.errors import Parser, UserError, run_main
-from search import dashboard, progress, runs
+from search import runs
 from search.api import Result, search
 from search.export import front_of
+from search.report import dashboard, progress
 from search.scheduler import SCHEDULERS
 from search.settings import CONFIRM_BY, EVALUATORS, EXECUTORS, SAMPLERS, Settings
-from search.study import SCORED
+from search.study.study import SCORED
 from search.units import format_seconds, parse_count, parse_seconds
 
 # Defaults that suit an evaluator: a score by shared weights takes a second, and tuning starts from trained weights.
@@ -51,7 +52,9 @@ def build_parser() -> Parser:
     what.add_argument("--max-activations", metavar="N", help="no network whose layers put out more values an image")
     what.add_argument("--match-macs", metavar="N", help="compare shapes at so many MACs: the width is solved for each")
     data = parser.add_argument_group("data")
-    data.add_argument("--data", help=f"{', '.join(trainers.data.names())} (default: {d.data}, which needs no files)")
+    data.add_argument(
+        "--data", help=f"{', '.join(trainers.datasets.data.names())} (default: {d.data}, which needs no files)"
+    )
     data.add_argument("--data-dir", metavar="DIR", help="where the data set's files are")
     data.add_argument("--download", action="store_true", help="fetch the data set into --data-dir first")
     data.add_argument("--train-images", type=int, metavar="N", help="train on so many images only (default: all)")
@@ -146,7 +149,7 @@ def _main(argv: Sequence[str] | None) -> int:
     if download:
         if settings.data_dir is None:
             raise UserError("--download: needs --data-dir, the folder to put the data set in")
-        trainers.data.download(settings.data, settings.data_dir)
+        trainers.datasets.data.download(settings.data, settings.data_dir)
     console = Console()
     result = search(settings, out, progress.default(console))
     show(console, result)

@@ -19,7 +19,7 @@ from res2net.errors import UserError
 from res2net.files import write_atomic
 from search.settings import FREE_OF_DRIVERS, Settings
 from space import Space
-from trainers.data import Data
+from trainers.datasets.data import Data
 from trainers.meta import environment
 
 RUN_FILE, LOCK_FILE, WEIGHTS, ARTIFACTS = "run.json", ".lock", "weights", "artifacts"

@@ -11,7 +11,7 @@ from urllib.parse import parse_qs, urlsplit
 from rich.console import Console
 
 import space as spaces
-import trainers.data
+import trainers.datasets.data
 from res2net.arch import Arch
 from res2net.cost import Cost, cost
 from res2net.errors import UserError, unknown
@@ -19,7 +19,7 @@ from search.scheduler import SCHEDULERS
 from search.units import format_count
 from space import Space
 from space.space import MAX_WIDTH
-from trainers.data import Data
+from trainers.datasets.data import Data
 from trainers.recipes import Config
 
 SAMPLERS = ("tpe", "nsga2", "random")
@@ -89,7 +89,7 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _choice("--data", self.data, trainers.data.names())
+        _choice("--data", self.data, trainers.datasets.data.names())
         _choice("--sampler", self.sampler, SAMPLERS)
         _choice("--scheduler", self.scheduler, SCHEDULERS)
         _choice("--executor", self.executor, EXECUTORS)
@@ -97,7 +97,7 @@ class Settings:
         _choice("--confirm-by", self.confirm_by, CONFIRM_BY)
         _check_storage(self)
         if self.image_size is not None:
-            trainers.data.check_image_size(self.data, self.image_size)
+            trainers.datasets.data.check_image_size(self.data, self.image_size)
         if self.match_macs and self.evaluator != "scratch":
             raise UserError(
                 f"--match-macs: its widths are none of the supernet's, which --evaluator {self.evaluator} needs; "
@@ -139,7 +139,7 @@ class Settings:
 
     def load_data(self, console: Console | None = None) -> Data:
         """What the search may see of the data set; `console` shows a decoding that takes long."""
-        return trainers.data.load(
+        return trainers.datasets.data.load(
             self.data,
             self.data_dir,
             seed=self.seed,

@@ -20,17 +20,18 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import space as spaces
-import trainers.data
+import trainers.datasets.data
 from res2net.arch import Arch
 from res2net.cost import cost
 from res2net.elastic import ElasticRes2Net
 from res2net.errors import Parser, UserError, run_main
-from res2net.files import weights_bytes, write_atomic
+from res2net.files import write_atomic
+from res2net.folder import weights_bytes
 from search.runs import locked
 from search.settings import Settings
 from search.units import format_count
 from space import Space
-from trainers.data import Data
+from trainers.datasets.data import Data
 from trainers.ddp import ALONE, Group, joined
 from trainers.meta import environment
 from trainers.resume import unpack
@@ -207,7 +208,7 @@ def build_parser() -> Parser:
     parser.add_argument("--space", default=d.space, help=f"{', '.join(spaces.names())}, or a YAML file")
     parser.add_argument("--base", help=f"{', '.join(spaces.BASES)} (what suits the data set if not given)")
     parser.add_argument("--per-stage", action="store_true", help="every stage has its own values")
-    parser.add_argument("--data", default=d.data, help=", ".join(trainers.data.names()))
+    parser.add_argument("--data", default=d.data, help=", ".join(trainers.datasets.data.names()))
     parser.add_argument("--data-dir", metavar="DIR", help="where the data set's files are")
     parser.add_argument("--train-images", type=int, metavar="N", help="train on so many images only")
     parser.add_argument(

@@ -17,10 +17,10 @@ from torch import nn
 from res2net.arch import Arch
 from res2net.cost import cost
 from res2net.elastic import ElasticRes2Net
-from res2net.files import weights_bytes
+from res2net.folder import weights_bytes
 from res2net.model import create
 from search.units import format_count
-from trainers.data import Data
+from trainers.datasets.data import Data
 from trainers.device import out_of_memory
 from trainers.recipes import Config
 from trainers.resume import unpack

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from space.catalogue import BASES, DEFAULT_BASE, named, names
-from space.choices import DIMENSIONS
+from space.dimensions import DIMENSIONS
 from space.skeleton import Skeleton
 from space.space import Space
 from space.yaml_file import load

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from res2net.arch import Arch, Stage
 from res2net.errors import UserError
-from space.choices import DIMENSIONS, is_count
+from space.dimensions import DIMENSIONS, is_count
 
 PER_STAGE_LISTS = ("planes", "strides", "pattern")
 

@@ -15,7 +15,7 @@ import numpy as np
 from res2net.arch import Arch, Stage
 from res2net.cost import Cost, cost
 from res2net.errors import UserError, unknown
-from space.choices import Params, checked_choices, checked_keys, checked_params, combinations
+from space.dimensions import Params, checked_choices, checked_keys, checked_params, combinations
 from space.skeleton import SKELETON_KEYS, Skeleton
 
 MAX_WIDTH = 2048  # at 64 planes, that MACs are matched with: ten times the widest choice of the named spaces

@@ -11,7 +11,7 @@ import yaml
 
 from res2net.errors import UserError
 from space.catalogue import DEFAULT_BASE, skeleton
-from space.choices import DIMENSIONS, checked_keys
+from space.dimensions import DIMENSIONS, checked_keys
 from space.skeleton import SKELETON_KEYS, Skeleton
 from space.space import Space
 

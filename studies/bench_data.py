@@ -36,7 +36,7 @@ from torch.utils.data import DataLoader, Dataset
 from res2net.errors import Parser, run_main
 from studies.bench import check_positive, threads
 from studies.bench_trainer import Seconds
-from trainers.folder import MEAN, STD, Files, check_size, scan
+from trainers.datasets.folder import MEAN, STD, Files, check_size, scan
 from trainers.meta import environment
 from trainers.stream import Stream
 

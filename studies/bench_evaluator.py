@@ -22,14 +22,14 @@ from pathlib import Path
 import pandas as pd
 from rich.console import Console
 
-import trainers.data
+import trainers.datasets.data
 from res2net.errors import Parser, run_main
 from res2net.files import write_atomic
 from search import supernet
 from search.api import Result, search
-from search.plots import label_counts, new_figure, png, tidy
-from search.progress import Lines
-from search.report import macs_range
+from search.report.figures import label_counts, new_figure, png, tidy
+from search.report.progress import Lines
+from search.report.tables import macs_range
 from search.settings import Settings
 from studies.bench import check_positive
 from trainers.meta import environment
@@ -46,7 +46,7 @@ def build_parser() -> Parser:
     """The command's options."""
     out, d = Parser(prog=PROG, description=__doc__.splitlines()[0]), Settings()
     out.add_argument("--space", default=d.space, help="the space")
-    out.add_argument("--data", default=d.data, help=", ".join(trainers.data.names()))
+    out.add_argument("--data", default=d.data, help=", ".join(trainers.datasets.data.names()))
     out.add_argument("--data-dir", metavar="DIR", help="where the data set's files are")
     out.add_argument("--train-images", type=int, metavar="N", help="train on so many images only")
     out.add_argument("--seeds", type=int, default=3, help="searches of each kind")

@@ -21,14 +21,14 @@ from pathlib import Path
 import numpy as np
 
 from res2net.errors import Parser, UserError, run_main
-from search import dashboard
 from search.driver import Driver
-from search.execute_local import execute as execute_local
+from search.execute.local import execute as execute_local
+from search.report import dashboard
 from search.settings import EXECUTORS, SAMPLERS, Settings
-from search.study import Study, sqlite_url
+from search.study.study import Study, sqlite_url
 from search.worker import Job, Work
 from studies.synthetic import Synthetic
-from trainers.data import Data, Split
+from trainers.datasets.data import Data, Split
 from trainers.meta import cores
 
 PROG = "python -m studies.bench_executor"
@@ -150,13 +150,13 @@ def memory() -> float:
 
 @contextlib.contextmanager
 def ray_cluster(workers: int) -> Iterator[Execute]:
-    """Ray on this machine, as `search.execute_tune` starts it; yields that executor."""
+    """Ray on this machine, as `search.execute.tune` starts it; yields that executor."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
 
     ray.init(address="local", num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     try:
-        from search.execute_tune import execute
+        from search.execute.tune import execute
 
         yield lambda driver, data, work: execute(driver, data, work, workers)
     finally:

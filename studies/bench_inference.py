@@ -31,7 +31,7 @@ import res2net
 from res2net.errors import Parser, UserError, run_main
 from studies.bench import check_positive, threads
 from studies.plain import PlainRes2Net
-from trainers.data import Data, Split
+from trainers.datasets.data import Data, Split
 from trainers.device import uses_bf16
 from trainers.meta import cores, environment
 from trainers.recipes import Config

@@ -26,7 +26,7 @@ from rich.console import Console
 from res2net.errors import Parser, UserError, run_main
 from res2net.files import write_atomic
 from search.front import front, hypervolume
-from search.plots import new_figure, png, tidy
+from search.report.figures import new_figure, png, tidy
 from search.scheduler import SCHEDULERS, goes_on, rungs
 from studies.bench import check_positive
 from trainers.meta import environment

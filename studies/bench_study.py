@@ -22,11 +22,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from res2net.errors import Parser, UserError, run_main
-from search import dashboard, report
 from search.api import SHOWN
 from search.driver import Driver
+from search.report import dashboard, tables
 from search.settings import Settings
-from search.study import STUDY_FILE, Study, sqlite_url
+from search.study.study import STUDY_FILE, Study, sqlite_url
 from search.worker import Job
 from studies.bench import check_positive
 from studies.synthetic import Synthetic
@@ -102,10 +102,10 @@ def measure(folder: Path, settings: Settings) -> str:
         start = time.perf_counter() - begun
         run(driver, settings.trials - driver.spent, times)
         begun = time.perf_counter()
-        trials = report.write(copy, driver.study.records(), driver.space, settings)
+        trials = tables.write(copy, driver.study.records(), driver.space, settings)
         written = time.perf_counter() - begun
         last = trials[trials.front | (trials.index >= len(trials) - SHOWN)]
-        dashboard.show_front(driver.study, report.pareto_figure(last, "bench", settings))
+        dashboard.show_front(driver.study, tables.pareto_figure(last, "bench", settings))
         shown = time.perf_counter() - begun - written
     shutil.rmtree(copy)
     return f"{times.medians(len(times.ask))}{start:>11.2f}{written:>11.2f}{shown:>11.2f}{resident():>11.0f}"
@@ -115,8 +115,8 @@ def warm_up(folder: Path, settings: Settings) -> None:
     """A report of a small study, so that the libraries are there."""
     with opened(folder, settings) as driver:
         run(driver, 3, Times())
-        trials = report.write(folder, driver.study.records(), driver.space, settings)
-        dashboard.show_front(driver.study, report.pareto_figure(trials, "bench", settings))
+        trials = tables.write(folder, driver.study.records(), driver.space, settings)
+        dashboard.show_front(driver.study, tables.pareto_figure(trials, "bench", settings))
 
 
 def run(driver: Driver, count: int, times: Times) -> None:

@@ -28,7 +28,7 @@ from search.supernet import members_of
 from space import Space
 from studies.bench import check_positive, threads
 from studies.bench_trainer import CLASSES, SIZE, random_data
-from trainers.data import Data
+from trainers.datasets.data import Data
 from trainers.meta import environment
 from trainers.recipes import Config
 from trainers.supernet import CALIBRATION_IMAGES, Scorer, SupernetTrainer

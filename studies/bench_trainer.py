@@ -35,7 +35,7 @@ import space
 from res2net import Arch
 from res2net.errors import Parser, UserError, run_main, unknown
 from studies.bench import check_positive, threads
-from trainers.data import Data, Split
+from trainers.datasets.data import Data, Split
 from trainers.device import PRECISIONS, device_of
 from trainers.meta import environment
 from trainers.recipes import Config

@@ -35,9 +35,9 @@ from res2net.errors import Parser, UserError, run_main
 from search import runs
 from search.checkpoints import CHECKPOINTS
 from search.export import front_of
-from search.progress import table_of_front
+from search.report.progress import table_of_front
 from search.settings import EXECUTORS
-from search.study import FAILED, INFEASIBLE, ORPHAN, REPEATED, SCORED, STUDY_FILE, Record, read
+from search.study.study import FAILED, INFEASIBLE, ORPHAN, REPEATED, SCORED, STUDY_FILE, Record, read
 from search.units import format_seconds
 from studies.bench import check_positive
 

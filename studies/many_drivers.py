@@ -21,7 +21,7 @@ from pathlib import Path
 
 from res2net.errors import Parser, UserError, run_main
 from search import runs
-from search.study import FAILED, ORPHAN, SCORED, Record, read, where
+from search.study.study import FAILED, ORPHAN, SCORED, Record, read, where
 from studies.bench import check_positive
 from studies.postgres import server
 from studies.synthetic import TINY_SPACE

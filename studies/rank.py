@@ -30,7 +30,7 @@ from rich.progress import track
 from torch import nn
 
 import space as spaces
-import trainers.data
+import trainers.datasets.data
 from res2net.arch import Arch
 from res2net.cost import cost
 from res2net.elastic import ElasticRes2Net
@@ -39,10 +39,10 @@ from res2net.files import write_atomic
 from res2net.model import create
 from search import supernet
 from search.driver import trial_seed
-from search.plots import label_counts, new_figure, png, tidy
+from search.report.figures import label_counts, new_figure, png, tidy
 from search.settings import Settings
 from space import Space
-from trainers.data import Data
+from trainers.datasets.data import Data
 from trainers.meta import cores, environment
 from trainers.recipes import Config
 from trainers.supernet import Scorer
@@ -256,7 +256,7 @@ def build_parser() -> Parser:
     out.add_argument("--space", default="scale_card_depth", help=f"{', '.join(spaces.names())}, or a YAML file")
     out.add_argument("--base", help=f"{', '.join(spaces.BASES)} (what suits the data set if not given)")
     out.add_argument("--per-stage", action="store_true", help="every stage has its own values")
-    out.add_argument("--data", default="shapes", help=", ".join(trainers.data.names()))
+    out.add_argument("--data", default="shapes", help=", ".join(trainers.datasets.data.names()))
     out.add_argument("--data-dir", metavar="DIR", help="where the data set's files are")
     out.add_argument("--train-images", type=int, metavar="N", help="train on so many images only")
     out.add_argument("--members", type=int, default=30, help="networks compared")

@@ -12,10 +12,10 @@ import torch
 
 from res2net.arch import Arch
 from res2net.cost import cost
-from res2net.files import weights_bytes
+from res2net.folder import weights_bytes
 from res2net.model import create
 from search.worker import Job, Report
-from trainers.data import Data
+from trainers.datasets.data import Data
 
 # A space of 12 networks of 165 to 430 thousand MACs at 32 x 32, which build in milliseconds, as a YAML file; 6 of them
 # are below 220 thousand.

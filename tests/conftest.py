@@ -10,8 +10,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from res2net.arch import FIRST_BLOCKS, SHORTCUTS, STEMS, Arch, Stage
-from res2net.biglittle import BigLittleArch
-from res2net.dla import DlaArch
+from res2net.hosts.biglittle.value import BigLittleArch
+from res2net.hosts.dla.value import DlaArch
 
 torch.set_num_threads(1)
 

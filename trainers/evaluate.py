@@ -15,13 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import trainers.data
-from res2net.classes import AnyNetwork
+import trainers.datasets.data
 from res2net.cost import cost
+from res2net.deploy.optimize import optimize
 from res2net.errors import Parser, UserError, run_main, unknown
-from res2net.files import TRAINING_FILE, load
-from res2net.optimized import optimize
-from trainers.data import Data
+from res2net.folder import TRAINING_FILE, load
+from res2net.networks import AnyNetwork
+from trainers.datasets.data import Data
 from trainers.ddp import ALONE, Group
 from trainers.device import PRECISIONS, device_of, uses_bf16
 from trainers.images import Source, source
@@ -62,7 +62,7 @@ def build_parser() -> Parser:
     """The command's options."""
     parser = Parser(prog=PROG, description="Score a model folder on a data set's test split.")
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="a model folder, as fit, export and save write it")
-    parser.add_argument("--data", default="shapes", help=", ".join(trainers.data.names()))
+    parser.add_argument("--data", default="shapes", help=", ".join(trainers.datasets.data.names()))
     parser.add_argument("--data-dir", metavar="DIR", help="where the data set's files are")
     parser.add_argument("--image-size", type=int, metavar="N", help="of image files (default: what it was trained on)")
     parser.add_argument("--precision", default="auto", help=", ".join(PRECISIONS))
@@ -83,8 +83,8 @@ def _test_data(args: argparse.Namespace, trained: dict[str, Any], model: AnyNetw
     """The test split, its images to be normalised as the network's training images were."""
     size = args.image_size or (trained.get("image_size") if args.data == "folder" else None)
     cropped = args.data == "folder" and trained.get("crop", "resized") == "resized"
-    test = trainers.data.load_test(args.data, args.data_dir, image_size=size, stream=cropped)
-    classes = trainers.data.classes_of(args.data, args.data_dir)
+    test = trainers.datasets.data.load_test(args.data, args.data_dir, image_size=size, stream=cropped)
+    classes = trainers.datasets.data.classes_of(args.data, args.data_dir)
     if len(classes) != model.arch.num_classes:
         raise UserError(
             f"--data: {args.data} has {len(classes)} classes, the network of {str(args.folder)!r} "
@@ -98,7 +98,7 @@ def _test_data(args: argparse.Namespace, trained: dict[str, Any], model: AnyNetw
     if "mean" in trained:
         mean, std = trained["mean"], trained["std"]
     else:
-        known = trainers.data.load(args.data, args.data_dir, image_size=size, stream=cropped)
+        known = trainers.datasets.data.load(args.data, args.data_dir, image_size=size, stream=cropped)
         mean, std = known.mean, known.std
     return Data(args.data, classes, test, test, tuple(mean), tuple(std))
 

@@ -22,11 +22,12 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-import trainers.data
+import trainers.datasets.data
 from res2net.arch import Arch
 from res2net.cost import cost
 from res2net.errors import Parser, UserError, run_main
-from res2net.files import (
+from res2net.files import write_atomic, write_folder
+from res2net.folder import (
     ARCH_FILE,
     BOARD_FOLDER,
     CARD_FILE,
@@ -38,18 +39,16 @@ from res2net.files import (
     load,
     load_arch,
     weights_bytes,
-    write_atomic,
-    write_folder,
 )
 from res2net.model import Res2Net, create
 from res2net.named import named
 from trainers import resume
 from trainers.card import code, machine, model_card
-from trainers.data import Data, Split
+from trainers.datasets.data import Data, Split
+from trainers.datasets.folder import Files
 from trainers.ddp import Group, joined
 from trainers.device import PRECISIONS, device_of, out_of_memory, uses_bf16
 from trainers.evaluate import Scores, evaluate
-from trainers.folder import Files
 from trainers.images import source
 from trainers.log import Log
 from trainers.meta import environment
@@ -233,7 +232,7 @@ def build_parser() -> Parser:
     parser = Parser(prog=PROG, description="Train one network; write a model folder with its test accuracy.")
     parser.add_argument("arch", metavar="ARCH", help="a network's name, an arch.json, or a model folder (trained on)")
     data = parser.add_argument_group("data")
-    data.add_argument("--data", default="shapes", help=", ".join(trainers.data.names()))
+    data.add_argument("--data", default="shapes", help=", ".join(trainers.datasets.data.names()))
     data.add_argument("--data-dir", metavar="DIR", help="where the data set's files are")
     data.add_argument("--download", action="store_true", help="fetch the data set into --data-dir first")
     data.add_argument("--image-size", type=int, metavar="N", help="pixels along a side (of image files)")
@@ -277,11 +276,11 @@ def read_data(args: argparse.Namespace, config: Config, console: Console) -> tup
     if args.download:
         if args.data_dir is None:
             raise UserError("--download: needs --data-dir, the folder to put the data set in")
-        trainers.data.download(args.data, args.data_dir)
+        trainers.datasets.data.download(args.data, args.data_dir)
     if config.crop == "resized" and args.data != "folder":
         raise UserError(f"crop: 'resized' needs image files, not {args.data}; accepted: with --data folder; auto, pad")
     how = {"image_size": args.image_size, "stream": args.data == "folder" and config.crop != "pad"}
-    data = trainers.data.load(
+    data = trainers.datasets.data.load(
         args.data,
         args.data_dir,
         seed=args.seed,
@@ -291,7 +290,7 @@ def read_data(args: argparse.Namespace, config: Config, console: Console) -> tup
         **how,
     )
     how["image_size"] = data.image_size if args.data == "folder" else None
-    return data, trainers.data.load_test(args.data, args.data_dir, classes=data.classes, **how)
+    return data, trainers.datasets.data.load_test(args.data, args.data_dir, classes=data.classes, **how)
 
 
 def run(args: argparse.Namespace, config: Config, group: Group, console: Console) -> None:

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainers.data import Data, Split
-from trainers.folder import Files
+from trainers.datasets.data import Data, Split
+from trainers.datasets.folder import Files
 from trainers.stream import Stream
 
 

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from res2net.files import BOARD_FOLDER, LOG_FILE, write_atomic
+from res2net.files import write_atomic
+from res2net.folder import BOARD_FOLDER, LOG_FILE
 from trainers.train import Epoch
 
 SCALARS = {

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 
 from res2net.errors import UserError
-from res2net.files import BOARD_FOLDER, CHECKPOINT_FILE, LOG_FILE, write_atomic
+from res2net.files import write_atomic
+from res2net.folder import BOARD_FOLDER, CHECKPOINT_FILE, LOG_FILE
 from res2net.kinds import AnyArch
-from trainers.data import Data
+from trainers.datasets.data import Data
 from trainers.recipes import Config, differences
 from trainers.train import Epoch, Trainer
 

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from res2net.errors import UserError
+from trainers.datasets.folder import Damaged, Files
 from trainers.decode import centre_view, decode, decoders, random_view
-from trainers.folder import Damaged, Files
 from trainers.meta import cores
 
 CHUNK = 8  # images that a thread decodes at a time

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from res2net.arch import Arch
 from res2net.elastic import ElasticRes2Net
-from trainers.data import Data, Split
+from trainers.datasets.data import Data, Split
 from trainers.ddp import ALONE, Group
 from trainers.device import device_of, uses_bf16
 from trainers.evaluate import Scores, evaluate

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainers.data import Data
+from trainers.datasets.data import Data
 from trainers.ddp import ALONE, Group
 from trainers.device import device_of, uses_bf16
 from trainers.ema import Ema

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from res2net import Arch, Stage, create, load_checkpoint
-from res2net.checkpoint import HUB
 from res2net.errors import UserError
+from res2net.weights import HUB
 
 SMALL = Arch((Stage(2, 4, 6, 2, 4, 1), Stage(2, 8, 6, 3, 3, 2)), "cifar", 8, num_classes=5)
 Shapes = dict[str, tuple[int, ...]]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from res2net import Arch, Res2Net, Stage, UserError, create, files, load, save
+from res2net import folder as folders
 
 SMALL = Arch((Stage(1, 2, 4, 2, 3, 2), Stage(2, 2, 3)), stem="deep", stem_channels=4, se=4, num_classes=3)
 OTHER = Arch((Stage(1, 2, 4),), stem="cifar", stem_channels=4, num_classes=6, in_channels=3)
@@ -102,7 +103,7 @@ def test_files_are_plain_json_and_safetensors(folder: Path) -> None:
 
 
 def test_the_architecture_can_be_read_alone(folder: Path) -> None:
-    assert files.load_arch(folder) == files.load_arch(folder / "arch.json") == SMALL
+    assert folders.load_arch(folder) == folders.load_arch(folder / "arch.json") == SMALL
 
 
 def test_saving_over_a_model_replaces_it(folder: Path) -> None:

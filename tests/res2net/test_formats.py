@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from res2net import Arch, Stage, UserError, create, export_onnx, export_program, formats
+from res2net import Arch, Stage, UserError, create, export_onnx, export_program
+from res2net.deploy import export as formats
 
 SMALL = Arch((Stage(2, 4, 6, 2, 4, 1), Stage(1, 4, 4, 1, 3, 2)), "cifar", 8, shortcut="avgpool", se=4, num_classes=5)
 Export = Callable[..., float | None]

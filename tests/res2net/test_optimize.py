@@ -11,9 +11,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from res2net import Arch, BigLittleArch, DlaArch, Stage, UserError, create, optimize, optimized, save
+from res2net import Arch, BigLittleArch, DlaArch, Stage, UserError, create, optimize, save
 from res2net.arch import BaseArch
-from res2net.optimized import Conv, Optimized
+from res2net.deploy import optimize as optimized
+from res2net.deploy.optimize import Conv, Optimized
 
 SMALL = Arch((Stage(2, 4, 6, 2, 4, 1), Stage(2, 8, 6, 3, 3, 2)), stem="cifar", stem_channels=8, num_classes=5)
 DENSE = Arch((Stage(2, 4, 4, 1, 4, 1), *(Stage(2, 4, 4, 1, 3, 2),) * 3), "deep", 8, num_classes=5)

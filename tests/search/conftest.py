@@ -10,16 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import trainers.data
+import trainers.datasets.data
 from res2net.errors import UserError
 from search.driver import Driver
-from search.execute_local import execute
+from search.execute.local import execute
 from search.settings import Settings
-from search.study import Study, sqlite_url
+from search.study.study import Study, sqlite_url
 from search.worker import Work
 from studies.postgres import Server, server
 from studies.synthetic import TINY_SPACE, Synthetic
-from trainers.data import Data, Split
+from trainers.datasets.data import Data, Split
 
 
 @pytest.fixture(scope="session")
@@ -36,7 +36,7 @@ def data() -> Data:
 @pytest.fixture
 def loaded(data: Data, monkeypatch: pytest.MonkeyPatch) -> Data:
     """The random images, in place of what `search.search` would load."""
-    monkeypatch.setattr(trainers.data, "load", lambda *args, **kwargs: data)
+    monkeypatch.setattr(trainers.datasets.data, "load", lambda *args, **kwargs: data)
     return data
 
 
@@ -101,7 +101,7 @@ def postgres() -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
-    """One Ray for all tests that need one: `search.execute_tune` uses a Ray that is there."""
+    """One Ray for all tests that need one: `search.execute.tune` uses a Ray that is there."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     ray = pytest.importorskip("ray")
     ray.init(

@@ -16,9 +16,9 @@ import torch
 from res2net.elastic import ElasticRes2Net
 from search.checkpoints import Checkpoints
 from search.driver import RETRIES
-from search.study import FAILED, ORPHAN, SCORED, STOPPED, Record, read
+from search.study.study import FAILED, ORPHAN, SCORED, STOPPED, Record, read
 from search.worker import Job, Report, SharedWork, Work, guarded, train_trial
-from trainers.data import Data
+from trainers.datasets.data import Data
 from trainers.recipes import Config
 from trainers.train import Trainer
 

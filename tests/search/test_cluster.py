@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from search.study import FAILED, ORPHAN, SCORED, Record, read
+from search.study.study import FAILED, ORPHAN, SCORED, Record, read
 
 pytest.importorskip("ray")
 
 from res2net.errors import UserError
-from search import execute_tune
+from search.execute import tune as execute_tune
 
 ROOT = Path(__file__).parents[2]
 # Ray gives its workers a niceness of 15, with which they hardly start where others are busy.
@@ -31,15 +31,15 @@ SEARCH = """
 import sys, time
 from pathlib import Path
 import numpy as np
-import trainers.data
+import trainers.datasets.data
 from res2net.errors import run_main
 from search import Settings, search
 from studies.synthetic import Synthetic
-from trainers.data import Data, Split
+from trainers.datasets.data import Data, Split
 
 folder, trials, address = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 split = Split(np.zeros((2000, 3, 32, 32), np.uint8), np.arange(2000) % 10)
-trainers.data.load = lambda *_, **__: Data("shapes", tuple("abcdefghij"), split, split, (0.5,) * 3, (0.5,) * 3)
+trainers.datasets.data.load = lambda *_, **__: Data("shapes", tuple("abcdefghij"), split, split, (0.5,) * 3, (0.5,) * 3)
 
 def work(job, data):
     if data.train.images.flags.writeable:
@@ -202,7 +202,7 @@ def test_places_are_counted_node_by_node(
 
 LISTEN = """
 import ray
-from search.execute_tune import _ray
+from search.execute.tune import _ray
 
 with _ray(None):
     ray.get([ray.remote(lambda: 0).remote() for _ in range(2)])  # so that workers are there

@@ -18,14 +18,14 @@ from typing import Any
 
 import pytest
 
-import trainers.data
+import trainers.datasets.data
 from res2net.arch import Arch
-from search import dashboard
 from search.api import Result, search
+from search.report import dashboard
 from search.settings import Settings
-from search.study import INFEASIBLE, SCORED
+from search.study.study import INFEASIBLE, SCORED
 from studies.synthetic import Synthetic
-from trainers.data import Data
+from trainers.datasets.data import Data
 
 pytestmark = pytest.mark.slow
 
@@ -35,7 +35,7 @@ def result(tmp_path_factory: pytest.TempPathFactory, tiny_space: Path, data: Dat
     """A search with trials over its limit, in a folder whose name a shell would take apart."""
     settings = Settings(space=str(tiny_space), executor="local", trials=6, epochs=2, max_macs=16_000)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainers.data, "load", lambda *args, **kwargs: data)
+        patch.setattr(trainers.datasets.data, "load", lambda *args, **kwargs: data)
         return search(settings, tmp_path_factory.mktemp("dashboard") / "my run", work=Synthetic(weights=True))
 
 

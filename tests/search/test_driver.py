@@ -17,12 +17,12 @@ from optuna.storages import RDBStorage
 import search.driver
 from res2net.cost import cost
 from search.driver import RETRIES, trial_seed
-from search.execute_local import execute
+from search.execute.local import execute
 from search.settings import Settings, limits_of
-from search.study import FAILED, INFEASIBLE, ORPHAN, REPEATED, SCORED, Record, arch_of, read
+from search.study.study import FAILED, INFEASIBLE, ORPHAN, REPEATED, SCORED, Record, arch_of, read
 from search.worker import Job, Report
 from studies.synthetic import Synthetic, accuracy
-from trainers.data import Data
+from trainers.datasets.data import Data
 
 ALL = 12  # networks of the tiny space
 LIMITS = {"max_macs": 300_000, "min_macs": 180_000, "max_params": 5_000}

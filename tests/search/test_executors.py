@@ -20,11 +20,11 @@ import torch
 
 from res2net.errors import UserError
 from search.driver import RETRIES, Driver, trial_seed
-from search.execute_local import execute as execute_local
-from search.study import FAILED, ORPHAN, SCORED, Record, arch_of, read
+from search.execute.local import execute as execute_local
+from search.study.study import FAILED, ORPHAN, SCORED, Record, arch_of, read
 from search.worker import Job, Report, Work, train_trial
 from studies.synthetic import Synthetic, accuracy
-from trainers.data import Data
+from trainers.datasets.data import Data
 from trainers.train import TrainingFailed
 
 Execute = Callable[[Driver, Data, Work], None]
@@ -41,7 +41,7 @@ def execute(request: pytest.FixtureRequest) -> Execute:
 
 @pytest.fixture
 def execute_tune(ray_cluster: None) -> Execute:
-    from search.execute_tune import execute
+    from search.execute.tune import execute
 
     return execute
 
@@ -238,13 +238,13 @@ def test_a_local_search_imports_no_ray(tiny_space: Path, tmp_path: Path) -> None
     code = f"""
 import sys
 import numpy as np
-import trainers.data
+import trainers.datasets.data
 from search import Settings, search
 from studies.synthetic import Synthetic
-from trainers.data import Data, Split
+from trainers.datasets.data import Data, Split
 
 split = Split(np.zeros((10, 3, 8, 8), np.uint8), np.arange(10))
-trainers.data.load = lambda *_, **__: Data("shapes", tuple("abcdefghij"), split, split, (0.5,) * 3, (0.5,) * 3)
+trainers.datasets.data.load = lambda *_, **__: Data("shapes", tuple("abcdefghij"), split, split, (0.5,) * 3, (0.5,) * 3)
 settings = Settings(space={str(tiny_space)!r}, executor="local", trials=2, epochs=1)
 search(settings, {str(tmp_path / "run")!r}, work=Synthetic(weights=True))
 print([name for name in sys.modules if name.partition(".")[0] == "ray"])

@@ -11,23 +11,23 @@ import safetensors.torch
 import torch
 
 import res2net
-import trainers.data
+import trainers.datasets.data
 from res2net.cost import cost
 from res2net.errors import UserError
 from search import runs
 from search.api import search
 from search.export import choose, export, front_of, main
 from search.settings import Settings
-from search.study import FAILED, SCORED, arch_of, read
+from search.study.study import FAILED, SCORED, arch_of, read
 from search.worker import Job, Report, train_trial
 from studies.synthetic import Synthetic
-from trainers.data import Data, Split
+from trainers.datasets.data import Data, Split
 from trainers.images import Images
 
 
 def finished(folder: Path, data: Data, settings: Settings, work: object) -> Path:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainers.data, "load", lambda *args, **kwargs: data)
+        patch.setattr(trainers.datasets.data, "load", lambda *args, **kwargs: data)
         search(settings, folder, work=work)
     return folder
 
@@ -254,7 +254,7 @@ class TestTrained:
             calls.append(args)
             return data.val
 
-        monkeypatch.setattr(trainers.data, "load_test", load_test)
+        monkeypatch.setattr(trainers.datasets.data, "load_test", load_test)
         assert main([str(run), "--pick", "0", "--to", str(tmp_path / "model")]) == 0
         assert calls == []
         assert "test split" not in capsys.readouterr().out

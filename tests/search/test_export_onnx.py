@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import res2net
-from res2net import formats
+from res2net.deploy import export as formats
 from search import Settings, search
 from search.export import main
 

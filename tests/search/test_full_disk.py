@@ -17,9 +17,9 @@ import res2net.files
 from res2net.errors import UserError
 from search import runs
 from search.api import search
-from search.study import SCORED, read
+from search.study.study import SCORED, read
 from studies.synthetic import Synthetic
-from trainers.data import Data
+from trainers.datasets.data import Data
 
 WORK = Synthetic(weights=True)
 
@@ -28,13 +28,13 @@ SCRIPT = """
 import subprocess, sys
 from pathlib import Path
 import numpy as np
-import trainers.data
+import trainers.datasets.data
 from search import run
-from trainers.data import Data, Split
+from trainers.datasets.data import Data, Split
 
 disk, space, executor, *rooms = sys.argv[1:]
 split = Split(np.random.default_rng(0).integers(0, 256, (40, 3, 8, 8), dtype=np.uint8), np.arange(40) % 10)
-trainers.data.load = lambda *_, **__: Data("shapes", tuple("abcdefghij"), split, split, (0.5,) * 3, (0.3,) * 3)
+trainers.datasets.data.load = lambda *_, **__: Data("shapes", tuple("abcdefghij"), split, split, (0.5,) * 3, (0.3,) * 3)
 if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100m", "none", disk]).returncode:
     sys.exit(77)
 command = f"--space {space} --executor {executor} --workers 1 --trials 3 --epochs 3 --batch-size 20 --out".split()
@@ -123,7 +123,7 @@ class TestEveryWrite:
             with pytest.raises(UserError, match=r"^--out: the disk of '.*' is full; accepted: the same command"):
                 search(settings, folder)
             monkeypatch.undo()
-        monkeypatch.setattr("trainers.data.load", lambda *_, **__: loaded)
+        monkeypatch.setattr("trainers.datasets.data.load", lambda *_, **__: loaded)
         assert list(folder.rglob(".*.tmp")) == []
         result = search(settings, folder)
         assert (result.trials.outcome == SCORED).sum() == 3

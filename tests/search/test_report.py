@@ -15,9 +15,9 @@ from PIL import Image
 
 import search.front
 from res2net.cost import cost
-from search import report
+from search.report import tables
 from search.settings import Settings
-from search.study import FAILED, INFEASIBLE, ORPHAN, REPEATED, SCORED, Record
+from search.study.study import FAILED, INFEASIBLE, ORPHAN, REPEATED, SCORED, Record
 from space import Space
 
 EPOCHS = 4
@@ -52,7 +52,7 @@ MANY = (
 
 
 def write(folder: Path, records: Sequence[Record], settings: Settings) -> pd.DataFrame:
-    return report.write(folder, records, settings.get_space(10), settings)
+    return tables.write(folder, records, settings.get_space(10), settings)
 
 
 @pytest.fixture
@@ -61,8 +61,8 @@ def settings(make_settings: Callable[..., Settings]) -> Settings:
 
 
 def test_a_row_a_trial_with_named_columns() -> None:
-    trials = report.trials_frame(MANY, EPOCHS)
-    assert list(trials.columns) == [*report.COLUMNS, "scale", "depth", *report.LAST]
+    trials = tables.trials_frame(MANY, EPOCHS)
+    assert list(trials.columns) == [*tables.COLUMNS, "scale", "depth", *tables.LAST]
     assert list(trials.number) == list(range(10))
     assert list(trials.outcome) == [r.outcome for r in MANY]
     assert trials.macs.tolist() == [r.macs for r in MANY]
@@ -71,13 +71,13 @@ def test_a_row_a_trial_with_named_columns() -> None:
 
 
 def test_only_scores_of_the_full_budget_are_on_the_front() -> None:
-    trials = report.trials_frame(MANY, EPOCHS)
+    trials = tables.trials_frame(MANY, EPOCHS)
     assert trials.number[trials.front].tolist() == [0, 2, 8]
     assert trials.front.dtype == bool
 
 
 def test_the_front_is_cheapest_first_without_idle_columns() -> None:
-    found = report.front_frame(report.trials_frame([MANY[8], MANY[2], MANY[0]], EPOCHS))
+    found = tables.front_frame(tables.trials_frame([MANY[8], MANY[2], MANY[0]], EPOCHS))
     assert found.number.tolist() == [0, 2, 8]
     assert found.val_top1.is_monotonic_increasing
     assert not {"state", "outcome", "front", "reason", "note"} & set(found.columns)
@@ -86,7 +86,7 @@ def test_the_front_is_cheapest_first_without_idle_columns() -> None:
 
 @given(st.lists(st.tuples(st.floats(0, 100), st.integers(1, 10**10)), max_size=8))
 def test_the_front_of_the_frame_is_the_front(points: list[tuple[float, int]]) -> None:
-    trials = report.trials_frame([record(i, top1=a, macs=m) for i, (a, m) in enumerate(points)], EPOCHS)
+    trials = tables.trials_frame([record(i, top1=a, macs=m) for i, (a, m) in enumerate(points)], EPOCHS)
     expected = search.front.front([a for a, _ in points], [m for _, m in points])
     assert sorted(trials.number[trials.front]) == sorted(expected)
 
@@ -141,24 +141,24 @@ def test_the_interactive_plot_has_hover_texts_and_needs_no_network(settings: Set
 
 def test_limits_are_drawn(make_settings: Callable[..., Settings]) -> None:
     settings = make_settings(epochs=EPOCHS, max_macs=5_000_000, min_macs=200_000)
-    trials = report.trials_frame(MANY, EPOCHS)
-    figure = report.pareto_figure(trials, "title", settings)
+    trials = tables.trials_frame(MANY, EPOCHS)
+    figure = tables.pareto_figure(trials, "title", settings)
     assert [s.x0 for s in figure.layout.shapes] == [5_000_000, 200_000]
     assert [a.text for a in figure.layout.annotations] == ["--max-macs 5.00M", "--min-macs 200K"]
-    with_limits = report.pareto_png(trials, "title", settings)
-    without = report.pareto_png(trials, "title", make_settings(epochs=EPOCHS))
+    with_limits = tables.pareto_png(trials, "title", settings)
+    without = tables.pareto_png(trials, "title", make_settings(epochs=EPOCHS))
     assert Image.open(io.BytesIO(with_limits)).tobytes() != Image.open(io.BytesIO(without)).tobytes()
 
 
 def test_a_limit_is_labelled_where_it_is_drawn(make_settings: Callable[..., Settings]) -> None:
     """On a log axis plotly wants a shape's place as the number, and an annotation's as its logarithm."""
     settings = make_settings(epochs=EPOCHS, max_macs=5_000_000)
-    figure = report.pareto_figure(report.trials_frame(MANY, EPOCHS), "title", settings)
+    figure = tables.pareto_figure(tables.trials_frame(MANY, EPOCHS), "title", settings)
     assert figure.layout.annotations[0].x == pytest.approx(6.699, abs=1e-3)
 
 
 def test_the_plotted_front_is_the_front(settings: Settings) -> None:
-    figure = report.pareto_figure(report.trials_frame(MANY, EPOCHS), "title", settings)
+    figure = tables.pareto_figure(tables.trials_frame(MANY, EPOCHS), "title", settings)
     dominated, front = figure.data
     assert list(front.x) == [1e6, 2e6, 4e6]
     assert list(front.y) == [40, 60, 70]
@@ -175,13 +175,13 @@ def test_a_space_with_values_per_stage(make_settings: Callable[..., Settings], t
         attrs = {"arch": str(arch), "key": arch.key(), **cost(arch)._asdict(), "epochs": EPOCHS, "seconds": 1.0}
         records.append(Record(i, "COMPLETE", SCORED, params, attrs, 20.0 + i, {}))
     trials = write(tmp_path, records, settings)
-    assert report.mean_scale(trials).tolist() == pytest.approx([2, 4, 10 / 3])
+    assert tables.mean_scale(trials).tolist() == pytest.approx([2, 4, 10 / 3])
     assert [c for c in trials.columns if c.startswith("scale")] == ["scale_1", "scale_2", "scale_3"]
 
 
 def test_mean_scale_of_a_space_that_does_not_search_it() -> None:
-    trials = report.trials_frame(MANY, EPOCHS).drop(columns="scale")
-    assert report.mean_scale(trials).isna().all()
+    trials = tables.trials_frame(MANY, EPOCHS).drop(columns="scale")
+    assert tables.mean_scale(trials).isna().all()
 
 
 class TestHypervolume:
@@ -193,22 +193,22 @@ class TestHypervolume:
         self, space: Space, make_settings: Callable[..., Settings]
     ) -> None:
         low, high = space.cheapest()[1].macs, space.dearest()[1].macs
-        assert report.macs_range(space, make_settings()) == (low, high + 1)
-        assert report.macs_range(space, make_settings(max_macs=300_000)) == (low, 300_001)
-        assert report.macs_range(space, make_settings(min_macs=200_000)) == (200_000, high + 1)
-        assert report.macs_range(space, make_settings(max_macs=10**9)) == (low, high + 1)
-        assert report.macs_range(space, make_settings(match_macs=10**6)) == (900_000, 1_100_000)
+        assert tables.macs_range(space, make_settings()) == (low, high + 1)
+        assert tables.macs_range(space, make_settings(max_macs=300_000)) == (low, 300_001)
+        assert tables.macs_range(space, make_settings(min_macs=200_000)) == (200_000, high + 1)
+        assert tables.macs_range(space, make_settings(max_macs=10**9)) == (low, high + 1)
+        assert tables.macs_range(space, make_settings(match_macs=10**6)) == (900_000, 1_100_000)
 
     def test_of_the_cheapest_network_alone_is_its_accuracy(self, space: Space, settings: Settings) -> None:
-        trials = report.trials_frame([record(0, top1=40.0, macs=space.cheapest()[1].macs)], EPOCHS)
-        assert report.hypervolume_of(trials, space, settings) == pytest.approx(40.0)
+        trials = tables.trials_frame([record(0, top1=40.0, macs=space.cheapest()[1].macs)], EPOCHS)
+        assert tables.hypervolume_of(trials, space, settings) == pytest.approx(40.0)
 
     def test_of_nothing_is_zero(self, space: Space, settings: Settings) -> None:
-        assert report.hypervolume_of(report.trials_frame([], EPOCHS), space, settings) == 0
+        assert tables.hypervolume_of(tables.trials_frame([], EPOCHS), space, settings) == 0
 
     def test_counts_the_dearest_network_and_no_score_of_another_budget(self, space: Space, settings: Settings) -> None:
         dearest = space.dearest()[1].macs
-        full = report.trials_frame([record(0, top1=40.0, macs=dearest)], EPOCHS)
-        assert report.hypervolume_of(full, space, settings) > 0
-        half = report.trials_frame([record(0, top1=40.0, macs=dearest, epochs=1)], EPOCHS)
-        assert report.hypervolume_of(half, space, settings) == 0
+        full = tables.trials_frame([record(0, top1=40.0, macs=dearest)], EPOCHS)
+        assert tables.hypervolume_of(full, space, settings) > 0
+        half = tables.trials_frame([record(0, top1=40.0, macs=dearest, epochs=1)], EPOCHS)
+        assert tables.hypervolume_of(half, space, settings) == 0

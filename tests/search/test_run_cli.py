@@ -16,10 +16,10 @@ import pytest
 
 from search import run, runs
 from search.settings import EXECUTORS, SAMPLERS, Settings
-from search.study import ORPHAN, SCORED, read
+from search.study.study import ORPHAN, SCORED, read
 from search.worker import Job, Report
 from studies.synthetic import Synthetic
-from trainers.data import Data
+from trainers.datasets.data import Data
 
 
 @pytest.fixture(autouse=True)
@@ -78,7 +78,7 @@ class TestMistakes:
     ) -> None:
         monkeypatch.chdir(tmp_path)
         if "--seed" not in arguments:  # which is the data's to refuse
-            monkeypatch.setattr("trainers.data.load", lambda *args, **kwargs: data)
+            monkeypatch.setattr("trainers.datasets.data.load", lambda *args, **kwargs: data)
         assert run.main(arguments.split()) == 2
         out, error = capsys.readouterr()
         assert error.startswith(f"python -m search.run: error: {named}")
@@ -155,7 +155,7 @@ class TestMistakes:
 def test_an_interruption_while_the_data_loads_is_one_line(
     by: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setattr("trainers.data.load", lambda *args, **kwargs: os.kill(os.getpid(), by))
+    monkeypatch.setattr("trainers.datasets.data.load", lambda *args, **kwargs: os.kill(os.getpid(), by))
     assert run.main(["--out", str(tmp_path / "run")]) == 130
     assert capsys.readouterr() == ("", "python -m search.run: interrupted\n")
     assert not (tmp_path / "run").exists()

@@ -12,13 +12,13 @@ import pytest
 
 from res2net.cost import cost
 from res2net.errors import UserError
-from res2net.files import load_arch
+from res2net.folder import load_arch
 from search import runs
 from search.api import Result, search
 from search.settings import Settings
-from search.study import INFEASIBLE, SCORED, arch_of, read
+from search.study.study import INFEASIBLE, SCORED, arch_of, read
 from studies.synthetic import Synthetic
-from trainers.data import Data
+from trainers.datasets.data import Data
 
 WORK = Synthetic(weights=True)
 

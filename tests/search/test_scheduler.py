@@ -16,10 +16,10 @@ from res2net.errors import UserError
 from search.front import front
 from search.scheduler import crowding_distance, front_numbers, goes_on, rank, rungs
 from search.settings import Settings
-from search.study import REPEATED, SCORED, STOPPED, Record, read
+from search.study.study import REPEATED, SCORED, STOPPED, Record, read
 from search.worker import Report
 from studies.synthetic import Synthetic
-from trainers.data import Data
+from trainers.datasets.data import Data
 
 points = st.lists(st.tuples(st.integers(0, 6), st.integers(1, 7)), min_size=1, max_size=30)
 

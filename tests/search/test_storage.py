@@ -13,19 +13,19 @@ from pathlib import Path
 
 import pytest
 
-import search.study
+import search.study.study
 from res2net.errors import UserError
 from search import export, run, runs
 from search.api import search as search_
 from search.driver import KILLED, Driver
-from search.execute_local import execute
+from search.execute.local import execute
 from search.settings import Settings
-from search.study import FAILED, INFEASIBLE, ORPHAN, REPEATED, SCORED, Record, Study, join, read, sqlite_url
+from search.study.study import FAILED, INFEASIBLE, ORPHAN, REPEATED, SCORED, Record, Study, join, read, sqlite_url
 from search.worker import Job, Report
 from studies import many_drivers
 from studies.postgres import Server
 from studies.synthetic import Synthetic
-from trainers.data import Data
+from trainers.datasets.data import Data
 
 ALL = 12  # networks of the tiny space
 Open = Callable[..., contextlib.AbstractContextManager[Driver]]
@@ -369,9 +369,9 @@ def test_what_is_done_for_a_trial_does_not_grow_with_the_study(
     open_driver: Callable, make_settings: Callable, data: Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A trial is read out of the study a bounded number of times, however many there are."""
-    monkeypatch.setattr(search.study, "REMEMBERED", 10)
-    given, read_, seen = search.study._record, [], []
-    monkeypatch.setattr(search.study, "_record", lambda trial: read_.append(trial.number) or given(trial))
+    monkeypatch.setattr(search.study.study, "REMEMBERED", 10)
+    given, read_, seen = search.study.study._record, [], []
+    monkeypatch.setattr(search.study.study, "_record", lambda trial: read_.append(trial.number) or given(trial))
     settings = make_settings(space="scale_card_depth_width", trials=60, epochs=1, sampler="tpe")
     with open_driver(settings) as driver:
         while (job := driver.next_job()) is not None:

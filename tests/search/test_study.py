@@ -18,7 +18,7 @@ from res2net.cost import cost
 from res2net.errors import UserError
 from search.front import front
 from search.settings import SAMPLERS, Limits
-from search.study import (
+from search.study.study import (
     FAILED,
     INFEASIBLE,
     ORPHAN,

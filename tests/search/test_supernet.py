@@ -19,9 +19,9 @@ from search.api import search
 from search.driver import picked
 from search.front import front
 from search.settings import Settings
-from search.study import ESTIMATED, REPEATED, SCORED, Record, arch_of, read
+from search.study.study import ESTIMATED, REPEATED, SCORED, Record, arch_of, read
 from search.worker import Job, SharedWork
-from trainers.data import Data
+from trainers.datasets.data import Data
 from trainers.recipes import Config
 from trainers.supernet import SupernetTrainer
 

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from studies import bench_data
+from trainers.datasets.folder import Files
 from trainers.decode import View, decode
-from trainers.folder import Files
 
 OPTIONS = [
     "--images",

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from res2net.errors import UserError
-from trainers import cifar, data, shapes
+from trainers.datasets import cifar, data, shapes
 
 TRAIN_RECORDS = {"cifar10": 40, "cifar100": 300}  # in each file, for a test
 TEST_RECORDS = 20

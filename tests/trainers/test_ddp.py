@@ -106,13 +106,13 @@ class TestFit:
 SUPERNET = """
 import torch
 import space
-import trainers.data
+import trainers.datasets.data
 from res2net.elastic import ElasticRes2Net
 from search.supernet import members_of
 from trainers.ddp import ALONE, joined
 from trainers.recipes import Config
 from trainers.supernet import SupernetTrainer
-data = trainers.data.load("shapes", train_images=23, val_fraction=0.002)
+data = trainers.datasets.data.load("shapes", train_images=23, val_fraction=0.002)
 members = members_of(space.get("scale_card_depth", "micro"))
 def gradients(group):
     # Of a step with 23 images, 12 and 11 of them; in double precision, as networks this deep multiply rounding.

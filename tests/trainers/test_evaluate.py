@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import res2net
-import trainers.data
+import trainers.datasets.data
 from res2net import Arch, Stage, create
 from trainers import evaluate, fit
-from trainers.data import Data, Split
+from trainers.datasets.data import Data, Split
 from trainers.images import Images
 
 ARCH = Arch((Stage(1, 2, 4, 2, 3, 2), Stage(1, 4, 4, 1, 2, 2)), stem="cifar", stem_channels=4, num_classes=10)
@@ -29,13 +29,13 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fewer test images of `shapes`."""
-    whole = trainers.data.load_test
+    whole = trainers.datasets.data.load_test
 
     def some(*args: object, **kwargs: object) -> Split:
         split = whole(*args, **kwargs)
         return Split(split.images[:100], split.labels[:100])
 
-    monkeypatch.setattr(trainers.data, "load_test", some)
+    monkeypatch.setattr(trainers.datasets.data, "load_test", some)
 
 
 def says(capsys: pytest.CaptureFixture[str]) -> dict[str, float]:
@@ -55,7 +55,7 @@ class TestScores:
         mean, std = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
         describe(folder, mean=mean, std=std)
         assert evaluate.main([str(folder), "--device", "cpu", "--precision", "fp32"]) == 0
-        said, model, test = says(capsys), res2net.load(folder), trainers.data.load_test("shapes")
+        said, model, test = says(capsys), res2net.load(folder), trainers.datasets.data.load_test("shapes")
         images = Images(test, Data("shapes", tuple("abcdefghij"), test, test, mean, std), torch.device("cpu"))
         first = among = 0
         with torch.no_grad():

@@ -18,10 +18,10 @@ import torch
 from PIL import Image
 
 import res2net
-import trainers.data
+import trainers.datasets.data
 from res2net import Arch, Stage, create
 from trainers import fit
-from trainers.data import Data, Split
+from trainers.datasets.data import Data, Split
 from trainers.evaluate import Scores, evaluate
 from trainers.images import Images
 from trainers.train import Epoch, Trainer
@@ -60,8 +60,8 @@ class World:
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> World:
     world = World()
-    monkeypatch.setattr(trainers.data, "load", world.load)
-    monkeypatch.setattr(trainers.data, "load_test", world.load_test)
+    monkeypatch.setattr(trainers.datasets.data, "load", world.load)
+    monkeypatch.setattr(trainers.datasets.data, "load_test", world.load_test)
     return world
 
 
@@ -299,7 +299,7 @@ class TestMistakes:
         def missing(*_: object, **__: object) -> None:
             raise res2net.UserError("--data-dir: no test.bin")
 
-        monkeypatch.setattr(trainers.data, "load_test", missing)
+        monkeypatch.setattr(trainers.datasets.data, "load_test", missing)
         monkeypatch.setattr(fit, "fit", lambda *_: pytest.fail("trained"))
         assert run(source, "--out", "out") == 2
         one_line(capsys, "no test.bin")

@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from res2net.errors import UserError
-from trainers import cifar, data, folder
+from trainers.datasets import cifar, data, folder
+from trainers.datasets.folder import MEAN, STD, Files, scan
 from trainers.decode import View, centre_view, decode, random_view, reduction
-from trainers.folder import MEAN, STD, Files, scan
 from trainers.stream import Stream
 
 CPU = torch.device("cpu")

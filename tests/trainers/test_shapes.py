@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainers import shapes
+from trainers.datasets import shapes
 
 GRID = np.linspace(-1.5, 1.5, 121, dtype=np.float32)
 V, U = np.meshgrid(GRID, GRID, indexing="ij")

@@ -13,7 +13,7 @@ from torch import nn
 from res2net import UserError, create
 from res2net.elastic import ElasticRes2Net
 from space import Skeleton, Space
-from trainers.data import Data, Split
+from trainers.datasets.data import Data, Split
 from trainers.recipes import Config
 from trainers.supernet import MAX_GRADIENT, Members, Scorer, SupernetTrainer, calibrate
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from res2net import Arch, Stage, UserError, create
 from res2net.model import conv3x3
-from trainers.data import Data, Split
+from trainers.datasets.data import Data, Split
 from trainers.device import device_of, uses_bf16
 from trainers.evaluate import evaluate
 from trainers.images import Images

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from res2net.arch import Stage
 from res2net.backbone import FeatureInfo, Network, levels, own_stride
-from res2net.dla import DlaArch
+from res2net.hosts.dla.value import DlaArch
 from res2net.model import conv3x3, init, plug
 
 

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from search.driver import Driver, Running
-from search.study import ESTIMATED, FAILED, INFEASIBLE, ORPHAN, REPEATED, STOPPED, Record
+from search.study.study import ESTIMATED, FAILED, INFEASIBLE, ORPHAN, REPEATED, STOPPED, Record
 from search.units import format_count, format_seconds
 
 FRONT_ROWS = 12

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from res2net.arch import Stage
 from res2net.backbone import FeatureInfo, Network, check_images, own_stride
-from res2net.biglittle import BigLittleArch
+from res2net.hosts.biglittle.value import BigLittleArch
 from res2net.model import Block, conv3x3, init, plug
 
 

@@ -9,8 +9,8 @@ import numpy as np
 from rich.console import Console
 
 from res2net.errors import UserError, unknown
-from trainers import cifar, folder, shapes
-from trainers.folder import Files
+from trainers.datasets import cifar, folder, shapes
+from trainers.datasets.folder import Files
 
 # Of the training images. `shapes` is small, so it gives more of them to keep the scores' noise at about a percent.
 VAL_FRACTION = {"shapes": 0.2, "cifar10": 0.1, "cifar100": 0.1, "folder": 0.1}

@@ -10,9 +10,9 @@ import pandas as pd
 
 from res2net.files import write_atomic
 from search.front import front, hypervolume, knee
-from search.plots import label_counts, new_figure, png, tidy
+from search.report.figures import label_counts, new_figure, png, tidy
 from search.settings import Settings
-from search.study import ESTIMATED, SCORED, STOPPED, Record
+from search.study.study import ESTIMATED, SCORED, STOPPED, Record
 from search.units import format_count
 from space import Space
 

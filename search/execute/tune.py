@@ -40,7 +40,7 @@ from ray.util.placement_group import PlacementGroup, placement_group_table, remo
 from res2net.errors import UserError
 from search.driver import Driver
 from search.worker import Job, Report, Work, guarded
-from trainers.data import Data
+from trainers.datasets.data import Data
 from trainers.meta import cores
 
 # Read by Tune as it starts. Results are in the study: no loggers' files, no checks of metrics, no frequent snapshots.

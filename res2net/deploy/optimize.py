@@ -16,9 +16,9 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from res2net.backbone import Backbone, DensePool, check_images
-from res2net.biglittle_model import BigLittle
-from res2net.dla_model import Dla
 from res2net.errors import UserError
+from res2net.hosts.biglittle.model import BigLittle
+from res2net.hosts.dla.model import Dla
 from res2net.model import Bottle2neck, Bottleneck, Res2Net
 
 KINDS = (Res2Net, Dla, BigLittle)

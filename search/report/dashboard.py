@@ -10,7 +10,7 @@ import optuna_dashboard
 from optuna.artifacts import FileSystemArtifactStore, upload_artifact
 
 from res2net.arch import Arch
-from search.study import Study, held, server_url
+from search.study.study import Study, held, server_url
 
 
 def command(folder: Path, storage: str | None = None) -> str:

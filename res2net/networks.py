@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 from res2net.arch import Arch
-from res2net.biglittle import BigLittleArch
-from res2net.biglittle_model import BigLittle
-from res2net.dla import DlaArch
-from res2net.dla_model import Dla
+from res2net.hosts.biglittle.model import BigLittle
+from res2net.hosts.biglittle.value import BigLittleArch
+from res2net.hosts.dla.model import Dla
+from res2net.hosts.dla.value import DlaArch
 from res2net.kinds import AnyArch
 from res2net.model import Res2Net
 

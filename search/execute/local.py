@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from search.driver import Driver
 from search.worker import Work, guarded
-from trainers.data import Data
+from trainers.datasets.data import Data
 
 
 def execute(driver: Driver, data: Data, work: Work) -> None:
