@@ -100,11 +100,10 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the list, or the comparison."""
-    return run_main(_main, PROG, argv)
+    return run_main(_main, parser, argv)
 
 
-def _main(argv: Sequence[str] | None = None) -> int:
-    args = parser().parse_args(argv)
+def _main(args: argparse.Namespace) -> int:
     if not args.check:
         print(listing())
         return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import NoReturn
@@ -29,17 +30,31 @@ class Parser(argparse.ArgumentParser):
         kwargs.setdefault("allow_abbrev", False)
         super().__init__(**kwargs)  # type: ignore[arg-type]
 
+    def spelled(self, message: str) -> str:
+        """The message with each field in backticks (`max_macs`) written as its option (--max-macs), if it has one."""
+        return re.sub(r"`(\w+)`", lambda field: self._options().get(field[1], field[0]), message)
+
+    def _options(self) -> dict[str, str]:
+        return {action.dest: action.option_strings[-1] for action in self._actions if action.option_strings}
+
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 
-def run_main(body: Callable[[Sequence[str] | None], int | None], prog: str, argv: Sequence[str] | None = None) -> int:
-    """Run a command's body; a `UserError` becomes one line on stderr and exit code 2, Ctrl-C one and 130."""
+def run_main(
+    body: Callable[[argparse.Namespace], int | None], build: Callable[[], Parser], argv: Sequence[str] | None = None
+) -> int:
+    """Parse the options and run a command's body; return the exit code.
+
+    A `UserError` becomes one line on stderr and exit code 2, Ctrl-C one line and 130.
+    """
+    parser = build()
+    args = parser.parse_args(argv)
     try:
-        return body(argv) or 0
+        return body(args) or 0
     except UserError as error:
-        print(f"{prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"{parser.prog}: error: {parser.spelled(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"{prog}: interrupted", file=sys.stderr)
+        print(f"{parser.prog}: interrupted", file=sys.stderr)
         return 130

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -178,8 +179,7 @@ def build_parser() -> Parser:
     return parser
 
 
-def _main(argv: Sequence[str] | None) -> None:
-    args = build_parser().parse_args(argv)
+def _main(args: argparse.Namespace) -> None:
     under = parse_count(args.under, "--under") if args.under else None
     if args.onnx:
         need_onnx()  # said before the test split is read
@@ -195,7 +195,7 @@ def _main(argv: Sequence[str] | None) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_main(_main, "python -m search.export", argv)
+    return run_main(_main, build_parser, argv)
 
 
 if __name__ == "__main__":

@@ -141,8 +141,8 @@ def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def _main(argv: Sequence[str] | None) -> int:
-    options = vars(build_parser().parse_args(argv))
+def _main(args: argparse.Namespace) -> int:
+    options = vars(args)
     signal.signal(signal.SIGTERM, _interrupt)
     out, download = options.pop("out", None), options.pop("download", False)
     settings = settings_of(options, out)
@@ -181,7 +181,7 @@ def show(console: Console, result: Result) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_main(_main, "python -m search.run", argv)
+    return run_main(_main, build_parser, argv)
 
 
 def leave(code: int) -> NoReturn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import datetime
 import io
@@ -224,8 +225,8 @@ def build_parser() -> Parser:
     return parser
 
 
-def _main(argv: Sequence[str] | None) -> int:
-    options = vars(build_parser().parse_args(argv))
+def _main(args: argparse.Namespace) -> int:
+    options = vars(args)
     out = options.pop("out")
     settings = Settings(**options)
     with joined("auto") as (group, device):
@@ -242,7 +243,7 @@ def _main(argv: Sequence[str] | None) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_main(_main, PROG, argv)
+    return run_main(_main, build_parser, argv)
 
 
 if __name__ == "__main__":

@@ -28,12 +28,11 @@ PROG = "python -m studies.bench_cost"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print both rates and their ratio."""
-    return run_main(bench, PROG, argv)
+    return run_main(bench, parser, argv)
 
 
-def bench(argv: Sequence[str] | None = None) -> None:
+def bench(args: argparse.Namespace) -> None:
     """The command's body."""
-    args = parser().parse_args(argv)
     check_positive(args, "n", "built")
     allowed = space.get(args.space, args.base, args.per_stage)
     with threads(1):

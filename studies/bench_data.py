@@ -50,12 +50,11 @@ GRAIN = 9.0  # standard deviation of the noise on each pixel, of 255
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print both rates and their ratio for each set of files."""
-    return run_main(bench, PROG, argv)
+    return run_main(bench, parser, argv)
 
 
-def bench(argv: Sequence[str] | None = None) -> None:
+def bench(args: argparse.Namespace) -> None:
     """The command's body."""
-    args = parser().parse_args(argv)
     check_positive(args, "images", "large_images", "batch_size", "repeats", "workers", "passes")
     check_size(args.size)
     hardware = environment()["hardware"]

@@ -116,9 +116,9 @@ def plot(fronts: pd.DataFrame, title: str, low: float, high: float) -> bytes:
     return png(figure)
 
 
-def bench(argv: Sequence[str] | None) -> None:
+def bench(args: argparse.Namespace) -> None:
     """The command's body."""
-    args, console = build_parser().parse_args(argv), Console()
+    console = Console()
     check_positive(args, "seeds", "epochs", "supernet_epochs", "trials", "confirm")
     rows, fronts = [], []
     args.out.mkdir(parents=True, exist_ok=True)
@@ -146,7 +146,7 @@ def bench(argv: Sequence[str] | None) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print a row a search and the hypervolumes; write `searches.csv`, `fronts.csv`, `fronts.png`, `about.json`."""
-    return run_main(bench, PROG, argv)
+    return run_main(bench, build_parser, argv)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ then. The first trial of every worker is in no row, so Ray's and the workers' st
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import sys
@@ -54,12 +55,11 @@ class Row:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print a row an executor."""
-    return run_main(bench, PROG, argv)
+    return run_main(bench, parser, argv)
 
 
-def bench(argv: Sequence[str] | None = None) -> None:
+def bench(args: argparse.Namespace) -> None:
     """The command's body."""
-    args = parser().parse_args(argv)
     if args.executor not in (*EXECUTORS, "both"):
         raise UserError(f"--executor: {args.executor!r}; accepted: {', '.join(EXECUTORS)}, both")
     workers, sizes = args.workers or cores(), sorted(args.trials)

@@ -48,12 +48,11 @@ Times = dict[tuple[str, str], list[float]]  # ms of each round, by network and w
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print a row for each batch size and network."""
-    return run_main(bench, PROG, argv)
+    return run_main(bench, parser, argv)
 
 
-def bench(argv: Sequence[str] | None = None) -> None:
+def bench(args: argparse.Namespace) -> None:
     """The command's body."""
-    args = parser().parse_args(argv)
     check_positive(args, "rounds", "train_rounds", "size", "threads")
     if min(args.batches, default=1) < 1 or args.train_batch < 0:
         raise UserError("--batches and --train-batch: accepted: whole numbers of at least 1 (no training step: 0)")

@@ -157,9 +157,8 @@ def build_parser() -> Parser:
     return out
 
 
-def bench(argv: Sequence[str] | None) -> None:
+def bench(args: argparse.Namespace) -> None:
     """The command's body."""
-    args = build_parser().parse_args(argv)
     check_positive(args, "min_epochs", "workers", "seeds")
     if args.eta < 2:
         raise UserError(f"--eta: {args.eta}; accepted: at least 2")
@@ -189,7 +188,7 @@ def bench(argv: Sequence[str] | None) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print a row a scheduler; write `replays.csv`, `scheduler.png` and `about.json`."""
-    return run_main(bench, PROG, argv)
+    return run_main(bench, build_parser, argv)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ as on a machine that does other things the clock says little.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import shutil
@@ -53,12 +54,11 @@ class Times:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print a row for each size and sampler."""
-    return run_main(bench, PROG, argv)
+    return run_main(bench, parser, argv)
 
 
-def bench(argv: Sequence[str] | None = None) -> None:
+def bench(args: argparse.Namespace) -> None:
     """The command's body."""
-    args = parser().parse_args(argv)
     check_positive(args, "measured")
     sizes = sorted(set(args.trials))
     if sizes[0] < 1:

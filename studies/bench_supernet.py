@@ -39,12 +39,11 @@ PROG = "python -m studies.bench_supernet"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the seconds of both kinds of step, their ratio, members scored a second, and memory."""
-    return run_main(bench, PROG, argv)
+    return run_main(bench, parser, argv)
 
 
-def bench(argv: Sequence[str] | None = None) -> None:
+def bench(args: argparse.Namespace) -> None:
     """The command's body."""
-    args = parser().parse_args(argv)
     check_positive(args, "steps", "batch_size", "threads", "scored")
     allowed = space.get(args.space, args.base, args.per_stage, num_classes=CLASSES)
     with threads(args.threads):

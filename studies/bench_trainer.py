@@ -65,12 +65,11 @@ PAPER = (("res2next29_6c24w_4s", 32), (OTHER, 224), ("res2net50_26w_4s", 224))
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print a table of both rates and their ratio, a row for each network."""
-    return run_main(bench, PROG, argv)
+    return run_main(bench, parser, argv)
 
 
-def bench(argv: Sequence[str] | None = None) -> None:
+def bench(args: argparse.Namespace) -> None:
     """The command's body."""
-    args = parser().parse_args(argv)
     check_positive(args, "images", "batch_size", "repeats", "threads")
     if args.workers < 0:
         raise UserError(f"--workers: {args.workers}; accepted: at least 0")

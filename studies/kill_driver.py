@@ -11,6 +11,7 @@ Networks are small and images few, so that a trial takes seconds. Linux alone.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import random
@@ -65,12 +66,11 @@ class Seen:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the counts; exit code 1 if one is not 0."""
-    return run_main(study, PROG, argv)
+    return run_main(study, parser, argv)
 
 
-def study(argv: Sequence[str] | None = None) -> int:
+def study(args: argparse.Namespace) -> int:
     """The command's body."""
-    args = parser().parse_args(argv)
     check_positive(args, "trials", "epochs", "train_images")
     if args.what not in ("driver", "worker"):
         raise UserError(f"--what: {args.what!r}; accepted: driver, worker")

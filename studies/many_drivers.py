@@ -8,6 +8,7 @@ trial) is started again in its folder, while the others go on. Exit code 1 if an
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import signal
@@ -34,12 +35,11 @@ SPACE = TINY_SPACE.replace("defaults:\n  width: 64", "  width: [32, 48, 64, 80]"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the counts."""
-    return run_main(bench, PROG, argv)
+    return run_main(bench, parser, argv)
 
 
-def bench(argv: Sequence[str] | None = None) -> int:
+def bench(args: argparse.Namespace) -> int:
     """The command's body."""
-    args = parser().parse_args(argv)
     check_positive(args, "drivers", "trials", "seconds")
     with contextlib.ExitStack() as stack:
         url = args.storage or stack.enter_context(server()).url

@@ -290,8 +290,8 @@ def _write(study: Study, args: argparse.Namespace, what: str) -> pd.DataFrame:
     return table
 
 
-def _main(argv: Sequence[str] | None) -> None:
-    args, console = build_parser().parse_args(argv), Console()
+def _main(args: argparse.Namespace) -> None:
+    console = Console()
     if args.members < 3:
         raise UserError(f"--members: {args.members} is too small; accepted: at least 3")
     settings = _settings(args)
@@ -325,7 +325,7 @@ def _main(argv: Sequence[str] | None) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table; write `members.csv`, `curves.csv`, `correlations.csv`, `rank.png` and `about.json`."""
-    return run_main(_main, PROG, argv)
+    return run_main(_main, build_parser, argv)
 
 
 if __name__ == "__main__":

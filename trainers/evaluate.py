@@ -103,8 +103,7 @@ def _test_data(args: argparse.Namespace, trained: dict[str, Any], model: AnyNetw
     return Data(args.data, classes, test, test, tuple(mean), tuple(std))
 
 
-def _main(argv: Sequence[str] | None) -> None:
-    args = build_parser().parse_args(argv)
+def _main(args: argparse.Namespace) -> None:
     if args.precision not in PRECISIONS:
         raise unknown("--precision", args.precision, PRECISIONS)
     device = device_of(args.device)
@@ -125,7 +124,7 @@ def _main(argv: Sequence[str] | None) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print top-1, top-5, loss and images a second."""
-    return run_main(_main, PROG, argv)
+    return run_main(_main, build_parser, argv)
 
 
 if __name__ == "__main__":

@@ -338,8 +338,7 @@ def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def _main(argv: Sequence[str] | None) -> int:
-    args = build_parser().parse_args(argv)
+def _main(args: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     changes = {name: value for name in CHANGES if (value := getattr(args, name)) is not None}
     if args.workers is not None and args.workers < 1:
@@ -359,7 +358,7 @@ def _main(argv: Sequence[str] | None) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train and test as the options say; 130 if interrupted."""
-    return run_main(_main, PROG, argv)
+    return run_main(_main, build_parser, argv)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ import sys, time
 from pathlib import Path
 import numpy as np
 import trainers.datasets.data
-from res2net.errors import run_main
+from res2net.errors import Parser, run_main
 from search import Settings, search
 from studies.synthetic import Synthetic
 from trainers.datasets.data import Data, Split
@@ -52,7 +52,7 @@ def work(job, data):
         yield report
 
 settings = Settings(space="scale_card", per_stage=True, trials=trials, sampler="random", ray_address=address)
-sys.exit(run_main(lambda _: print(search(settings, folder, work=work).why_stopped), "search", []))
+sys.exit(run_main(lambda _: print(search(settings, folder, work=work).why_stopped), lambda: Parser(prog="search"), []))
 """
 
 
