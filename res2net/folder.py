@@ -22,7 +22,7 @@ LOG_FILE, BOARD_FOLDER, CHECKPOINT_FILE = "log.csv", "tensorboard", "checkpoint.
 MODEL_FILES = (ARCH_FILE, WEIGHTS_FILE, TRAINING_FILE, CARD_FILE, ONNX_FILE, LOG_FILE, BOARD_FOLDER)
 
 
-def check_replaceable(folder: Path, option: str) -> None:
+def check_replaceable(folder: Path, field: str) -> None:
     """`UserError` unless the folder is new, empty, or a model folder with nothing of the user's own in it."""
     if not folder.exists():
         return
@@ -31,7 +31,7 @@ def check_replaceable(folder: Path, option: str) -> None:
     )
     if foreign:
         raise UserError(
-            f"{option}: {str(folder)!r} holds {foreign[0]!r}, which is no part of a model folder; "
+            f"`{field}`: {str(folder)!r} holds {foreign[0]!r}, which is no part of a model folder; "
             "accepted: a new folder, an empty one, or a model folder"
         )
 
@@ -47,7 +47,7 @@ def save(model: AnyNetwork, folder: str | Path) -> None:
     if not isinstance(model, AnyNetwork):
         accepted = ", ".join(kind.__name__ for kind in get_args(AnyNetwork))
         raise UserError(f"model is a {type(model).__name__}, which cannot be saved; accepted: {accepted}")
-    check_replaceable(Path(folder), "model folder")
+    check_replaceable(Path(folder), "folder")
     arch, weights = model.arch.to_json(), weights_bytes(model)
 
     def fill(temporary: Path) -> None:

@@ -6,13 +6,38 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from search.api import Result, search
+    from search.api import Result, load, search
+    from search.evaluators import Evaluator
+    from search.groups import Budget, Resources, Scope, Scoring
+    from search.objectives import Objective
     from search.settings import Settings
 
-# Optuna and pandas take a second to import; a worker needs neither.
-_LAZY = {"search": "api", "Result": "api", "Settings": "settings"}
+# Optuna and pandas take a second to import; `import search` must not.
+_LAZY = {
+    "search": "api",
+    "load": "api",
+    "Result": "api",
+    "Settings": "settings",
+    "Scope": "groups",
+    "Scoring": "groups",
+    "Budget": "groups",
+    "Resources": "groups",
+    "Objective": "objectives",
+    "Evaluator": "evaluators",
+}
 
-__all__ = ["Result", "Settings", "search"]
+__all__ = [
+    "Budget",
+    "Evaluator",
+    "Objective",
+    "Resources",
+    "Result",
+    "Scope",
+    "Scoring",
+    "Settings",
+    "load",
+    "search",
+]
 
 
 def __getattr__(name: str) -> Any:

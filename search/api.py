@@ -5,151 +5,192 @@ from __future__ import annotations
 import contextlib
 import socket
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from search import export, runs, supernet
+from search import export, runs
 from search.checkpoints import Checkpoints
 from search.driver import Driver
-from search.execute.local import execute as execute_local
-from search.report import dashboard, tables
+from search.execute import executor_of
+from search.ledger import Ledger
+from search.lock import locked
+from search.matching import check_match
+from search.objectives import ACCURACY
+from search.report import dashboard
+from search.report.figures import pareto_figure
+from search.report.files import title_of, write
+from search.report.page import interactive_front
 from search.report.progress import Progress, Silent
-from search.settings import RESOURCES, Settings, check_limits
-from search.study.study import SCORED, Study, join, reached, sqlite_url
-from search.worker import Job, SharedWork, Work, train_trial
+from search.report.tables import front_frame, hypervolume_of, trials_frame
+from search.settings import Settings
+from search.study.sampler import Factory, factory
+from search.study.storage import connection_watched, read, sqlite_url
+from search.study.study import Study
+from search.study.turns import join
+from search.worker import Job, Work
 from space import Space
 from trainers.datasets.data import Data
 
-REPORT_SECONDS = 30.0  # how old tables and plots may be while a search runs; older, where they
-REPORT_SHARE = 0.03  # would take more than this share of the driver's time
-SHOWN = 500  # of the last trials on the dashboard, beside the front: each 2 KB of its plot are a transaction
+if TYPE_CHECKING:  # matplotlib takes a second to import
+    from matplotlib.figure import Figure
+
+REPORT_SECONDS = 30.0  # the age at which tables and plots are written anew while a search runs,
+REPORT_SHARE = 0.03  # unless that would take more than this share of the driver's time
+SHOWN = 500  # the last trials on the dashboard, beside the front: every 2 KB of its plot are a transaction
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a search found. `front` has a row a network, cheapest first; `hypervolume` is in % (see `search.front`).
+    """What a search found.
 
-    interrupted: by Ctrl-C. unfinished: before `--trials` were spent, so that the same call goes on.
+    folder: the run's. settings, space: of the search. trials: a row for each trial. front: its rows on the front,
+    cheapest first. hypervolume: in %, see `search.front`. seconds: of this call. why_stopped: in words.
+    interrupted: whether Ctrl-C ended it. unfinished: whether trials are left, so that the same call resumes. ledger:
+    the books.
     """
 
     folder: Path
-    front: pd.DataFrame
+    settings: Settings
+    space: Space
     trials: pd.DataFrame
+    front: pd.DataFrame
     hypervolume: float
-    seconds: float
-    why_stopped: str
+    ledger: Ledger
+    seconds: float = 0.0
+    why_stopped: str = ""
     interrupted: bool = False
     unfinished: bool = False
 
+    def plot(self) -> Figure:
+        """Return the picture of the front as a matplotlib figure; notebooks show it."""
+        return pareto_figure(self.trials, self.ledger, title_of(self.ledger, self.space, self.settings), self.settings)
+
+
+def load(folder: str | Path) -> Result:
+    """Return the result of a run's folder, whoever wrote it; nothing is written. Raise `UserError` if it is no run."""
+    folder = Path(folder)
+    settings, space = runs.settings_of(folder), runs.space_of(folder)
+    records = list(read(folder, settings.resources.storage, settings.resources.study))
+    books = Ledger.of(settings.rules, records)
+    trials = trials_frame(records, books)
+    front, value = front_frame(trials, settings.scope.cost), hypervolume_of(books, space, settings)
+    left = books.spent < settings.budget.trials
+    return Result(folder, settings, space, trials, front, value, books, why_stopped="loaded", unfinished=left)
+
 
 def search(
-    settings: Settings, out: str | Path | None = None, progress: Progress | None = None, work: Work = train_trial
+    settings: Settings,
+    out: str | Path | None = None,
+    progress: Progress | None = None,
+    work: Work | None = None,
+    sampler: Factory | None = None,
 ) -> Result:
-    """Search as the settings say, in the folder `out` (a new one under `runs/` if None; an earlier search goes on).
+    """Search as the settings say, in the folder `out`, and return what was found.
 
-    `UserError` for settings, data or a folder that do not go together, before anything is written. Ctrl-C
-    (KeyboardInterrupt) ends the search in good order: the result says so, and the same call goes on.
+    out: a new folder under `runs/` if None; the folder of an earlier search resumes it. work: what workers run instead
+    of the evaluator's. sampler: a factory `seed -> sampler`, instead of the settings' one; a resume passes it again.
+    Raise `UserError` for settings, data or a folder that contradict each other, before anything is written. Ctrl-C
+    (KeyboardInterrupt) ends the search in good order: the result says so, and the same call resumes.
     """
     folder = Path(out) if out is not None else Path("runs") / runs.new_name(settings)
-    data = settings.load_data(progress.console if progress else None)
+    data = settings.scope.load_data(progress.console if progress else None)
     space = runs.space_for(folder, settings, data)
-    check_limits(space, settings)
-    if settings.supernet is not None:
-        work = SharedWork(supernet.load(Path(settings.supernet), space, data, settings))
-    if settings.executor == "tune":
-        from search import execute_tune  # Ray is imported where it is asked for
-
-        execute_tune.check(**_where(settings))
-    if settings.storage and settings.study is None:
-        known = (folder / runs.RUN_FILE).exists()
-        settings = replace(settings, study=runs.settings_of(folder).study if known else folder.absolute().name)
+    if settings.scope.match_macs:
+        check_match(space, settings.scope.match_macs, settings.scope.limits, settings.scope.seed)
+    else:
+        settings.scope.limits.check(space)
+    settings.evaluator.check_weights(space, data)
+    executor = executor_of(settings.resources)
+    executor.check()
+    settings = _with_study_name(settings, folder)
     runs.check(folder, settings, space)
-    if settings.storage:
+    storage, name = settings.resources.storage, settings.resources.study
+    directions = {o.name: o.direction for o in (ACCURACY, settings.scope.cost)}
+    if storage and name:
         new = not (folder / runs.RUN_FILE).exists()
-        runs.check_study(join(settings.storage, settings.study, runs.described(settings, space), new), settings, space)
-    with runs.disk_watched(folder), runs.locked(folder), reached(settings.storage):
+        runs.check_study(join(storage, name, directions, runs.described(settings, space), new), settings, space)
+    with runs.disk_watched(folder), locked(folder), connection_watched(storage):
         number = runs.open_run(folder, settings, space, _describe(data))
-        session = _Session(number, settings, folder, space, data, progress or Silent(), work)
-        with contextlib.closing(session.study):
-            return session.run()
+        here = {"host": socket.gethostname(), "folder": str(folder.absolute())}
+        url, name = storage or sqlite_url(folder), name or folder.absolute().name
+        make = sampler or factory(settings.budget.sampler)
+        study = Study(url, name, directions, make, settings.scope.seed, space.parameters, here)
+        session = _Session(number, settings, folder, space, data, progress or Silent(), study)
+        with contextlib.closing(study):
+            return session.run(executor.execute, work)
+
+
+def _with_study_name(settings: Settings, folder: Path) -> Settings:
+    """Name a shared study after the run's folder, if it was given no name; a resume keeps the name."""
+    if not settings.resources.storage or settings.resources.study is not None:
+        return settings
+    known = (folder / runs.RUN_FILE).exists()
+    return settings.replace(study=runs.settings_of(folder).resources.study if known else folder.absolute().name)
 
 
 class _Session:
     """One driver's time with a run's folder."""
 
     def __init__(
-        self, number: int, settings: Settings, folder: Path, space: Space, data: Data, progress: Progress, work: Work
+        self, number: int, settings: Settings, folder: Path, space: Space, data: Data, progress: Progress, study: Study
     ) -> None:
         self.settings, self.folder, self.space, self.data = settings, folder, space, data
-        self.progress, self.work = progress, work
-        here = {"host": socket.gethostname(), "folder": str(folder.absolute())}
-        url, name = settings.storage or sqlite_url(folder), settings.study or folder.absolute().name
-        self.study = Study(url, name, settings.sampler, settings.seed, space.parameters, here)
-        self.driver = Driver(settings, space, self.study, self._keep, self._changed, number, Checkpoints(folder))
+        self.progress, self.study = progress, study
+        self.driver = Driver(settings, space, study, self._keep, self._changed, number, Checkpoints(folder))
         self.report_at = time.monotonic() + REPORT_SECONDS
 
-    def run(self) -> Result:
+    def run(self, execute: Callable[[Driver, Data, Work], None], work: Work | None) -> Result:
         begun, interrupted = time.monotonic(), False
         try:
-            self._train_supernet()
+            if work is None:
+                work = self.settings.evaluator.prepare(self.space, self.data, self.folder, self.progress.console)
             with self._shown():
-                self._execute()
+                execute(self.driver, self.data, work)
         except KeyboardInterrupt:
             interrupted = True
             self.driver.release_all("the search was interrupted")
-        trials = self._report()
-        found = tables.front_frame(trials)
-        self._export_best(trials)
-        value = tables.hypervolume_of(trials, self.space, self.settings)
-        why = "interrupted" if interrupted else self.driver.why_stopped or "all trials are done"
-        # Confirmations that are missing are asked for by any resume.
-        unfinished = self.driver.spent < self.settings.trials
-        return Result(self.folder, found, trials, value, time.monotonic() - begun, why, interrupted, unfinished)
+        trials, books = self._report(), self.driver.ledger
+        self._export_best()
+        return Result(
+            self.folder,
+            self.settings,
+            self.space,
+            trials,
+            front_frame(trials, self.settings.scope.cost),
+            hypervolume_of(books, self.space, self.settings),
+            books,
+            time.monotonic() - begun,
+            "interrupted" if interrupted else self.driver.why_stopped or "all trials are done",
+            interrupted,
+            # Any resume asks for confirmations that are missing.
+            books.spent < self.settings.budget.trials,
+        )
 
-    def _export_best(self, trials: pd.DataFrame) -> None:
-        """Of the trials whose weights are in this folder, the best: other drivers keep theirs."""
-        scored = trials[(trials.outcome == SCORED) & (trials.epochs == self.settings.epochs)]
-        for number in scored.sort_values(["val_top1", "macs"], ascending=[False, True]).number:
-            if runs.weights_path(self.folder, int(number)).is_file():
-                export.export(self.folder, str(number), self.folder / "best")
+    def _export_best(self) -> None:
+        """Export the best trial whose weights are in this folder: other drivers keep their own."""
+        for record in self.driver.ledger.best:
+            if runs.weights_path(self.folder, record.number).is_file():
+                export.export(self.folder, str(record.number), self.folder / "best")
                 return
 
     @contextlib.contextmanager
     def _shown(self) -> Iterator[None]:
         s, n = self.settings, self.space.size
-        title = f"{self.space.name} ({self.space.base}, {n:,} combinations) on {s.data}, {s.sampler}, -> {self.folder}"
-        self.progress.start(self.driver, title)
+        where = f"{self.space.name} ({self.space.base}, {n:,} combinations) on {s.scope.data}"
+        self.progress.start(self.driver, f"{where}, {s.budget.sampler}, -> {self.folder}")
         try:
             yield
         finally:
             self.progress.stop()
 
-    def _train_supernet(self) -> None:
-        """The weights that trials share, in the run's folder, if they were not brought along."""
-        s = self.settings
-        if s.evaluator == "scratch" or s.supernet is not None:
-            return
-        how = replace(s, epochs=s.supernet_epochs, lr=Settings().lr if s.evaluator == "inherit" else s.lr)
-        self.work = SharedWork(
-            supernet.train(how, self.space, self.data, self.folder / supernet.FOLDER, self.progress.console)
-        )
-
-    def _execute(self) -> None:
-        if self.settings.executor == "local":
-            execute_local(self.driver, self.data, self.work)
-            return
-        from search.execute import tune as execute_tune
-
-        execute_tune.execute(self.driver, self.data, self.work, **_where(self.settings))
-
     def _keep(self, job: Job, weights: bytes | None) -> None:
         dashboard.attach_arch(self.study, job.number, job.arch, self.folder / runs.ARTIFACTS)
         if weights is not None:
-            front = {r.number for r in self.driver.front}
+            front = {r.number for r in self.driver.ledger.front}
             runs.keep_weights(self.folder, job.number, weights, front)
 
     def _changed(self) -> None:
@@ -161,18 +202,16 @@ class _Session:
             self.report_at = now + max(REPORT_SECONDS, (now - begun) / REPORT_SHARE)
 
     def _report(self) -> pd.DataFrame:
-        trials = tables.write(self.folder, self.study.records(), self.space, self.settings)
+        books = self.driver.ledger
+        trials = write(self.folder, self.study.records(), books, self.space, self.settings)
         shown = trials[trials.front | (trials.index >= len(trials) - SHOWN)]
-        dashboard.show_front(self.study, tables.pareto_figure(shown, self.folder.name, self.settings))
+        figure = interactive_front(shown, books, self.folder.name, self.settings)
+        dashboard.show_front(self.study, figure)
         return trials
 
 
-def _where(settings: Settings) -> dict[str, Any]:
-    """The settings that are Ray's."""
-    return {name: getattr(settings, name) for name in RESOURCES}
-
-
 def _describe(data: Data) -> dict[str, object]:
+    """Return what `run.json` says of the data."""
     return {
         "name": data.name,
         "classes": list(data.classes),

@@ -1,4 +1,4 @@
-"""What trials that have not ended can be gone on from: a file each in the run's folder, `checkpoints/N.pt`."""
+"""Checkpoints of trials that have not ended for good: one file each in the run's folder, `checkpoints/N.pt`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ CHECKPOINTS = "checkpoints"
 
 
 class Checkpoints(MutableMapping[int, bytes]):
-    """The newest checkpoint of each trial, by its number; what a file holds is for who restores it to judge."""
+    """The newest checkpoint of each trial, by number. The worker that restores a checkpoint judges its content."""
 
     def __init__(self, run: Path) -> None:
         self._folder = run / CHECKPOINTS
@@ -23,7 +23,7 @@ class Checkpoints(MutableMapping[int, bytes]):
         except FileNotFoundError:
             raise KeyError(number) from None
         except OSError:
-            return b""  # there, but of no use
+            return b""  # it exists, but cannot be read: the worker starts anew and says so
 
     def __setitem__(self, number: int, checkpoint: bytes) -> None:
         write_atomic(self._path(number), checkpoint)

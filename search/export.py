@@ -16,76 +16,75 @@ from res2net.deploy.export import export_onnx, need_onnx
 from res2net.errors import Parser, UserError, run_main
 from res2net.files import write_atomic, write_folder
 from res2net.folder import ARCH_FILE, CARD_FILE, ONNX_FILE, TRAINING_FILE, WEIGHTS_FILE, check_replaceable, load
+from res2net.model import create
 from search import runs
-from search.front import front, knee
+from search.ledger import Ledger
+from search.objectives import COSTS
 from search.settings import Settings
-from search.study.study import ESTIMATED, SCORED, Record, arch_of, read, where
-from search.units import format_count, parse_count
+from search.study.storage import home_of, read
+from search.study.trials import SCORED, Record
+from search.units import parse_count
 from trainers.card import code, machine, model_card
 from trainers.datasets.data import Data
 from trainers.device import device_of
 from trainers.evaluate import evaluate
 from trainers.images import Images
 
-
-def front_of(folder: Path, estimates: bool = False) -> list[Record]:
-    """The front of a run's folder, cheapest first: of trained networks, or of `estimates` by shared weights."""
-    outcome, epochs = (ESTIMATED, 0) if estimates else (SCORED, runs.settings_of(folder).epochs)
-    records = [r for r in _records(folder) if r.outcome == outcome and r.attrs["epochs"] == epochs]
-    if not records:
-        raise UserError(f"run folder {str(folder)!r}: no trial has its full budget yet; accepted: a run with one")
-    return [records[i] for i in front([r.val_top1 or 0.0 for r in records], [r.macs for r in records])]
+SHOWN = ("macs", "params")  # costs on the model card and in `training.json`
 
 
-def _records(folder: Path) -> list[Record]:
+def ledger_of(folder: Path) -> Ledger:
+    """Return the books of a run."""
     settings = runs.settings_of(folder)
-    return list(read(folder, settings.storage, settings.study))
+    return Ledger.of(settings.rules, read(folder, settings.resources.storage, settings.resources.study))
 
 
-def choose(folder: Path, pick: str, under: int | None = None) -> Record:
-    """The trial that `pick` names: `best` or `knee` of the front (within `under` MACs), or a trial's number."""
+def choose(folder: Path, pick: str, under: float | None = None) -> Record:
+    """Return the trial that `pick` names: `best` or `knee` of the front within the cost `under`, or a number."""
+    books = ledger_of(folder)
     if pick not in ("best", "knee"):
         if under is not None:
-            raise UserError(f"--under: says nothing with --pick {pick}; accepted: with best or knee")
-        return _numbered(folder, pick)
-    records = front_of(folder)
-    within = [r for r in records if under is None or r.macs <= under]
+            raise UserError(f"`under`: has no effect with `pick` {pick}; accepted: with best or knee")
+        return _numbered(books, pick)
+    if not books.trained:
+        raise UserError(f"run folder {str(folder)!r}: no trial has its full budget yet; accepted: a run with one")
+    records, unit = books.front, books.rules.objective.unit
+    within = [r for r in records if under is None or books.cost(r) <= under]
     if not within:
-        raise UserError(f"--under: nothing on the front has {under} MACs; accepted: {records[0].macs} or more")
-    if pick == "best":
-        return within[-1]
-    return within[knee([r.val_top1 or 0.0 for r in within], [r.macs for r in within])]
+        least = books.cost(records[0])
+        raise UserError(f"`under`: nothing on the front has {under} {unit}; accepted: {least} or more")
+    return within[-1] if pick == "best" else books.knee(within)
 
 
-def _numbered(folder: Path, pick: str) -> Record:
-    scored = {str(r.number): r for r in _records(folder) if r.outcome == SCORED}
+def _numbered(books: Ledger, pick: str) -> Record:
+    scored = {str(r.number): r for r in books.history if r.outcome == SCORED}
     if pick not in scored:
-        shown = ", ".join(scored) or "none yet"
-        raise UserError(f"--pick: {pick!r} is not a scored trial; accepted: best, knee, or one of {shown}")
+        shown = ", ".join(sorted(scored, key=int)) or "none yet"
+        raise UserError(f"`pick`: {pick!r} is not a scored trial; accepted: best, knee, or one of {shown}")
     return scored[pick]
 
 
 def export(
-    folder: Path, pick: str, to: Path, under: int | None = None, test_top1: float | None = None, onnx: bool = False
+    folder: Path, pick: str, to: Path, under: float | None = None, test_top1: float | None = None, onnx: bool = False
 ) -> Record:
     """Write the model folder of a trial: `arch.json`, `model.safetensors`, `training.json`, a model card.
 
-    With `onnx` also `model.onnx`, for images of the size that it was trained on and a batch of any size.
+    onnx: also `model.onnx`, for a batch of any size of images as large as the training images.
     """
     record = choose(folder, pick, under)
     weights = _weights(folder, record)
-    check_replaceable(to, "--to")
+    check_replaceable(to, "to")
     run = runs.read(folder)
     training = _training(run, record, test_top1)
 
     def fill(temporary: Path) -> None:
-        write_atomic(temporary / ARCH_FILE, arch_of(record).to_json())
+        write_atomic(temporary / ARCH_FILE, record.arch.to_json())
         write_atomic(temporary / WEIGHTS_FILE, weights.read_bytes())
         write_atomic(temporary / TRAINING_FILE, json.dumps(training, indent=2) + "\n")
         write_atomic(temporary / CARD_FILE, card(record, run, training))
-        model = load(temporary)  # refuses weights that do not fit before they take a name
+        model = load(temporary)  # weights that do not fit are refused before they take a name
         if onnx:
-            pixels = run["data"].get("image_size", runs.space_of(folder).image_size)  # earlier runs lack it
+            pixels = run["data"].get("image_size", runs.space_of(folder).image_size)  # early runs lack the size
             export_onnx(model, temporary / ONNX_FILE, image_size=pixels)
 
     write_folder(to, fill)
@@ -93,31 +92,30 @@ def export(
 
 
 def _weights(folder: Path, record: Record) -> Path:
-    """The file of a trial's weights; `UserError` if it is gone."""
+    """Return the file of a trial's weights; raise `UserError` if it is gone."""
     path = runs.weights_path(folder, record.number)
-    settings = runs.settings_of(folder)
-    if not path.is_file() and settings.storage:
-        there = where(settings.storage, settings.study or "", record)
+    where = runs.settings_of(folder).resources
+    if not path.is_file() and where.storage:
+        there = home_of(where.storage, where.study or "", record)
         raise UserError(
-            f"--pick: the weights of trial {record.number} are where it was trained, in {there['folder']!r} on "
+            f"`pick`: the weights of trial {record.number} are where it was trained, in {there['folder']!r} on "
             f"{there['host']}; accepted: that folder there, or a trial of this one's"
         )
     if not path.is_file():
         raise UserError(
-            f"--pick: the weights of trial {record.number} are not in {str(path.parent)!r} (those of dominated "
-            f"networks go first where they take over 2 GiB); accepted: best, knee, or a trial of the front"
+            f"`pick`: the weights of trial {record.number} are not in {str(path.parent)!r} (weights of "
+            f"dominated networks are deleted first, beyond 2 GiB in all); accepted: best, knee, or a trial of the front"
         )
     return path
 
 
 def _training(run: dict[str, Any], record: Record, test_top1: float | None) -> dict[str, Any]:
-    session = run["sessions"][record.attrs.get("session", -1)]  # earlier runs did not say which
+    session = run["sessions"][record.attrs.get("session", -1)]  # early runs do not say which
     return {
         "trial": record.number,
         "val_top1": record.val_top1,
         "test_top1": test_top1,
-        "macs": record.macs,
-        "params": record.attrs["params"],
+        **{name: record.attrs[name] for name in SHOWN},
         "epochs": record.attrs["epochs"],
         "seconds": record.attrs["seconds"],
         "data": run["data"],
@@ -129,37 +127,34 @@ def _training(run: dict[str, Any], record: Record, test_top1: float | None) -> d
 
 
 def card(record: Record, run: dict[str, Any], training: dict[str, Any]) -> str:
-    """The model card: what it is, what it scored and how, and how to use it."""
+    """Return the model card: what the network is, what it scored and how, and how to use it."""
     data, tested = run["data"], training["test_top1"]
     settings = Settings.from_dict(run["settings"])
-    sampler = f"{settings.sampler}, seed {settings.seed}"
+    sampler = f"{settings.budget.sampler}, seed {settings.scope.seed}"
     budget = f"{record.attrs['epochs']} epochs of {data['train_images']:,} images"
     rows = [
         ("top-1, validation split", f"{record.val_top1:.2f} % (n = 1, {data['val_images']:,} images, last epoch)"),
         *([("top-1, test split", f"{tested:.2f} %")] if tested is not None else []),
-        ("multiply-accumulates", f"{record.macs:,}"),
-        ("parameters", f"{record.attrs['params']:,}"),
-        ("trained", f"{budget}, batch {settings.batch_size}, lr {settings.final_lr:g}"),
-        *([("started from", "weights that all networks of the space share")] if settings.tunes else []),
+        *((COSTS[name].label.removesuffix(" of one image"), f"{record.attrs[name]:,}") for name in SHOWN),
+        ("trained", f"{budget}, batch {settings.scoring.batch_size}, lr {settings.evaluator.lr:g}"),
+        *([("started from", settings.evaluator.origin)] if settings.evaluator.origin else []),
         ("search", f"{sampler}, the best of many: its validation accuracy is optimistic"),
         ("hardware", machine(training)),
         ("code", code(training)),
     ]
     story = f"A Res2Net found by searching the space `{run['space']['name']}` on `{data['name']}`"
-    return model_card(arch_of(record), f"{story} (trial {record.number}).", rows, data)
+    return model_card(record.arch, f"{story} (trial {record.number}).", rows, data)
 
 
 def tested(folder: Path, record: Record, data_dir: str | None) -> float:
-    """Top-1 (%) of a trial's weights on the test split."""
-    from res2net.model import create
-
+    """Return the top-1 accuracy (%) of a trial's weights on the test split."""
     run = runs.read(folder)
     settings = Settings.from_dict(run["settings"])
-    size = run["data"].get("image_size") if settings.data == "folder" else None
+    scope = settings.scope
+    size = run["data"].get("image_size") if scope.data == "folder" else None
     classes = tuple(run["data"]["classes"])
-    there = data_dir or settings.data_dir
-    split = trainers.datasets.data.load_test(settings.data, there, image_size=size, classes=classes)
-    model = create(arch_of(record))
+    split = trainers.datasets.data.load_test(scope.data, data_dir or scope.data_dir, image_size=size, classes=classes)
+    model = create(record.arch)
     model.load_state_dict(safetensors.torch.load_file(_weights(folder, record)))
     device = device_of("auto")
     data = run["data"]
@@ -168,10 +163,11 @@ def tested(folder: Path, record: Record, data_dir: str | None) -> float:
 
 
 def build_parser() -> Parser:
+    """Return the command's options."""
     parser = Parser(prog="python -m search.export", description="Export a network of a search as a model folder.")
     parser.add_argument("run", type=Path, help="the folder of a search (its --out)")
     parser.add_argument("--pick", default="best", help="best or knee of the front, or a trial's number")
-    parser.add_argument("--under", metavar="MACS", help="only networks of at most so many MACs (100M)")
+    parser.add_argument("--under", metavar="N", help="only networks within this cost (100M)")
     parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="the model folder to write")
     parser.add_argument("--test", action="store_true", help="read the test split, once, and write the accuracy down")
     parser.add_argument("--onnx", action="store_true", help="write model.onnx too (needs the extra `onnx`)")
@@ -180,21 +176,23 @@ def build_parser() -> Parser:
 
 
 def _main(args: argparse.Namespace) -> None:
-    under = parse_count(args.under, "--under") if args.under else None
+    under = parse_count(args.under, "under") if args.under else None
     if args.onnx:
-        need_onnx()  # said before the test split is read
+        need_onnx()  # before the test split is read
     record = choose(args.run, args.pick, under)
-    check_replaceable(args.to, "--to")  # before the test split is read
+    check_replaceable(args.to, "to")  # before the test split is read
     test_top1 = tested(args.run, record, args.data_dir) if args.test else None
     export(args.run, str(record.number), args.to, test_top1=test_top1, onnx=args.onnx)
     print(
-        f"{args.to}: trial {record.number}, {record.attrs['arch']}, {format_count(record.macs)} MACs, "
-        f"{format_count(record.attrs['params'])} params, {record.val_top1:.2f} % on the validation split"
+        f"{args.to}: trial {record.number}, {record.attrs['arch']}, "
+        + "".join(f"{COSTS[n].format(record.attrs[n])} {COSTS[n].unit}, " for n in SHOWN)
+        + f"{record.val_top1:.2f} % on the validation split"
         + (f", {test_top1:.2f} % on the test split" if test_top1 is not None else "")
     )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code."""
     return run_main(_main, build_parser, argv)
 
 

@@ -1,4 +1,4 @@
-"""The front of accuracy (more is better) against MACs (fewer is better): pure functions of two columns."""
+"""The front of quality (more is better) against cost (less is better): pure functions of two columns."""
 
 from __future__ import annotations
 
@@ -8,38 +8,42 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def front(accuracy: Sequence[float], macs: Sequence[float]) -> list[int]:
-    """Indices of the points that no other dominates, cheapest first; of equal points the first stands.
+def front(quality: Sequence[float], cost: Sequence[float]) -> list[int]:
+    """Return the indices of the points that no other point dominates, cheapest first.
 
-    A point dominates another if it is at least as accurate at no more MACs, and better in one of the two.
+    A point dominates another if it is at least as good at no more cost, and better in one of the two. Of equal points
+    the first one stands.
     """
     best, kept = -math.inf, []
-    for i in sorted(range(len(macs)), key=lambda i: (macs[i], -accuracy[i], i)):
-        if accuracy[i] > best:
-            best = accuracy[i]
+    for i in sorted(range(len(cost)), key=lambda i: (cost[i], -quality[i], i)):
+        if quality[i] > best:
+            best = quality[i]
             kept.append(i)
     return kept
 
 
-def hypervolume(accuracy: Sequence[float], macs: Sequence[float], low: float, high: float) -> float:
-    """The best accuracy within a budget of MACs, averaged over budgets from `low` to `high` on a log scale.
+def hypervolume(quality: Sequence[float], cost: Sequence[float], low: float, high: float, log: bool = True) -> float:
+    """Return the best quality within a budget, averaged over budgets from `low` to `high`.
 
-    This is the dominated area of (log MACs, accuracy) with the reference point (`high`, 0), divided by the width of the
-    range: in the unit of accuracy, 0 where nothing is within `high`.
+    It is the dominated area of (cost, quality) with the reference point (`high`, 0), divided by the width of the range:
+    in the unit of quality, 0 if nothing is within `high`. log: whether budgets are even on a logarithmic axis.
     """
-    inside = [i for i in front(accuracy, macs) if macs[i] < high]
-    if not inside or not high > low > 0:
+    axis = math.log if log else float
+    inside = [i for i in front(quality, cost) if cost[i] < high]
+    if not inside or not high > low or (log and low <= 0):
         return 0.0
-    edges = [max(low, macs[i]) for i in inside] + [high]
-    area = sum(accuracy[i] * math.log(b / a) for i, a, b in zip(inside, edges[:-1], edges[1:], strict=True))
-    return area / math.log(high / low)
+    edges = [max(low, cost[i]) for i in inside] + [high]
+    steps = zip(inside, edges[:-1], edges[1:], strict=True)
+    area = sum(quality[i] * (axis(b) - axis(a)) for i, a, b in steps)
+    return area / (axis(high) - axis(low))
 
 
-def knee(accuracy: Sequence[float], macs: Sequence[float]) -> int:
-    """Index of the front's point farthest above the line between its ends, in (log MACs, accuracy)."""
-    points = front(accuracy, macs)
-    x = np.log([macs[i] for i in points])
-    y = np.asarray([accuracy[i] for i in points], dtype=float)
+def knee(quality: Sequence[float], cost: Sequence[float], log: bool = True) -> int:
+    """Return the index of the front's point farthest above the line between the front's ends."""
+    points = front(quality, cost)
+    x = np.asarray([cost[i] for i in points], dtype=float)
+    x = np.log(x) if log else x
+    y = np.asarray([quality[i] for i in points], dtype=float)
     if len(points) < 3:
         return points[-1]
     above = (y - y[0]) / (y[-1] - y[0]) - (x - x[0]) / (x[-1] - x[0])

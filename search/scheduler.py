@@ -1,9 +1,9 @@
-"""Which trials go on: successive halving that knows the front, as pure functions of what the rungs hold.
+"""Which trials continue: successive halving that knows the front, as pure functions of what a rung holds.
 
-A trial that reaches a rung (an epoch) goes on if it is among the best 1/eta of all that reached it so far, itself
-included: asynchronous, so no worker waits (ASHA, arXiv 1810.05934). What is best differs: `asha` goes by accuracy
-alone, which stops the small networks, the cheap end of the front; `pareto-asha` by non-dominated sorting of accuracy
-and MACs, ties by crowding distance (NSGA-II, Deb et al. 2002), so that a cheap network is compared with cheap ones.
+A trial that reaches a rung (an epoch) continues if it is among the best 1/eta of all trials that reached it so far,
+itself included. The decision is asynchronous: no worker waits (ASHA, arXiv 1810.05934). `asha` ranks by quality alone,
+which stops small networks, the cheap end of the front. `pareto-asha` ranks by non-dominated sorting of quality and cost
+with ties broken by crowding distance (NSGA-II, Deb et al. 2002), which compares cheap networks with cheap ones.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ SCHEDULERS = ("pareto-asha", "asha", "none")
 
 
 def rungs(epochs: int, min_epochs: int, eta: int) -> tuple[int, ...]:
-    """The epochs after which trials are compared: `min_epochs` times powers of `eta`, below the full budget."""
+    """Return the epochs after which trials are compared: `min_epochs` times powers of `eta`, below the full budget."""
     out, epoch = [], min_epochs
     while epoch < epochs:
         out.append(epoch)
@@ -25,65 +25,71 @@ def rungs(epochs: int, min_epochs: int, eta: int) -> tuple[int, ...]:
     return tuple(out)
 
 
-def goes_on(scheduler: str, eta: int, top1: Sequence[float], macs: Sequence[float], which: int) -> bool:
-    """Whether the trial at place `which` of a rung goes on: fewer than n / eta of the n that reached it are better.
+def continues(
+    scheduler: str, eta: int, quality: Sequence[float], cost: Sequence[float], which: int, log: bool = True
+) -> bool:
+    """Return whether the trial at index `which` of a rung continues: fewer than n / eta of the rung's n are better.
 
-    top1: accuracies at the rung. macs: of the same trials. Trials that rank alike stand or fall together: both ends of
-    the front, the cheapest network and the most accurate one, are always among the best.
+    Trials of equal rank stand or fall together. So both ends of the front, the cheapest network and the best one, are
+    always among the best: with few trials at a rung, a strict top 1/eta would drop the cheapest network.
+    log: whether the cost axis is logarithmic.
     """
     if scheduler == "none":
         return True
-    accuracy = np.asarray(top1, float)
+    values = np.asarray(quality, float)
     if scheduler == "asha":
-        better = accuracy > accuracy[which]
+        better = values > values[which]
     else:
-        fronts, crowding = rank(top1, macs)
+        fronts, crowding = rank(quality, cost, log)
         better = (fronts < fronts[which]) | ((fronts == fronts[which]) & (crowding > crowding[which]))
-    return bool(better.sum() < len(accuracy) / eta)
+    return bool(better.sum() < len(values) / eta)
 
 
-def rank(top1: Sequence[float], macs: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    """Each point's front (0 is the best) and how alone it is there (more is better)."""
-    fronts = front_numbers(top1, macs)
+def rank(quality: Sequence[float], cost: Sequence[float], log: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    """Return each point's front (0 is the best) and its crowding distance there (more is better)."""
+    fronts = front_numbers(quality, cost)
     crowding = np.zeros(len(fronts))
     for number in np.unique(fronts):
         members = np.flatnonzero(fronts == number)
-        crowding[members] = crowding_distance(np.asarray(top1, float)[members], np.asarray(macs, float)[members])
+        crowding[members] = crowding_distance(
+            np.asarray(quality, float)[members], np.asarray(cost, float)[members], log
+        )
     return fronts, crowding
 
 
-def front_numbers(top1: Sequence[float], macs: Sequence[float]) -> np.ndarray:
-    """The front each point is on: 0 for those that nothing dominates, 1 for those that only front 0 does, and so on.
+def front_numbers(quality: Sequence[float], cost: Sequence[float]) -> np.ndarray:
+    """Return the number of each point's front: 0 if nothing dominates it, 1 if only points of front 0 do, and so on.
 
-    O(n log n): by ascending MACs, a point is on the first front whose best accuracy so far is below its own.
+    O(n log n): in order of cost, a point belongs to the first front whose best quality so far is below its own.
     """
-    accuracy, price = np.asarray(top1, float), np.asarray(macs, float)
-    out = np.zeros(len(accuracy), int)
-    best: list[float] = []  # of each front, negated accuracies ascending in quality: best[k] falls with k
+    values, price = np.asarray(quality, float), np.asarray(cost, float)
+    out = np.zeros(len(values), int)
+    best: list[float] = []  # the best quality of each front so far; it falls with the front's number
     previous: dict[tuple[float, float], int] = {}
-    for i in np.lexsort((-accuracy, price)):
-        point = (accuracy[i], price[i])
+    for i in np.lexsort((-values, price)):
+        point = (values[i], price[i])
         if point in previous:  # equal points do not dominate each other
             out[i] = previous[point]
             continue
         low, high = 0, len(best)
         while low < high:
             middle = (low + high) // 2
-            if best[middle] < accuracy[i]:
+            if best[middle] < values[i]:
                 high = middle
             else:
                 low = middle + 1
         out[i] = previous[point] = low
-        best[low : low + 1] = [accuracy[i]]
+        best[low : low + 1] = [values[i]]
     return out
 
 
-def crowding_distance(top1: np.ndarray, macs: np.ndarray) -> np.ndarray:
-    """How alone each point of one front is: the sides of the box between its neighbours, MACs on a log scale.
+def crowding_distance(quality: np.ndarray, cost: np.ndarray, log: bool = True) -> np.ndarray:
+    """Return how alone each point of one front is: the sides of the box between its neighbours.
 
-    Infinite at both ends. Points of equal accuracy and MACs share the distance.
+    The distance is infinite at both ends. Points of equal quality and cost share it.
     """
-    points, which = np.unique(np.stack([top1, np.log(macs)], 1), axis=0, return_inverse=True)
+    axis = np.log(cost) if log else cost
+    points, which = np.unique(np.stack([quality, axis], 1), axis=0, return_inverse=True)
     out = np.zeros(len(points))
     for values in points.T:
         order = np.argsort(values, kind="stable")

@@ -10,19 +10,19 @@ _COUNT = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9, "t": 10**12}
 _TIME = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
-def parse_count(text: str | int, option: str) -> int:
-    """`20M` -> 20000000; `UserError` names the option."""
+def parse_count(text: str | int, field: str) -> int:
+    """Return 20000000 for `20M`; raise `UserError`, which names the field, for any other text."""
     value = _parse(str(text), _COUNT)
     if value is None or value < 1:
-        raise UserError(f"{option}: {text!r} is not a count; accepted: a number above 0, with K, M or G (say 300M)")
+        raise UserError(f"`{field}`: {text!r} is not a count; accepted: a number above 0, with K, M or G (say 300M)")
     return round(value)
 
 
-def parse_seconds(text: str | float, option: str) -> float:
-    """`6h` -> 21600.0; `UserError` names the option."""
+def parse_seconds(text: str | float, field: str) -> float:
+    """Return 21600.0 for `6h`; raise `UserError`, which names the field, for any other text."""
     value = _parse(str(text), _TIME)
     if not value:
-        raise UserError(f"{option}: {text!r} is not a time; accepted: a number above 0, with s, m, h or d (say 90m)")
+        raise UserError(f"`{field}`: {text!r} is not a time; accepted: a number above 0, with s, m, h or d (say 90m)")
     return value
 
 
@@ -34,7 +34,7 @@ def _parse(text: str, units: dict[str, int]) -> float | None:
 
 
 def format_count(value: float) -> str:
-    """Three digits and a unit: `4.16G`, `20.0M`, `512`."""
+    """Return three digits and a unit: `4.16G`, `20.0M`, `512`."""
     value = float(f"{value:.3g}")  # rounded first: 999,999 is a million
     for unit, size in (("T", 10**12), ("G", 10**9), ("M", 10**6), ("K", 10**3)):
         if value >= size:
@@ -45,7 +45,7 @@ def format_count(value: float) -> str:
 
 
 def format_seconds(value: float) -> str:
-    """`2 h 05 min`, `3 min 20 s`, `12 s`."""
+    """Return `2 h 05 min`, `3 min 20 s`, `12 s`."""
     seconds = max(0, round(value))
     if seconds >= 3600:
         return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"

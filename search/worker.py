@@ -1,4 +1,4 @@
-"""One trial, wherever it runs: a job in, a report after every epoch out. What it raises becomes its last report."""
+"""One trial, wherever it runs: a job in, a report after every epoch out. An exception becomes the last report."""
 
 from __future__ import annotations
 
@@ -30,9 +30,10 @@ from trainers.train import Trainer, TrainingFailed
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What a worker needs to run a trial. `evaluator` is one of `search.settings.EVALUATORS`.
+    """Everything that a worker needs to run a trial.
 
-    rungs: the epochs after which a checkpoint is made. checkpoint: the last one of an earlier trial of the network.
+    evaluator: how the network is scored; the work that runs the job knows these names. rungs: the epochs after which a
+    checkpoint is made. checkpoint: the last checkpoint of an earlier trial of the network, to resume from.
     """
 
     number: int
@@ -43,7 +44,7 @@ class Job:
     checkpoint: bytes | None = None
 
     def to_json(self) -> str:
-        """All but the checkpoint, which travels beside it."""
+        """Return the job as JSON without its checkpoint, which travels beside it."""
         values = {"number": self.number, "arch": self.arch.to_dict(), "config": asdict(self.config)}
         return json.dumps(values | {"evaluator": self.evaluator, "rungs": self.rungs})
 
@@ -56,11 +57,11 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """A trial's state after an epoch. `weights` (safetensors) are set once it has all epochs, `reason` if it failed.
+    """The state of a trial after an epoch. Accuracies in %.
 
-    node: Ray's id of the node it ran on.
-    lost: the failure may not come again (memory that another trial held, a worker that died); all others would.
-    checkpoint: set at the job's rungs. note: what else there is to say about the trial, as that it was resumed.
+    node: Ray's id of the node that ran it. reason: why the trial failed, if it did. lost: whether the failure may not
+    recur (a worker that died, memory that another trial held); all other failures would. weights: as safetensors, after
+    the last epoch. checkpoint: at the job's rungs. note: anything else about the trial, such as that it was resumed.
     """
 
     epoch: int
@@ -79,15 +80,18 @@ class Report:
 
 
 class Work(Protocol):
-    """What executors run: called with a job and the data, it yields a report an epoch."""
+    """What executors run for a job. It is copied to every worker, so it must be picklable."""
 
-    def __call__(self, job: Job, data: Data) -> Iterator[Report]: ...
+    def __call__(self, job: Job, data: Data) -> Iterator[Report]:
+        """Yield a report after each epoch."""
+        ...
 
 
 def train_trial(job: Job, data: Data, start: Callable[[Arch], nn.Module] | None = None) -> Iterator[Report]:
-    """Train the job's network, from scratch or from what `start` gives; the last report carries the weights.
+    """Train the job's network and yield a report after each epoch; the last one carries the weights.
 
-    With a checkpoint, its reports come first, and the rest is what it would have been without the interruption.
+    start: returns the network to train, a freshly initialised one by default. With a checkpoint, its reports come
+    first, and the remaining ones equal those of an uninterrupted trial.
     """
     trainer, reports, note = _begin(job, data, start or create)
     host, seconds = socket.gethostname(), reports[-1].seconds if reports else 0.0
@@ -105,7 +109,7 @@ def train_trial(job: Job, data: Data, start: Callable[[Arch], nn.Module] | None 
 
 
 def _begin(job: Job, data: Data, start: Callable[[Arch], nn.Module]) -> tuple[Trainer, list[Report], str | None]:
-    """The trainer where the job's checkpoint left it, or at the start; the reports so far; what there is to say."""
+    """Return the trainer, restored from the job's checkpoint if it has one; its reports so far; and a note."""
 
     def anew() -> Trainer:
         torch.manual_seed(job.config.seed)
@@ -123,7 +127,7 @@ def _begin(job: Job, data: Data, start: Callable[[Arch], nn.Module]) -> tuple[Tr
 
 
 def _checkpoint(job: Job, trainer: Trainer, reports: list[Report]) -> bytes:
-    """All that a trial of the same network needs to go on from here, as `torch.save` writes it."""
+    """Return all that a later trial of the same network needs to resume here, as `torch.save` writes it."""
     rows = [asdict(replace(report, note=None)) for report in reports]
     buffer = io.BytesIO()
     torch.save({"job": _identity(job), "trainer": trainer.state_dict(), "reports": rows}, buffer)
@@ -131,7 +135,7 @@ def _checkpoint(job: Job, trainer: Trainer, reports: list[Report]) -> bytes:
 
 
 def _restore(job: Job, trainer: Trainer) -> list[Report]:
-    """Put the trainer where the job's checkpoint left it; the reports so far."""
+    """Restore the trainer from the job's checkpoint; return the reports so far."""
     state = unpack(job.checkpoint or b"")
     if state["job"] != _identity(job):
         raise ValueError("it is of another network or training")
@@ -143,32 +147,38 @@ def _restore(job: Job, trainer: Trainer) -> list[Report]:
 
 
 def _identity(job: Job) -> dict[str, object]:
-    """What must be alike for a trial to go on from another's checkpoint."""
+    """Return the settings that must match before a trial may resume from another trial's checkpoint."""
     return {"arch": job.arch.key(), "config": asdict(job.config), "evaluator": job.evaluator}
 
 
 class SharedWork:
-    """Trials that score or start from the weights of a supernet, of which each process has one copy."""
+    """Score trials with shared weights, of which each process holds one copy.
+
+    A job names how its network is scored: trained from scratch, tuned from its slice, or estimated by its slice.
+    """
 
     def __init__(self, model: ElasticRes2Net) -> None:
         self.model = model
         self._scorer: Scorer | None = None
 
     def __call__(self, job: Job, data: Data) -> Iterator[Report]:
-        if job.evaluator == "scratch":
-            yield from train_trial(job, data)
-        elif job.evaluator == "inherit":
-            yield from train_trial(job, data, self.model.extract)
-        else:
-            begun = time.monotonic()
-            if self._scorer is None:
-                self._scorer = Scorer(self.model, data, job.config)
-            scores = self._scorer(job.arch)
-            yield Report(1, scores.top1, scores.loss, seconds=time.monotonic() - begun, host=socket.gethostname())
+        """Yield the job's reports."""
+        ways = {"scratch": train_trial, "inherit": self._tune, "supernet": self._estimate}
+        return ways[job.evaluator](job, data)
+
+    def _tune(self, job: Job, data: Data) -> Iterator[Report]:
+        return train_trial(job, data, self.model.extract)
+
+    def _estimate(self, job: Job, data: Data) -> Iterator[Report]:
+        begun = time.monotonic()
+        if self._scorer is None:  # a process keeps its calibration and validation images for all its jobs
+            self._scorer = Scorer(self.model, data, job.config)
+        scores = self._scorer(job.arch)
+        yield Report(1, scores.top1, scores.loss, seconds=time.monotonic() - begun, host=socket.gethostname())
 
 
 def guarded(work: Work, job: Job, data: Data) -> Iterator[Report]:
-    """The work's reports; whatever it raises is a last report with the reason, so that the search goes on."""
+    """Yield the work's reports. An exception becomes a last report with the reason, so that the search goes on."""
     epoch = 0
     try:
         for report in work(job, data):
@@ -181,7 +191,7 @@ def guarded(work: Work, job: Job, data: Data) -> Iterator[Report]:
 
 
 def reason_of(error: BaseException, job: Job, data: Data) -> str:
-    """One line for the study: what happened, and where if it is not a known kind."""
+    """Return one line for the study: what happened, and where, unless the kind of failure is known."""
     if isinstance(error, TrainingFailed):
         return str(error)
     if out_of_memory(error):

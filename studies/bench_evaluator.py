@@ -77,10 +77,10 @@ def compare(args: argparse.Namespace, seed: int, folder: Path, console: Console)
     """One seed's three searches: a row each, and the points of their fronts."""
     names = ("space", "data", "data_dir", "train_images", "epochs", "supernet_epochs", "confirm")
     base = Settings(**{n: getattr(args, n) for n in names}, seed=seed, executor="local")
-    data = base.load_data(console)
+    data = base.scope.load_data(console)
     weights, begun = folder / "weights", time.monotonic()
     how = replace(base, epochs=base.supernet_epochs)
-    supernet.train(how, base.get_space(data.num_classes, data.image_size), data, weights, console)
+    supernet.train(how, base.scope.get_space(data.num_classes, data.image_size), data, weights, console)
     trained = time.monotonic() - begun
     shared = replace(base, evaluator="supernet", supernet=str(weights), trials=args.trials)
     rows, fronts, longest = [], [], 0.0
@@ -134,7 +134,7 @@ def bench(args: argparse.Namespace) -> None:
         write_atomic(args.out / "fronts.csv", pd.concat(fronts).to_csv(index=False))
     table, points = pd.DataFrame(rows), pd.concat(fronts)
     base = Settings(space=args.space, data=args.data)
-    low, high = macs_range(base.get_space(10, 32), base)
+    low, high = macs_range(base.scope.get_space(10, 32), base)
     title = f"{args.space} on {args.data}: the same wall time each, {args.epochs} epochs a trained network"
     write_atomic(args.out / "fronts.png", plot(points, title, low, high))
     about = {"options": {k: str(v) for k, v in vars(args).items()}, **environment()}

@@ -26,7 +26,8 @@ from search.driver import Driver
 from search.execute.local import execute as execute_local
 from search.report import dashboard
 from search.settings import EXECUTORS, SAMPLERS, Settings
-from search.study.study import Study, sqlite_url
+from search.study.storage import sqlite_url
+from search.study.study import Study
 from search.worker import Job, Work
 from studies.synthetic import Synthetic
 from trainers.datasets.data import Data, Split
@@ -73,7 +74,9 @@ def bench(args: argparse.Namespace) -> None:
         sampler=args.sampler,
         seed=args.seed,
     )
-    print(f"space {settings.space}, per stage: {args.epochs} epochs, {args.sampler}, seed {args.seed}, {cores()} cores")
+    print(
+        f"space {settings.scope.space}, per stage: {args.epochs} epochs, {args.sampler}, seed {args.seed}, {cores()} cores"
+    )
     print(f"{'executor':<10}{'workers':>8}{'Ray, s':>9}{'start, s':>10}{'trials':>8}{'n':>6}{'s/trial':>10}{'MB':>8}")
     for executor in EXECUTORS if args.executor == "both" else (args.executor,):
         (local if executor == "local" else tune)(settings, workers, sizes)
@@ -120,16 +123,16 @@ def measure(
     """Run the trials in a temporary folder, note when each ended, and print the rows."""
     ended: list[float] = []
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
-        folder, space = Path(name), settings.get_space(10)
+        folder, space = Path(name), settings.scope.get_space(10)
         (folder / "artifacts").mkdir()
-        study = Study(sqlite_url(folder), "bench", settings.sampler, settings.seed, space.parameters)
+        study = Study(sqlite_url(folder), "bench", settings.budget.sampler, settings.scope.seed, space.parameters)
 
         def keep(job: Job, weights: bytes | None) -> None:
             dashboard.attach_arch(study, job.number, job.arch, folder / "artifacts")
 
         def note() -> None:
             before = len(ended)
-            ended.extend([time.perf_counter()] * (driver.spent - before))
+            ended.extend([time.perf_counter()] * (driver.ledger.spent - before))
             for size in sizes:
                 if before < size <= len(ended):
                     first = max(workers, size - max(8, size // 10))

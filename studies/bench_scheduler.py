@@ -27,7 +27,7 @@ from res2net.errors import Parser, UserError, run_main
 from res2net.files import write_atomic
 from search.front import front, hypervolume
 from search.report.figures import new_figure, png, tidy
-from search.scheduler import SCHEDULERS, goes_on, rungs
+from search.scheduler import SCHEDULERS, continues, rungs
 from studies.bench import check_positive
 from trainers.meta import environment
 
@@ -93,7 +93,7 @@ def _goes_on(reached: dict[int, list[Curve]], curve: Curve, epoch: int, schedule
         return True
     rung = reached[epoch]
     rung.append(curve)
-    return goes_on(scheduler, eta, [c.top1[epoch - 1] for c in rung], [c.macs for c in rung], len(rung) - 1)
+    return continues(scheduler, eta, [c.top1[epoch - 1] for c in rung], [c.macs for c in rung], len(rung) - 1)
 
 
 def spent_until(values: np.ndarray, target: float) -> float:

@@ -27,7 +27,8 @@ from search.api import SHOWN
 from search.driver import Driver
 from search.report import dashboard, tables
 from search.settings import Settings
-from search.study.study import STUDY_FILE, Study, sqlite_url
+from search.study.storage import STUDY_FILE, sqlite_url
+from search.study.study import Study
 from search.worker import Job
 from studies.bench import check_positive
 from studies.synthetic import Synthetic
@@ -64,7 +65,7 @@ def bench(args: argparse.Namespace) -> None:
     if sizes[0] < 1:
         raise UserError(f"--trials: {sizes[0]}; accepted: at least 1")
     settings = Settings(space="scale_card_depth_width", per_stage=True, sampler="random", epochs=1, trials=sizes[-1])
-    space = settings.get_space(10)
+    space = settings.scope.get_space(10)
     print(f"space {space.name}, per stage ({space.size:,} combinations), seed 0, {cores()} cores")
     print(f"medians of the last {args.measured} trials (ms); open: study and driver (s); report and dashboard (s)")
     names = ("ask", "proposal", "its CPU", "trial", "open", "report", "dashboard", "RSS, MB")
@@ -75,7 +76,7 @@ def bench(args: argparse.Namespace) -> None:
         with opened(folder / "whole", settings) as driver:
             times = Times()
             for size in sizes:
-                run(driver, size - driver.spent, times)
+                run(driver, size - driver.ledger.spent, times)
                 memory = resident()
                 print(f"{size:<8}{'random':<9}{times.medians(args.measured)}{'':>33}{memory:>11.0f}", flush=True)
                 for sampler in SAMPLERS[1:]:
@@ -100,7 +101,7 @@ def measure(folder: Path, settings: Settings) -> str:
     times, begun = Times(), time.perf_counter()
     with opened(copy, settings) as driver:
         start = time.perf_counter() - begun
-        run(driver, settings.trials - driver.spent, times)
+        run(driver, settings.budget.trials - driver.ledger.spent, times)
         begun = time.perf_counter()
         trials = tables.write(copy, driver.study.records(), driver.space, settings)
         written = time.perf_counter() - begun
@@ -148,8 +149,8 @@ def run(driver: Driver, count: int, times: Times) -> None:
 def opened(folder: Path, settings: Settings) -> Iterator[Driver]:
     """A driver over the study in the folder, that attaches each network to its trial as a search does."""
     (folder / "artifacts").mkdir(parents=True, exist_ok=True)
-    space = settings.get_space(10)
-    study = Study(sqlite_url(folder), "bench", settings.sampler, settings.seed, space.parameters)
+    space = settings.scope.get_space(10)
+    study = Study(sqlite_url(folder), "bench", settings.budget.sampler, settings.scope.seed, space.parameters)
 
     def keep(job: Job, weights: bytes | None) -> None:
         dashboard.attach_arch(study, job.number, job.arch, folder / "artifacts")

@@ -38,7 +38,8 @@ from search.checkpoints import CHECKPOINTS
 from search.export import front_of
 from search.report.progress import table_of_front
 from search.settings import EXECUTORS
-from search.study.study import FAILED, INFEASIBLE, ORPHAN, REPEATED, SCORED, STUDY_FILE, Record, read
+from search.study.storage import STUDY_FILE, read
+from search.study.trials import FAILED, INFEASIBLE, ORPHAN, REPEATED, SCORED, Record
 from search.units import format_seconds
 from studies.bench import check_positive
 

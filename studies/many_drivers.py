@@ -22,7 +22,8 @@ from pathlib import Path
 
 from res2net.errors import Parser, UserError, run_main
 from search import runs
-from search.study.study import FAILED, ORPHAN, SCORED, Record, read, where
+from search.study.storage import read
+from search.study.trials import FAILED, ORPHAN, SCORED, Record
 from studies.bench import check_positive
 from studies.postgres import server
 from studies.synthetic import TINY_SPACE
@@ -113,7 +114,7 @@ def busy(folder: Path, url: str) -> tuple[int, int] | None:
 
 def driver_of(folder: Path, url: str, record: Record) -> int:
     """The place of the driver that runs a trial."""
-    return int(Path(where(url, STUDY, record)["folder"]).name)
+    return int(Path(home_of(url, STUDY, record)["folder"]).name)
 
 
 def errors(processes: list[subprocess.Popen]) -> str:

@@ -135,7 +135,7 @@ _state: dict[str, object] = {}
 def _begin(settings: Settings, space: Space, folder: Path | None) -> None:
     """Give a process its data and, if there is one, its copy of the supernet."""
     torch.set_num_threads(1)
-    data = settings.load_data()
+    data = settings.scope.load_data()
     model = supernet.load(folder, space, data, settings) if folder else None
     _state.update(settings=settings, data=data, model=model)
     if model is not None:
@@ -295,27 +295,29 @@ def _main(args: argparse.Namespace) -> None:
     if args.members < 3:
         raise UserError(f"--members: {args.members} is too small; accepted: at least 3")
     settings = _settings(args)
-    data = settings.load_data()
-    space = settings.get_space(data.num_classes, data.image_size)
+    data = settings.scope.load_data()
+    space = settings.scope.get_space(data.num_classes, data.image_size)
     study = Study(args.out, choose(space, args.members, args.seed), data.image_size, args.workers, console)
     begun = time.monotonic()
     shared_settings = replace(settings, epochs=args.supernet_epochs)
     folder = args.supernet or args.out / "supernet"
     if args.supernet is None:
         supernet.train(shared_settings, space, data, folder, console)
-    tune = replace(settings.train_config(args.seed), epochs=args.tune_epochs, lr=args.tune_lr, warmup=0.0)
+    tune = replace(settings.scoring.train_config(args.seed), epochs=args.tune_epochs, lr=args.tune_lr, warmup=0.0)
     torch.manual_seed(args.seed)
     study.frame["synflow"] = [synflow(create(a), data.image_size) for a in study.archs.values()]
     table = pd.DataFrame()
     for column, work, config_of, weights in (
-        (TRUTH, alone, lambda a: settings.train_config(trial_seed(args.seed, a)), None),
-        ("supernet", shared, lambda a: settings.train_config(args.seed), folder),
+        (TRUTH, alone, lambda a: settings.scoring.train_config(trial_seed(args.seed, a)), None),
+        ("supernet", shared, lambda a: settings.scoring.train_config(args.seed), folder),
         ("inherited", inherited, lambda a: tune, folder),
-        (CEILING, alone, lambda a: settings.train_config(trial_seed(args.seed + 1, a)), None),
+        (CEILING, alone, lambda a: settings.scoring.train_config(trial_seed(args.seed + 1, a)), None),
     ):
         study.fill(column, work, config_of, settings, space, weights)
-        table = _write(study, args, f"{space.name} ({space.base}) on {settings.data}")
-    console.print(f"\nagainst top-1 of {len(study.frame)} members trained alone ({settings.data}, seed {args.seed})")
+        table = _write(study, args, f"{space.name} ({space.base}) on {settings.scope.data}")
+    console.print(
+        f"\nagainst top-1 of {len(study.frame)} members trained alone ({settings.scope.data}, seed {args.seed})"
+    )
     console.print(f"{'score':26} {'tau':>6} {'95 % interval':>16} {'rho':>7}", highlight=False)
     for r in table.itertuples():
         spread = f"[{r.tau_low:.2f}, {r.tau_high:.2f}]"

@@ -1,0 +1,1 @@
+"""What people see of a search: tables, plots, pages, the live display and the dashboard."""

@@ -1,20 +1,31 @@
-"""What all plots share: a figure that needs no screen, axes of counts, the picture as bytes."""
+"""The plots of a search as PNG, and what all plots share: a figure that needs no screen, axes, the picture as bytes."""
 
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
+import pandas as pd
+
+from search.ledger import Ledger
+from search.objectives import ACCURACY, Objective
+from search.report.tables import drawn, mean_scale
+from search.settings import Settings
+from search.study.trials import SCORED, STOPPED, Record
 from search.units import format_count
 
-if TYPE_CHECKING:  # imported where a plot is made: it takes a second
+if TYPE_CHECKING:  # matplotlib takes a second to import: it is imported where a plot is made
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
+ESTIMATE = "score by shared weights"  # in legends
+
 
 def new_figure(width: float = 8, height: float = 5, dpi: int = 150) -> Figure:
-    """An empty figure, its size in inches."""
+    """Return an empty figure; its size is in inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -24,7 +35,7 @@ def new_figure(width: float = 8, height: float = 5, dpi: int = 150) -> Figure:
 
 
 def label_counts(axis: Axis) -> None:
-    """Ticks of a logarithmic axis of counts: 1, 2 and 5 of each decade, written as 2.00M."""
+    """Label a logarithmic axis of counts at 1, 2 and 5 of each decade, written as 2.00M."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
@@ -33,13 +44,113 @@ def label_counts(axis: Axis) -> None:
 
 
 def tidy(ax: Axes) -> None:
-    """A faint grid, and no frame above and to the right."""
+    """Draw a faint grid, and no frame above and to the right."""
     ax.grid(alpha=0.25)
     ax.spines[["top", "right"]].set_visible(False)
 
 
 def png(figure: Figure) -> bytes:
-    """The figure as the content of a PNG file."""
+    """Return the figure as the content of a PNG file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
+
+
+def pareto_figure(trials: pd.DataFrame, ledger: Ledger, title: str, settings: Settings) -> Figure:
+    """Draw the front over all scored networks, coloured by scale; limits as dashed lines, the knee named."""
+    objective = settings.scope.cost
+    figure = new_figure()
+    ax = figure.add_subplot()
+    done, estimates = drawn(trials, ledger)
+    if len(estimates):
+        x = estimates[objective.name].astype(float)
+        ax.scatter(x, estimates.val_top1, color="0.75", s=10, zorder=1, label=ESTIMATE)
+    if len(done):
+        _draw_points(figure, ax, done, objective)
+        _draw_front(ax, done[done.front].sort_values(objective.name), objective)
+        _name_knee(ax, done, ledger, objective)
+    for name, bound in settings.scope.limits.of(objective).bounds:
+        ax.axvline(bound, color="0.3", ls="--", lw=1, label=f"{option(name)} {objective.format(bound)}")
+    if objective.log:
+        ax.set_xscale("log")
+        label_counts(ax.xaxis)
+    ax.set(xlabel=objective.label, ylabel=ACCURACY.label, title=title)
+    tidy(ax)
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend(loc="upper left", frameon=False, fontsize=9)
+    return figure
+
+
+def option(name: str) -> str:
+    """Return a setting's name as the option of the command, which plots show to people."""
+    return f"--{name.replace('_', '-')}"
+
+
+def _draw_points(figure: Figure, ax: Axes, done: pd.DataFrame, objective: Objective) -> None:
+    style: dict[str, Any] = {"s": 34, "zorder": 3, "edgecolor": "white", "linewidth": 0.5}
+    x, scale = done[objective.name].astype(float), mean_scale(done)
+    if scale.notna().all() and scale.nunique() > 1:
+        dots = ax.scatter(x, done.val_top1, c=scale, cmap="viridis", **style)
+        figure.colorbar(dots, ax=ax, label="scale (splits a block)", pad=0.01)
+    else:
+        ax.scatter(x, done.val_top1, color="tab:blue", **style)
+
+
+def _draw_front(ax: Axes, best: pd.DataFrame, objective: Objective) -> None:
+    x = best[objective.name].astype(float)
+    ax.step(x, best.val_top1, where="post", color="tab:red", lw=1.6, zorder=2)
+    ax.scatter(x, best.val_top1, s=90, facecolor="none", edgecolor="tab:red", lw=1.4, zorder=4, label="front")
+
+
+def _name_knee(ax: Axes, done: pd.DataFrame, ledger: Ledger, objective: Objective) -> None:
+    top = ledger.knee(ledger.candidates()[0])
+    x = done[objective.name].astype(float)
+    middle = math.sqrt(float(x.min()) * float(x.max())) if objective.log else (x.min() + x.max()) / 2
+    cost = ledger.cost(top)
+    ax.annotate(
+        f"knee: {top.attrs['arch']}\n{top.val_top1:.1f} % at {objective.format(cost)}",
+        (float(cost), top.val_top1 or 0.0),
+        xytext=(14, -34),
+        textcoords="offset points",
+        ha="left" if cost < middle else "right",
+        fontsize=8,
+        arrowprops={"arrowstyle": "-", "color": "0.5", "lw": 0.8},
+    )
+
+
+def curves_figure(records: Sequence[Record], ledger: Ledger, title: str, settings: Settings) -> Figure:
+    """Draw each trial's accuracy after each epoch, coloured by cost, and where the scheduler stopped it."""
+    import numpy as np
+    from matplotlib.collections import LineCollection
+    from matplotlib.colors import LogNorm, Normalize
+    from matplotlib.ticker import MaxNLocator
+
+    objective = settings.scope.cost
+    figure = new_figure()
+    ax = figure.add_subplot()
+    shown = [r for r in records if r.outcome in (SCORED, STOPPED) and r.epochs]
+    if shown:
+        costs = np.array([ledger.cost(r) for r in shown], float)
+        norm = (LogNorm if objective.log else Normalize)(costs.min(), max(costs.max(), costs.min() + 1))
+        colours: dict[str, Any] = {"cmap": "viridis", "norm": norm}
+        lines = LineCollection(
+            [sorted(r.epochs.items()) for r in shown], array=costs, linewidths=1, alpha=0.7, **colours
+        )
+        ax.add_collection(lines)
+        for outcome, marker, size, label in ((STOPPED, "x", 22, "stopped"), (SCORED, "o", 26, "full budget")):
+            ends = [(max(r.epochs), r.epochs[max(r.epochs)], ledger.cost(r)) for r in shown if r.outcome == outcome]
+            if ends:
+                x, y, price = zip(*ends, strict=True)
+                text = f"{label} ({len(ends)})"
+                ax.scatter(x, y, c=price, marker=marker, s=size, label=text, zorder=3, **colours)
+        bar = figure.colorbar(lines, ax=ax, label=objective.label, pad=0.01)
+        if objective.log:
+            label_counts(bar.ax.yaxis)
+        ax.legend(loc="lower right", frameon=False, fontsize=9)
+        ax.margins(0.03)
+    budget = settings.budget
+    title = f"{title}: {budget.scheduler}, eta {budget.eta}, rungs from epoch {budget.min_epochs}"
+    ax.set(xlabel="epochs", ylabel=ACCURACY.label, title=title)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    tidy(ax)
+    return figure

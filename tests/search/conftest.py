@@ -15,11 +15,15 @@ from res2net.errors import UserError
 from search.driver import Driver
 from search.execute.local import execute
 from search.settings import Settings
-from search.study.study import Study, sqlite_url
+from search.study.sampler import factory
+from search.study.storage import sqlite_url
+from search.study.study import Study
 from search.worker import Work
 from studies.postgres import Server, server
 from studies.synthetic import TINY_SPACE, Synthetic
 from trainers.datasets.data import Data, Split
+
+DIRECTIONS = {"val_top1": "maximize", "macs": "minimize"}
 
 
 @pytest.fixture(scope="session")
@@ -65,8 +69,15 @@ def open_driver(tmp_path: Path) -> Callable[..., contextlib.AbstractContextManag
 
     @contextlib.contextmanager
     def open_(settings: Settings, folder: Path = tmp_path, **callbacks: Callable) -> Iterator[Driver]:
-        space = settings.get_space(10)
-        study = Study(sqlite_url(folder), folder.name, settings.sampler, settings.seed, space.parameters)
+        space = settings.scope.get_space(10)
+        study = Study(
+            sqlite_url(folder),
+            folder.name,
+            DIRECTIONS,
+            factory(settings.budget.sampler),
+            settings.scope.seed,
+            space.parameters,
+        )
         try:
             yield Driver(settings, space, study, **callbacks)
         finally:

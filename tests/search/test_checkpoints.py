@@ -16,7 +16,8 @@ import torch
 from res2net.elastic import ElasticRes2Net
 from search.checkpoints import Checkpoints
 from search.driver import RETRIES
-from search.study.study import FAILED, ORPHAN, SCORED, STOPPED, Record, read
+from search.study.storage import read
+from search.study.trials import FAILED, ORPHAN, SCORED, STOPPED, Record
 from search.worker import Job, Report, SharedWork, Work, guarded, train_trial
 from trainers.datasets.data import Data
 from trainers.recipes import Config
@@ -65,7 +66,7 @@ def epochs(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
 @pytest.fixture
 def job(make_settings: Callable) -> Job:
-    arch = make_settings().get_space(10).arch({"scale": 4, "cardinality": 1, "depth": 2})
+    arch = make_settings().scope.get_space(10).arch({"scale": 4, "cardinality": 1, "depth": 2})
     return Job(7, arch, Config(epochs=5, batch_size=20, seed=3), rungs=(1, 3))
 
 
@@ -86,7 +87,7 @@ class TestTrial:
     ) -> None:
         job = replace(job, evaluator=evaluator)
         torch.manual_seed(0)
-        work = SharedWork(ElasticRes2Net(make_settings().get_space(10)))
+        work = SharedWork(ElasticRes2Net(make_settings().scope.get_space(10)))
         whole = list(work(job, data))
         assert [r.epoch for r in whole if r.checkpoint is not None] == [1, 3]
         for rung in job.rungs:

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from search.study.study import FAILED, ORPHAN, SCORED, Record, read
+from search.study.storage import read
+from search.study.trials import FAILED, ORPHAN, SCORED, Record
 
 pytest.importorskip("ray")
 

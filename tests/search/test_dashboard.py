@@ -23,7 +23,7 @@ from res2net.arch import Arch
 from search.api import Result, search
 from search.report import dashboard
 from search.settings import Settings
-from search.study.study import INFEASIBLE, SCORED
+from search.study.trials import INFEASIBLE, SCORED
 from studies.synthetic import Synthetic
 from trainers.datasets.data import Data
 

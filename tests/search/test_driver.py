@@ -18,8 +18,9 @@ import search.driver
 from res2net.cost import cost
 from search.driver import RETRIES, trial_seed
 from search.execute.local import execute
-from search.settings import Settings, limits_of
-from search.study.study import FAILED, INFEASIBLE, ORPHAN, REPEATED, SCORED, Record, arch_of, read
+from search.settings import Settings
+from search.study.storage import read
+from search.study.trials import FAILED, INFEASIBLE, ORPHAN, REPEATED, SCORED, Record
 from search.worker import Job, Report
 from studies.synthetic import Synthetic, accuracy
 from trainers.datasets.data import Data
@@ -77,10 +78,14 @@ def test_no_network_is_trained_twice(
     driver = run_driver(make_settings(sampler=sampler, trials=ALL, epochs=1))
     scored = of(tmp_path, SCORED)
     assert len({r.key for r in scored}) == len(scored) == ALL
-    assert driver.spent == ALL
+    assert driver.ledger.spent == ALL
     for repeated in of(tmp_path, REPEATED):
         first = scored[[r.number for r in scored].index(repeated.attrs["repeat_of"])]
-        assert (repeated.key, repeated.val_top1, repeated.macs) == (first.key, first.val_top1, first.macs)
+        assert (repeated.key, repeated.val_top1, repeated.attrs["macs"]) == (
+            first.key,
+            first.val_top1,
+            first.attrs["macs"],
+        )
         assert first.number < repeated.number
 
 
@@ -96,10 +101,10 @@ def test_every_trained_network_is_within_the_limits(
 
     run_driver(settings, work)
     assert trained
-    assert all(limits_of(settings).allow(cost(arch, 32)) for arch in trained)
+    assert all(settings.scope.limits.allow(arch, 32) for arch in trained)
     over = of(tmp_path, INFEASIBLE)
     assert over
-    assert not any(limits_of(settings).allow(cost(arch_of(r), 32)) for r in over)
+    assert not any(settings.scope.limits.allow(r.arch, 32) for r in over)
     assert all(r.epochs == {} and r.val_top1 is None for r in over)
 
 
@@ -115,16 +120,16 @@ def test_a_space_that_is_used_up_ends_the_search(run_driver: Callable, make_sett
 
 def test_limits_that_nothing_meets_together_end_the_search(run_driver: Callable, make_settings: Callable) -> None:
     driver = run_driver(make_settings(max_macs=166_000, min_macs=165_500))
-    assert (driver.spent, driver.counts[INFEASIBLE]) == (0, search.driver.MAX_MISSES)
+    assert (driver.ledger.spent, driver.ledger.counts[INFEASIBLE]) == (0, search.proposals.MAX_MISSES)
     assert driver.why_stopped.startswith("every network of the space")
 
 
 def test_a_search_ends_after_so_many_trials(run_driver: Callable, make_settings: Callable, tmp_path: Path) -> None:
     driver = run_driver(make_settings(trials=3))
-    assert driver.spent == len(of(tmp_path, SCORED)) == 3
+    assert driver.ledger.spent == len(of(tmp_path, SCORED)) == 3
     assert driver.why_stopped == ""
     for record in of(tmp_path, SCORED):
-        arch = arch_of(record)
+        arch = record.arch
         assert record.epochs == {1: accuracy(arch, 1), 2: accuracy(arch, 2)}
         assert record.val_top1 == accuracy(arch, 2)
         assert record.attrs["epochs"] == 2
@@ -139,7 +144,7 @@ def test_parameters_that_give_a_known_network_are_answered_from_the_study(
         "{base: micro, planes: [4, 8], strides: [4, 2], choices: {scale: [1, 2], width: [64, 71]}}",
     )
     driver = run_driver(make_settings(space=str(path), trials=4, epochs=1))
-    assert (driver.counts[SCORED], driver.space.size) == (2, 4)
+    assert (driver.ledger.counts[SCORED], driver.space.size) == (2, 4)
     different = {tuple(r.params.values()) for r in of(tmp_path, SCORED, REPEATED)}
     assert len(different) > 2
     assert driver.why_stopped.startswith("every network of the space")
@@ -155,7 +160,7 @@ def test_lesser_attributes_are_written_together(
     shown = {"arch", "macs", "params", "seconds", "epochs", "outcome"}
     assert trial.user_attrs.keys() == shown | {"network", "training"}
     (record,) = records(tmp_path)
-    arch = arch_of(record)
+    arch = record.arch
     assert (record.key, record.attrs["activations"]) == (arch.key(), cost(arch, 32).activations)
     assert record.attrs.keys() >= {"images_per_second", "val_loss", "host"}
 
@@ -175,7 +180,7 @@ class TestFailures:
         work = failing(by=error)
         driver = run_driver(make_settings(trials=7), work)
         counts = Counter(job.arch.key() for job in work.calls)
-        assert len(work.calls) == driver.spent == driver.counts[FAILED] == 7
+        assert len(work.calls) == driver.ledger.spent == driver.ledger.counts[FAILED] == 7
         assert sorted(counts.values()) == [1, 1 + RETRIES, 1 + RETRIES]
         failed = of(tmp_path, FAILED)
         assert all(
@@ -184,7 +189,7 @@ class TestFailures:
         retried = [r for r in failed if "retry_of" in r.attrs]
         assert len(retried) == 2 * RETRIES
         assert all(records(tmp_path)[r.attrs["retry_of"]].key == r.key for r in retried)
-        assert driver.history == failed
+        assert driver.ledger.history == failed
 
     def test_a_failure_that_would_come_again_is_not_tried_again(
         self, run_driver: Callable, make_settings: Callable, tmp_path: Path
@@ -193,7 +198,7 @@ class TestFailures:
         work = failing()
         driver = run_driver(make_settings(trials=100), work)
         assert max(Counter(job.arch.key() for job in work.calls).values()) == 1
-        assert len(work.calls) == driver.spent == driver.counts[FAILED] == ALL
+        assert len(work.calls) == driver.ledger.spent == driver.ledger.counts[FAILED] == ALL
         failed = of(tmp_path, FAILED)
         assert all(r.state == "FAIL" and r.attrs["reason"].startswith("RuntimeError: no luck (work,") for r in failed)
         assert of(tmp_path, "waiting") == []
@@ -204,13 +209,13 @@ class TestFailures:
     def test_the_search_goes_on_with_other_networks(
         self, run_driver: Callable, make_settings: Callable, tmp_path: Path
     ) -> None:
-        space = make_settings().get_space(10)
+        space = make_settings().scope.get_space(10)
         bad = space.arch({"scale": 2, "cardinality": 1, "depth": 1}).key()
         work = failing(bad)
         driver = run_driver(make_settings(trials=ALL, epochs=1), work)
         assert [r.key for r in of(tmp_path, FAILED)] == [bad]
         assert len({r.key for r in of(tmp_path, SCORED)}) == ALL - 1
-        assert driver.spent == ALL
+        assert driver.ledger.spent == ALL
 
     @pytest.mark.parametrize(("error", "tries"), [(RuntimeError("no luck"), 1), (MemoryError(), 1 + RETRIES)])
     @pytest.mark.parametrize("resumed_after", [1, 2])
@@ -235,7 +240,7 @@ class TestFailures:
                 yield Report(report.epoch, value, 1.0, 1.0) if bad else report
 
         driver = run_driver(make_settings(trials=3), work)
-        assert driver.spent == 3
+        assert driver.ledger.spent == 3
         (failed,) = of(tmp_path, FAILED)
         assert failed.number == 0
         assert str(value) in failed.attrs["reason"]
@@ -276,7 +281,7 @@ class TestFailures:
             assert again.config == job.config
             assert driver.study.record(again.number).attrs["retry_of"] == job.number
             assert driver.study.record(job.number).attrs["reason"] == "the worker died: SIGKILL"
-            assert driver.counts[FAILED] == 1
+            assert driver.ledger.counts[FAILED] == 1
 
     def test_a_worker_lost_after_nothing_new_was_left_is_tried_again(
         self, open_driver: Callable, make_settings: Callable
@@ -309,7 +314,7 @@ class TestTime:
 
         driver = run_driver(make_settings(trials=9, time=25.0), work)
         assert driver.why_stopped == "the time is up"
-        assert driver.counts == {SCORED: 1, ORPHAN: 1}
+        assert driver.ledger.counts == {SCORED: 1, ORPHAN: 1}
         (orphan,) = of(tmp_path, ORPHAN)
         assert orphan.state == "FAIL"
         assert [r.attrs.get("retry_of") for r in of(tmp_path, "waiting")] == [orphan.number]
@@ -325,7 +330,7 @@ class TestTime:
             yield Report(1, 50.0, 1.0, 1.0, seconds=10.0)
 
         driver = run_driver(make_settings(trials=trials, epochs=1, time=35.0), work)
-        assert (driver.why_stopped, driver.counts) == (why, {SCORED: 3})
+        assert (driver.why_stopped, driver.ledger.counts) == (why, {SCORED: 3})
 
     def test_a_resumed_search_asks_the_released_trial_first(
         self, clock: list[float], run_driver: Callable, make_settings: Callable, tmp_path: Path
@@ -353,7 +358,7 @@ class TestResume:
         after = records(tmp_path)
         assert after[: len(before)] == before
         assert [r.number for r in after] == list(range(len(after)))
-        assert driver.spent == 5
+        assert driver.ledger.spent == 5
 
     def test_a_search_that_is_done_does_nothing(
         self, run_driver: Callable, make_settings: Callable, tmp_path: Path
@@ -415,7 +420,7 @@ class TestResume:
                 run_driver(settings, deadly)
         driver = run_driver(settings, deadly)
         assert Counter(tried)[tried[0]] == 1 + RETRIES
-        assert driver.spent == 4
+        assert driver.ledger.spent == 4
         assert (len(of(tmp_path, ORPHAN)), len(of(tmp_path, SCORED))) == (RETRIES, 3)
         (failed,) = of(tmp_path, FAILED)
         assert failed.key == tried[0]
@@ -434,7 +439,7 @@ class TestResume:
         assert run_driver(make_settings(trials=1)).counts[SCORED] == 1
         assert {r.key for r in of(tmp_path, ORPHAN)} == {r.key for r in of(tmp_path, SCORED)}
 
-    @pytest.mark.parametrize("kept", [0, 5, search.driver.MAX_MISSES - 1])
+    @pytest.mark.parametrize("kept", [0, 5, search.proposals.MAX_MISSES - 1])
     @pytest.mark.parametrize("method", ["infeasible", "ask"])
     def test_killed_among_proposals_that_need_no_training(
         self,
@@ -462,7 +467,7 @@ class TestResume:
             monkeypatch.setattr(driver.study, method, call)
             with pytest.raises(Killed):
                 driver.next_job()
-        assert run_driver(settings, folder=killed).counts[INFEASIBLE] == search.driver.MAX_MISSES
+        assert run_driver(settings, folder=killed).counts[INFEASIBLE] == search.proposals.MAX_MISSES
         assert answered(killed) == answered(whole)
         before = records(killed)
         assert run_driver(settings, folder=killed).why_stopped.startswith("every network of the space")
@@ -553,7 +558,7 @@ class TestInterruption:
             jobs = [driver.next_job() for _ in range(3)]
             driver.release_all("the search was interrupted")
             assert driver.running == {}
-            assert driver.counts == {ORPHAN: 3}
+            assert driver.ledger.counts == {ORPHAN: 3}
             assert [driver.next_job().arch for _ in range(3)] == [job.arch for job in jobs]
         assert [r.attrs["reason"] for r in of(tmp_path, ORPHAN)] == ["the search was interrupted"] * 3
 
@@ -625,7 +630,7 @@ def test_weights_are_handed_over_before_the_score_is_written(
 
 def test_every_change_is_told(open_driver: Callable, make_settings: Callable, data: Data) -> None:
     changes = []
-    with open_driver(make_settings(trials=2), on_change=lambda: changes.append(driver.spent)) as driver:
+    with open_driver(make_settings(trials=2), on_change=lambda: changes.append(driver.ledger.spent)) as driver:
         execute(driver, data, Synthetic())
     assert changes == [0, 0, 1, 1, 1, 2]  # a start, an epoch and the end of each
 
@@ -637,7 +642,7 @@ def test_matched_networks_are_all_at_that_many_macs(
     driver = run_driver(make_settings(trials=30, epochs=1, match_macs=match))
     scored = of(tmp_path, SCORED)
     assert scored
-    assert all(r.macs == pytest.approx(match, rel=0.1) for r in scored)
+    assert all(r.attrs["macs"] == pytest.approx(match, rel=0.1) for r in scored)
     assert driver.why_stopped.startswith("every network of the space")
 
 

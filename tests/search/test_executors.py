@@ -21,7 +21,8 @@ import torch
 from res2net.errors import UserError
 from search.driver import RETRIES, Driver, trial_seed
 from search.execute.local import execute as execute_local
-from search.study.study import FAILED, ORPHAN, SCORED, Record, arch_of, read
+from search.study.storage import read
+from search.study.trials import FAILED, ORPHAN, SCORED, Record
 from search.worker import Job, Report, Work, train_trial
 from studies.synthetic import Synthetic, accuracy
 from trainers.datasets.data import Data
@@ -66,7 +67,7 @@ class TestEveryExecutor:
         scored = of(tmp_path, SCORED)
         assert len(scored) == len({r.key for r in scored}) == 8
         for record in scored:
-            arch = arch_of(record)
+            arch = record.arch
             assert record.epochs == {1: accuracy(arch, 1), 2: accuracy(arch, 2)}
             assert record.val_top1 == accuracy(arch, 2)
             assert record.attrs["epochs"] == 2
@@ -77,7 +78,7 @@ class TestEveryExecutor:
     def test_trials_that_fail_are_recorded_with_the_reason_and_the_search_goes_on(
         self, execute: Execute, open_driver: Callable, make_settings: Callable, data: Data, tmp_path: Path
     ) -> None:
-        space = make_settings().get_space(10)
+        space = make_settings().scope.get_space(10)
         raises, diverges, is_nan = (
             space.arch({"scale": scale, "cardinality": 1, "depth": 1}).key() for scale in (1, 2, 4)
         )
@@ -110,7 +111,7 @@ class TestEveryExecutor:
         changes: list[int] = []
 
         def interrupt() -> None:
-            changes.append(driver.spent)
+            changes.append(driver.ledger.spent)
             if len(changes) == 10:
                 raise KeyboardInterrupt
 
@@ -133,7 +134,7 @@ class TestEveryExecutor:
         assert driver.why_stopped.startswith("every network of the space")
         before = list(read(tmp_path))
         scored = of(tmp_path, SCORED)
-        assert {r.key for r in scored} == {r.key for r in before if r.macs <= 200_000}
+        assert {r.key for r in scored} == {r.key for r in before if r.attrs["macs"] <= 200_000}
         with open_driver(make_settings(trials=len(scored), epochs=1, max_macs=200_000)) as driver:
             execute(driver, data, Synthetic())
         assert list(read(tmp_path)) == before
@@ -180,10 +181,10 @@ class TestTune:
             assert driver.checkpoints == {}
         (again,) = [r for r in of(tmp_path, SCORED) if "retry_of" in r.attrs]
         assert (again.attrs["retry_of"], again.attrs["note"]) == (1, "resumed after epoch 1")
-        config = make_settings(epochs=4).train_config(trial_seed(0, arch_of(again)))
+        config = make_settings(epochs=4).scoring.train_config(trial_seed(0, again.arch))
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # as the worker has
-        whole = list(train_trial(Job(0, arch_of(again), config), data))
+        whole = list(train_trial(Job(0, again.arch, config), data))
         torch.set_num_threads(threads)
         assert again.epochs == {r.epoch: r.val_top1 for r in whole}
         assert kept[again.number] == whole[-1].weights

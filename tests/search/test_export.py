@@ -18,7 +18,8 @@ from search import runs
 from search.api import search
 from search.export import choose, export, front_of, main
 from search.settings import Settings
-from search.study.study import FAILED, SCORED, arch_of, read
+from search.study.storage import read
+from search.study.trials import FAILED, SCORED
 from search.worker import Job, Report, train_trial
 from studies.synthetic import Synthetic
 from trainers.datasets.data import Data, Split
@@ -50,11 +51,11 @@ class TestPicks:
     def test_under_a_number_of_macs(self, run: Path) -> None:
         front = front_of(run)
         assert len(front) >= 3
-        assert choose(run, "best", under=front[1].macs) == front[1]
-        assert choose(run, "best", under=front[2].macs - 1) == front[1]
-        assert choose(run, "knee", under=front[0].macs) == front[0]
+        assert choose(run, "best", under=front[1].attrs["macs"]) == front[1]
+        assert choose(run, "best", under=front[2].attrs["macs"] - 1) == front[1]
+        assert choose(run, "knee", under=front[0].attrs["macs"]) == front[0]
         with pytest.raises(UserError, match=r"^--under: .*accepted: \S+ or more") as error:
-            choose(run, "best", under=front[0].macs - 1)
+            choose(run, "best", under=front[0].attrs["macs"] - 1)
         named = str(error.value).split("accepted: ")[1].removesuffix(" or more")
         assert main([str(run), "--under", named, "--to", str(run.parent / "under")]) == 0  # what it names is accepted
 
@@ -91,14 +92,25 @@ class TestFolder:
             "training.json",
         ]
         model = res2net.load(tmp_path / "model")
-        assert model.arch == arch_of(record)
+        assert model.arch == record.arch
         assert not model.training
         training = json.loads((tmp_path / "model/training.json").read_text())
-        expected = {"trial": record.number, "val_top1": record.val_top1, "test_top1": 12.5, "macs": record.macs}
+        expected = {
+            "trial": record.number,
+            "val_top1": record.val_top1,
+            "test_top1": 12.5,
+            "macs": record.attrs["macs"],
+        }
         assert training.items() >= expected.items()
         assert training["settings"] == runs.read(run)["settings"]
         card = (tmp_path / "model/README.md").read_text()
-        for text in (f"{record.val_top1:.2f} %", "12.50 %", f"{record.macs:,}", str(model.arch), "res2net.load"):
+        for text in (
+            f"{record.val_top1:.2f} %",
+            "12.50 %",
+            f"{record.attrs['macs']:,}",
+            str(model.arch),
+            "res2net.load",
+        ):
             assert text in card
         assert str(tmp_path) not in card
 
@@ -125,7 +137,7 @@ class TestFolder:
         front = front_of(run)
         for record in (front[0], front[-1]):
             export(run, str(record.number), tmp_path / "model")
-            assert res2net.load(tmp_path / "model").arch == arch_of(record)
+            assert res2net.load(tmp_path / "model").arch == record.arch
         assert [p.name for p in tmp_path.iterdir()] == ["model"]
 
     def test_an_empty_folder_is_filled(self, run: Path, tmp_path: Path) -> None:
@@ -241,7 +253,7 @@ class TestTrained:
             model = res2net.load(tmp_path / str(number))
             assert not model.training
             torch.testing.assert_close(model(images).detach(), expected, rtol=1e-5, atol=1e-5)
-            assert record.macs == cost(model.arch, data.image_size).macs
+            assert record.attrs["macs"] == cost(model.arch, data.image_size).macs
             right = (expected.argmax(1) == labels).float().mean().item()
             assert record.val_top1 == pytest.approx(100 * right)
 

@@ -73,14 +73,14 @@ def test_files_that_cannot_be_read_end_a_search_in_one_line_and_it_goes_on_once_
 
 def test_the_base_is_what_suits_the_size() -> None:
     settings = Settings(data="folder")
-    assert [settings.get_space(10, size).base for size in (32, 127, 128, 224)] == [
+    assert [settings.scope.get_space(10, size).base for size in (32, 127, 128, 224)] == [
         "cifar",
         "cifar",
         "imagenet",
         "imagenet",
     ]
-    assert Settings(data="folder", base="micro").get_space(10, 224).base == "micro"
-    assert Settings(data="cifar10").get_space(10, 32).base == "cifar"
+    assert Settings(data="folder", base="micro").scope.get_space(10, 224).base == "micro"
+    assert Settings(data="cifar10").scope.get_space(10, 32).base == "cifar"
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_files_of_earlier_versions_load() -> None:
 
 
 def test_shared_weights_of_earlier_versions_are_known(tmp_path: Path) -> None:
-    space = Settings().get_space(10, 32)
+    space = Settings().scope.get_space(10, 32)
     kept = {name: getattr(Settings(), name) for name in supernet.TRAINED_BY if name != "image_size"}
     (tmp_path / supernet.ABOUT_FILE).write_text(json.dumps({"settings": kept, "space": space.to_dict()}))
     supernet.check(tmp_path, Settings(), space)

@@ -17,7 +17,8 @@ import res2net.files
 from res2net.errors import UserError
 from search import runs
 from search.api import search
-from search.study.study import SCORED, read
+from search.study.storage import read
+from search.study.trials import SCORED
 from studies.synthetic import Synthetic
 from trainers.datasets.data import Data
 

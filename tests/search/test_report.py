@@ -17,7 +17,7 @@ import search.front
 from res2net.cost import cost
 from search.report import tables
 from search.settings import Settings
-from search.study.study import FAILED, INFEASIBLE, ORPHAN, REPEATED, SCORED, Record
+from search.study.trials import FAILED, INFEASIBLE, ORPHAN, REPEATED, SCORED, Record
 from space import Space
 
 EPOCHS = 4
@@ -52,7 +52,7 @@ MANY = (
 
 
 def write(folder: Path, records: Sequence[Record], settings: Settings) -> pd.DataFrame:
-    return tables.write(folder, records, settings.get_space(10), settings)
+    return tables.write(folder, records, settings.scope.get_space(10), settings)
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_a_row_a_trial_with_named_columns() -> None:
     assert list(trials.columns) == [*tables.COLUMNS, "scale", "depth", *tables.LAST]
     assert list(trials.number) == list(range(10))
     assert list(trials.outcome) == [r.outcome for r in MANY]
-    assert trials.macs.tolist() == [r.macs for r in MANY]
+    assert trials.macs.tolist() == [r.attrs["macs"] for r in MANY]
     assert trials.repeat_of.dropna().tolist() == [2]
     assert trials.retry_of.dropna().tolist() == [5]
 
@@ -167,7 +167,7 @@ def test_the_plotted_front_is_the_front(settings: Settings) -> None:
 
 def test_a_space_with_values_per_stage(make_settings: Callable[..., Settings], tmp_path: Path) -> None:
     settings = make_settings(space="scale_card", per_stage=True, epochs=EPOCHS)
-    space = settings.get_space(10)
+    space = settings.scope.get_space(10)
     records = []
     for i, scales in enumerate(((1, 2, 3), (4, 4, 4), (8, 1, 1))):
         params = {name: scales[int(name[-1]) - 1] if "scale" in name else 1 for name in space.parameters}
@@ -187,7 +187,7 @@ def test_mean_scale_of_a_space_that_does_not_search_it() -> None:
 class TestHypervolume:
     @pytest.fixture
     def space(self, settings: Settings) -> Space:
-        return settings.get_space(10)
+        return settings.scope.get_space(10)
 
     def test_budgets_range_over_the_space_within_the_limits(
         self, space: Space, make_settings: Callable[..., Settings]

@@ -16,7 +16,8 @@ import pytest
 
 from search import run, runs
 from search.settings import EXECUTORS, SAMPLERS, Settings
-from search.study.study import ORPHAN, SCORED, read
+from search.study.storage import read
+from search.study.trials import ORPHAN, SCORED
 from search.worker import Job, Report
 from studies.synthetic import Synthetic
 from trainers.datasets.data import Data

@@ -16,7 +16,8 @@ from res2net.folder import load_arch
 from search import runs
 from search.api import Result, search
 from search.settings import Settings
-from search.study.study import INFEASIBLE, SCORED, arch_of, read
+from search.study.storage import read
+from search.study.trials import INFEASIBLE, SCORED
 from studies.synthetic import Synthetic
 from trainers.datasets.data import Data
 
@@ -57,7 +58,7 @@ class TestFolder:
         content = json.loads((tmp_path / "run/run.json").read_text())
         assert content.keys() == {"settings", "space", "data", "created", "sessions"}
         assert Settings.from_dict(content["settings"]) == settings == runs.settings_of(tmp_path / "run")
-        assert runs.space_of(tmp_path / "run") == settings.get_space(10, data.image_size)
+        assert runs.space_of(tmp_path / "run") == settings.scope.get_space(10, data.image_size)
         described = {
             "name": "shapes",
             "classes": list(data.classes),
@@ -137,8 +138,8 @@ class TestImageSize:
     ) -> None:
         result = run(make_settings(trials=12, epochs=1, max_macs=16_000), tmp_path / "run")
         records = list(read(tmp_path / "run"))
-        assert all(r.macs == cost(arch_of(r), 8).macs for r in records)
-        assert {r.outcome == INFEASIBLE for r in records if r.macs > 16_000} == {True}
+        assert all(r.attrs["macs"] == cost(r.arch, 8).macs for r in records)
+        assert {r.outcome == INFEASIBLE for r in records if r.attrs["macs"] > 16_000} == {True}
         assert (result.trials.outcome == SCORED).sum() == 7
         training = json.loads((tmp_path / "run/best/training.json").read_text())
         assert training["macs"] == cost(load_arch(tmp_path / "run/best"), 8).macs == result.front.macs.iloc[-1]
@@ -148,13 +149,13 @@ class TestImageSize:
     ) -> None:
         run(make_settings(trials=3, epochs=1, match_macs=16_000), tmp_path)
         scored = [r for r in read(tmp_path) if r.outcome == SCORED]
-        assert all(cost(arch_of(r), 8).macs == pytest.approx(16_000, rel=0.1) for r in scored)
+        assert all(cost(r.arch, 8).macs == pytest.approx(16_000, rel=0.1) for r in scored)
 
     def test_a_base_for_larger_images(self, loaded: Data, make_settings: Callable, tmp_path: Path) -> None:
         settings = make_settings(space="scale", base="imagenet", trials=1, epochs=1, max_macs=30_000_000)
         search(settings, tmp_path, work=Synthetic())
         (record,) = [r for r in read(tmp_path) if r.outcome == SCORED]
-        assert record.macs == cost(arch_of(record), 8).macs <= 30_000_000
+        assert record.attrs["macs"] == cost(record.arch, 8).macs <= 30_000_000
 
 
 class TestRefusals:

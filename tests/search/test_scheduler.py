@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from res2net.errors import UserError
 from search.front import front
-from search.scheduler import crowding_distance, front_numbers, goes_on, rank, rungs
+from search.scheduler import continues, crowding_distance, front_numbers, rank, rungs
 from search.settings import Settings
-from search.study.study import REPEATED, SCORED, STOPPED, Record, read
+from search.study.storage import read
+from search.study.trials import REPEATED, SCORED, STOPPED, Record
 from search.worker import Report
 from studies.synthetic import Synthetic
 from trainers.datasets.data import Data
@@ -56,7 +57,7 @@ class TestRule:
         self, drawn: list[tuple[int, int]], eta: int, scheduler: str
     ) -> None:
         top1, macs = zip(*drawn, strict=True)
-        on = [goes_on(scheduler, eta, top1, macs, i) for i in range(len(drawn))]
+        on = [continues(scheduler, eta, top1, macs, i) for i in range(len(drawn))]
         fronts, crowding = rank(top1, macs)
         places = [(-t,) for t in top1] if scheduler == "asha" else list(zip(fronts, -crowding, strict=True))
         last = sorted(places)[math.ceil(len(drawn) / eta) - 1]
@@ -67,7 +68,7 @@ class TestRule:
         self, drawn: list[tuple[int, int]], eta: int
     ) -> None:
         top1, macs = zip(*drawn, strict=True)
-        on = {i for i in range(len(drawn)) if goes_on("pareto-asha", eta, top1, macs, i)}
+        on = {i for i in range(len(drawn)) if continues("pareto-asha", eta, top1, macs, i)}
         for i in on:
             for j in set(range(len(drawn))) - on:
                 assert not (top1[j] >= top1[i] and macs[j] <= macs[i] and drawn[j] != drawn[i])
@@ -76,14 +77,14 @@ class TestRule:
     def test_the_cheapest_and_the_most_accurate_always_go_on(self, drawn: list[tuple[int, int]], eta: int) -> None:
         top1, macs = zip(*drawn, strict=True)
         best = front(top1, macs)
-        assert goes_on("pareto-asha", eta, top1, macs, best[0])
-        assert goes_on("pareto-asha", eta, top1, macs, best[-1])
+        assert continues("pareto-asha", eta, top1, macs, best[0])
+        assert continues("pareto-asha", eta, top1, macs, best[-1])
 
     def test_accuracy_alone_stops_the_cheap_network_that_the_front_needs(self) -> None:
         top1, macs = [90.0, 80.0, 70.0, 30.0, 60.0, 50.0], [60, 50, 40, 10, 55, 45]
-        assert goes_on("pareto-asha", 3, top1, macs, 3)
-        assert not goes_on("asha", 3, top1, macs, 3)
-        assert goes_on("none", 3, top1, macs, 3)
+        assert continues("pareto-asha", 3, top1, macs, 3)
+        assert not continues("asha", 3, top1, macs, 3)
+        assert continues("none", 3, top1, macs, 3)
 
     def test_crowding_is_the_sides_of_the_box_between_neighbours(self) -> None:
         got = crowding_distance(np.array([10.0, 20.0, 60.0, 110.0]), np.array([1.0, 10.0, 100.0, 1000.0]))
@@ -110,7 +111,7 @@ class TestSearch:
     ) -> None:
         driver = run_driver(make_settings(scheduler="pareto-asha", eta=2, epochs=4, trials=12, sampler=sampler))
         stopped, scored = of(tmp_path, STOPPED), of(tmp_path, SCORED)
-        assert len(stopped) + len(scored) == driver.spent == 12
+        assert len(stopped) + len(scored) == driver.ledger.spent == 12
         assert stopped
         assert scored
         for record in stopped:
@@ -119,7 +120,7 @@ class TestSearch:
             assert record.attrs["epochs"] == max(record.epochs) in (1, 2)
             assert f"after epoch {max(record.epochs)} not among the best 1/2 of " in record.attrs["reason"]
         assert {max(r.epochs) for r in scored} == {4}
-        assert {r.key for r in driver.scored.values()} == {r.key for r in scored}
+        assert {r.key for r in driver.ledger.scored.values()} == {r.key for r in scored}
 
     def test_each_rung_holds_all_that_reached_it_and_decides_by_what_it_held_then(
         self, settings: Settings, run_driver: Callable, tmp_path: Path
@@ -130,8 +131,8 @@ class TestSearch:
             reached: list[Record] = []
             for record in [r for r in records if epoch in r.epochs]:
                 reached.append(record)
-                top1, macs = zip(*((r.epochs[epoch], r.macs) for r in reached), strict=True)
-                expected = goes_on("pareto-asha", 2, top1, macs, len(reached) - 1)
+                top1, macs = zip(*((r.epochs[epoch], r.attrs["macs"]) for r in reached), strict=True)
+                expected = continues("pareto-asha", 2, top1, macs, len(reached) - 1)
                 assert (max(record.epochs) > epoch) == expected
 
     def test_a_network_that_was_stopped_is_not_trained_again(
@@ -150,7 +151,7 @@ class TestSearch:
         parts = _made(tmp_path / "parts")
         for trials in (3, 7, 12):
             driver = run_driver(replace(settings, trials=trials), folder=parts)
-        assert driver.rungs == whole.rungs
+        assert driver.ledger.rungs == whole.rungs
         assert [(r.key, r.outcome) for r in read(parts)] == [(r.key, r.outcome) for r in read(tmp_path / "whole")]
 
     def test_killed_at_a_rung_and_asked_again_it_is_decided_as_it_would_have_been(
@@ -183,7 +184,7 @@ class TestSearch:
             assert again.arch == first.arch
             for top1 in (5.0, 4.0, 3.0):
                 assert not driver.on_report(driver.next_job().number, Report(1, top1, 1.0))
-            driver.rungs[1]["another"] = (50.0, 1)
+            driver.ledger.rungs[1]["another"] = (50.0, 1)
             assert driver.on_report(again.number, Report(1, 10.0, 1.0))
             assert driver.on_report(again.number, Report(2, 11.0, 1.0))
 
@@ -196,7 +197,7 @@ class TestSearch:
             run_driver(make_settings(scheduler=name, eta=2, epochs=4, trials=12), folder=folder)
             trained = of(folder, STOPPED, SCORED)
             scored = of(folder, SCORED)
-            found[name] = (sum(max(r.epochs) for r in trained), min(r.macs for r in scored))
+            found[name] = (sum(max(r.epochs) for r in trained), min(r.attrs["macs"] for r in scored))
         assert found["pareto-asha"][0] < found["none"][0]
         assert found["pareto-asha"][1] == found["none"][1] < found["asha"][1]
 

@@ -120,7 +120,7 @@ def test_an_impossible_limit_is_refused_with_one_that_is_possible(
     make_settings: Callable[..., Settings], option: str, field: str
 ) -> None:
     name = option[2:].replace("-", "_")
-    space = make_settings().get_space(10)
+    space = make_settings().scope.get_space(10)
     least, most = getattr(space.cheapest(field)[1], field), getattr(space.dearest(field)[1], field)
     settings = make_settings(**{name: most + 1 if name == "min_macs" else least - 1})
     with pytest.raises(UserError, match=rf"^{option}: nothing in space 'tiny' \(micro\)") as error:
@@ -133,16 +133,16 @@ def test_an_impossible_limit_is_refused_with_one_that_is_possible(
 
 def test_no_limits_are_always_met(make_settings: Callable[..., Settings]) -> None:
     settings = make_settings()
-    check_limits(settings.get_space(10), settings)
+    check_limits(settings.scope.get_space(10), settings)
     assert limits_of(settings) == Limits()
 
 
 def test_matching_macs_widens_to_within_a_tenth(make_settings: Callable[..., Settings]) -> None:
     settings = make_settings(match_macs=250_000)
-    space = settings.get_space(10)
+    space = settings.scope.get_space(10)
     check_limits(space, settings)
     params = {"scale": 2, "cardinality": 2, "depth": 1}
-    matched = cost(member(space, params, settings.match_macs), space.image_size).macs
+    matched = cost(member(space, params, settings.scope.match_macs), space.image_size).macs
     assert matched == pytest.approx(250_000, rel=0.1)
     assert matched != cost(member(space, params, None), space.image_size).macs
 
@@ -152,7 +152,7 @@ def test_macs_that_nothing_can_match_are_refused_with_what_can(
     make_settings: Callable[..., Settings], match: int
 ) -> None:
     settings = make_settings(match_macs=match)
-    space = settings.get_space(10)
+    space = settings.scope.get_space(10)
     with pytest.raises(UserError, match=r"^--match-macs: nothing in space 'tiny' \(micro\) matches") as error:
         check_limits(space, settings)
     named = re.search(r"accepted: (\d+) \(.*\) to (\d+) \(.*\)$", str(error.value))
@@ -164,9 +164,9 @@ def test_macs_that_nothing_can_match_are_refused_with_what_can(
 def test_matched_macs_beyond_another_limit_are_refused(make_settings: Callable[..., Settings]) -> None:
     settings = make_settings(match_macs=200_000, max_params=10)
     with pytest.raises(UserError, match=r"^--match-macs: .* within the other limits"):
-        check_limits(settings.get_space(10), settings)
+        check_limits(settings.scope.get_space(10), settings)
 
 
 @pytest.mark.parametrize(("data", "base", "expected"), [("shapes", None, "micro"), ("shapes", "cifar", "cifar")])
 def test_the_base_suits_the_data_unless_it_is_named(data: str, base: str | None, expected: str) -> None:
-    assert Settings(space="scale", data=data, base=base).get_space(10).base == expected
+    assert Settings(space="scale", data=data, base=base).scope.get_space(10).base == expected

@@ -20,7 +20,10 @@ from search.api import search as search_
 from search.driver import KILLED, Driver
 from search.execute.local import execute
 from search.settings import Settings
-from search.study.study import FAILED, INFEASIBLE, ORPHAN, REPEATED, SCORED, Record, Study, join, read, sqlite_url
+from search.study.storage import read, sqlite_url
+from search.study.study import Study
+from search.study.trials import FAILED, INFEASIBLE, ORPHAN, REPEATED, SCORED, Record
+from search.study.turns import join
 from search.worker import Job, Report
 from studies import many_drivers
 from studies.postgres import Server
@@ -40,9 +43,9 @@ def opener(url: str, name: str) -> Open:
 
     @contextlib.contextmanager
     def open_(settings: Settings, **callbacks: Callable) -> Iterator[Driver]:
-        space = settings.get_space(10)
+        space = settings.scope.get_space(10)
         where = {"host": "here", "folder": "runs/here"}
-        study = Study(url, name, settings.sampler, settings.seed, space.parameters, where)
+        study = Study(url, name, settings.budget.sampler, settings.scope.seed, space.parameters, where)
         with contextlib.closing(study):
             yield Driver(settings, space, study, **callbacks)
 
@@ -128,7 +131,7 @@ class TestEveryStorage:
         with open_(settings) as again:
             for name in ("scored", "given_up", "lost", "counts", "fronts", "history", "spent"):
                 assert getattr(again, name) == getattr(driver, name), name
-            assert again.front == driver.front
+            assert again.front == driver.ledger.front
             ended = Counter(r.outcome for r in again.study.records() if r.state != "WAITING")
             assert ended == again.counts
 
@@ -143,7 +146,7 @@ class TestEveryStorage:
         with open_(make_settings(trials=4)) as driver:
             execute(driver, data, Synthetic())
             assert driver.study.ended() == []
-            assert driver.spent == len(records_of(driver, SCORED)) == 4
+            assert driver.ledger.spent == len(records_of(driver, SCORED)) == 4
 
 
 class TestSeveralDrivers:
@@ -226,7 +229,7 @@ class TestSeveralDrivers:
         with shared(settings) as driver:
             assert driver.next_job() is None
             (failed,) = records_of(driver, FAILED)
-            assert (failed.key, driver.spent) == (job.arch.key(), 1)
+            assert (failed.key, driver.ledger.spent) == (job.arch.key(), 1)
 
 
 class TestWholeSearch:
@@ -289,7 +292,7 @@ class TestWholeSearch:
 
 
 def read_all(settings: Settings) -> list[Record]:
-    return list(read(Path(), settings.storage, settings.study))
+    return list(read(Path(), settings.resources.storage, settings.resources.study))
 
 
 class TestRefusals:
@@ -347,7 +350,7 @@ class TestRefusals:
         self, refused: Callable, postgres: Server, make_settings: Callable, tmp_path: Path
     ) -> None:
         settings = make_settings(trials=1, storage=postgres.url, study=tmp_path.name)
-        space = settings.get_space(10, 8)
+        space = settings.scope.get_space(10, 8)
         join(postgres.url, tmp_path.name, runs.described(settings, space), new=True)
         same = f"--storage {postgres.url} --study {tmp_path.name} --batch-size 20"
         assert refused(f"{same} --seed 1") == (
@@ -355,7 +358,7 @@ class TestRefusals:
             "accepted: the same settings, or another --study\n"
         )
         with pytest.raises(UserError, match="another content of --space"):
-            runs.check_study(runs.described(settings, settings.get_space(10, 32)), settings, space)
+            runs.check_study(runs.described(settings, settings.scope.get_space(10, 32)), settings, space)
 
     def test_a_folder_whose_study_is_not_there(
         self, loaded: Data, make_settings: Callable, postgres: Server, tmp_path: Path

@@ -19,7 +19,8 @@ from search.api import search
 from search.driver import picked
 from search.front import front
 from search.settings import Settings
-from search.study.study import ESTIMATED, REPEATED, SCORED, Record, arch_of, read
+from search.study.storage import read
+from search.study.trials import ESTIMATED, REPEATED, SCORED, Record
 from search.worker import Job, SharedWork
 from trainers.datasets.data import Data
 from trainers.recipes import Config
@@ -40,7 +41,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def trained(settings: Settings, data: Data, folder: Path) -> ElasticRes2Net:
-    return supernet.train(replace(settings, epochs=2), settings.get_space(10, data.image_size), data, folder)
+    return supernet.train(replace(settings, epochs=2), settings.scope.get_space(10, data.image_size), data, folder)
 
 
 class TestTraining:
@@ -59,7 +60,7 @@ class TestTraining:
         with pytest.raises(KeyboardInterrupt):
             trained(settings, data, tmp_path / "parts")
         with pytest.raises(UserError, match="is not trained to its end"):
-            supernet.load(tmp_path / "parts", settings.get_space(10, 8), data, settings)
+            supernet.load(tmp_path / "parts", settings.scope.get_space(10, 8), data, settings)
         monkeypatch.setattr(SupernetTrainer, "epoch", epoch)
         trained(settings, data, tmp_path / "parts")
         whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
@@ -84,7 +85,7 @@ class TestTraining:
         """What is validation with one seed was trained on with another."""
         trained(settings, data, tmp_path / "s")
         with pytest.raises(UserError, match="--seed 0, not 3"):
-            supernet.load(tmp_path / "s", settings.get_space(10, 8), data, replace(settings, seed=3))
+            supernet.load(tmp_path / "s", settings.scope.get_space(10, 8), data, replace(settings, seed=3))
 
     @pytest.mark.parametrize("broken", ["truncated", "foreign"])
     def test_weights_that_cannot_be_read_are_refused(
@@ -95,7 +96,7 @@ class TestTraining:
         whole = path.read_bytes()
         path.write_bytes(whole[:200] if broken == "truncated" else safetensors.torch.save({"a": torch.ones(1)}))
         with pytest.raises(UserError, match="not the weights of this supernet"):
-            supernet.load(tmp_path / "s", settings.get_space(10, 8), data, settings)
+            supernet.load(tmp_path / "s", settings.scope.get_space(10, 8), data, settings)
 
     def test_a_folder_with_something_else_is_left_alone(self, settings: Settings, data: Data, tmp_path: Path) -> None:
         (tmp_path / "diary.txt").write_text("dear")
@@ -123,7 +124,7 @@ class TestSearch:
         assert {r.attrs["confirms"] for r in confirmed} == picks
         assert set(result.front.key) <= {r.key for r in confirmed}
         assert {r.attrs["epochs"] for r in estimates} == {0}
-        assert load(tmp_path / "run" / "best").arch in [arch_of(r) for r in confirmed]
+        assert load(tmp_path / "run" / "best").arch in [r.arch for r in confirmed]
 
     def test_the_picked_can_be_tuned_from_their_slices(
         self, settings: Settings, loaded: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -143,11 +144,11 @@ class TestSearch:
         self, settings: Settings, loaded: Data, tmp_path: Path
     ) -> None:
         search(replace(settings, confirm=0), tmp_path / "run")
-        space = settings.get_space(10, loaded.image_size)
+        space = settings.scope.get_space(10, loaded.image_size)
         model = supernet.load(tmp_path / "run" / supernet.FOLDER, space, loaded, settings)
         score = supernet.scorer(model, loaded, settings)
         for record in reversed(of(tmp_path / "run", ESTIMATED)):
-            assert score(arch_of(record))[1] == pytest.approx(record.val_top1)
+            assert score(record.arch)[1] == pytest.approx(record.val_top1)
 
     def test_without_confirmation_the_front_is_of_estimates(
         self, settings: Settings, loaded: Data, tmp_path: Path
@@ -209,7 +210,7 @@ class TestSearch:
 
 
 def test_inherit_starts_from_the_slice(settings: Settings, data: Data) -> None:
-    space = settings.get_space(10, data.image_size)
+    space = settings.scope.get_space(10, data.image_size)
     model, arch = ElasticRes2Net(space), space.largest()
     config = Config(epochs=1, batch_size=20, lr=1e-12, precision="fp32", device="cpu")
     (report,) = SharedWork(model)(Job(0, arch, config, "inherit"), data)

@@ -10,7 +10,9 @@ import pytest
 
 from search.api import search
 from search.settings import Settings
-from search.study.study import SCORED, Study, read, sqlite_url
+from search.study.storage import read, sqlite_url
+from search.study.study import Study
+from search.study.trials import SCORED
 from studies import kill_driver
 from studies.kill_driver import Seen, count, records_of
 from studies.synthetic import Synthetic

@@ -1,0 +1,179 @@
+"""How a network gets its score. An evaluator is one class: an entry of `EVALUATORS`, or a user's `my_package:NAME`."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+from rich.console import Console
+
+from res2net.arch import Arch
+from res2net.elastic import ElasticRes2Net
+from res2net.errors import UserError, unknown
+from res2net.plugins import load_object
+from search import shared_weights
+from search.groups import Budget, Resources, Scope, Scoring
+from search.worker import Job, SharedWork, Work, train_trial
+from space import Space
+from trainers.datasets.data import Data
+
+SHARED = "weights that all networks of the space share"
+TUNED = 5  # the peak rate that tunes a slice is so many times lower than the rate that trained the shared weights
+
+
+def trial_seed(seed: int, arch: Arch) -> int:
+    """Return the seed of a training. It follows from the search's seed and the network, not from the order."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {arch.key()}".encode()).digest()[:4])
+
+
+class Evaluator:
+    """Train each network from scratch; the base of all evaluators.
+
+    defaults: settings that suit the evaluator, where the user gives none. estimates: whether its scores are estimates;
+    then the networks of the front that they find are confirmed by training. origin: where the networks of the final
+    front start from, for the model card; empty for freshly drawn weights.
+    """
+
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    estimates: ClassVar[bool] = False
+
+    def __init__(self, scope: Scope, scoring: Scoring, budget: Budget) -> None:
+        self.scope, self.scoring, self.budget = scope, scoring, budget
+
+    @property
+    def origin(self) -> str:
+        """Where the weights of the final front start from; empty for freshly drawn ones."""
+        return ""
+
+    @property
+    def lr(self) -> float:
+        """The peak learning rate of the networks of the final front."""
+        return self.scoring.lr
+
+    def check(self, resources: Resources) -> None:
+        """Raise `UserError` for settings that contradict the evaluator."""
+        if self.scoring.supernet is not None:
+            raise UserError("`supernet`: has no effect with `evaluator` scratch; accepted: with supernet or inherit")
+
+    def check_weights(self, space: Space, data: Data) -> None:
+        """Raise `UserError` for weights that were brought along and do not fit the search."""
+
+    def prepare(self, space: Space, data: Data, folder: Path, console: Console | None) -> Work:
+        """Return what workers run for a job. This may take long; what must survive a kill goes into `folder`."""
+        return train_trial
+
+    def job(self, number: int, arch: Arch) -> Job:
+        """Return the job that scores a network."""
+        return self._training(number, arch, "scratch")
+
+    def confirmation(self, number: int, arch: Arch) -> Job:
+        """Return the job that confirms an estimate by training."""
+        return self._training(number, arch, "scratch")
+
+    def _training(self, number: int, arch: Arch, start: str) -> Job:
+        config = replace(self.scoring.train_config(trial_seed(self.scope.seed, arch)), lr=self.lr)
+        # Checkpoints are made at the rungs whether or not a scheduler compares trials there.
+        return Job(number, arch, config, start, self.budget.rungs(self.scoring.epochs))
+
+
+class Inherit(Evaluator):
+    """Start each network from its slice of shared weights, and tune it for the full budget."""
+
+    defaults: ClassVar[Mapping[str, Any]] = {"lr": 0.02}
+
+    @property
+    def origin(self) -> str:
+        """The shared weights."""
+        return SHARED
+
+    def check(self, resources: Resources) -> None:
+        """Raise `UserError` for settings under which there are no shared weights for every trial and driver."""
+        name = self.scoring.evaluator
+        if self.scope.match_macs:
+            raise UserError(
+                f"`match_macs`: its widths are not the supernet's, which `evaluator` {name} needs; "
+                "accepted: with `evaluator` scratch"
+            )
+        if resources.storage is not None and self.scoring.supernet is None:
+            raise UserError(
+                f"`storage`: with `evaluator` {name} all drivers need the same shared weights; "
+                "accepted: with `supernet`"
+            )
+
+    def check_weights(self, space: Space, data: Data) -> None:
+        """Raise `UserError` if the shared weights that the settings name do not fit the search."""
+        if self.scoring.supernet is not None:
+            self._load(space, data)
+
+    def _load(self, space: Space, data: Data) -> ElasticRes2Net:
+        return shared_weights.load(Path(self.scoring.supernet or ""), space, data, self.scope, self.scoring)
+
+    def prepare(self, space: Space, data: Data, folder: Path, console: Console | None) -> Work:
+        """Load the shared weights, or train them in the run's folder."""
+        if self.scoring.supernet is not None:
+            return SharedWork(self._load(space, data))
+        how = replace(self.scoring, epochs=self.scoring.supernet_epochs, lr=self.supernet_lr)
+        there = folder / shared_weights.FOLDER
+        return SharedWork(shared_weights.train(self.scope, how, space, data, there, console))
+
+    @property
+    def supernet_lr(self) -> float:
+        """The peak learning rate of the shared weights; `lr` is that of the trials."""
+        return Scoring().lr
+
+    def job(self, number: int, arch: Arch) -> Job:
+        """Return the job that tunes a network from its slice."""
+        return self._training(number, arch, "inherit")
+
+
+class Supernet(Inherit):
+    """Estimate each network by its slice of shared weights, in a second or two; confirm the best by training."""
+
+    defaults: ClassVar[Mapping[str, Any]] = {"trials": 200}
+    estimates: ClassVar[bool] = True
+
+    @property
+    def _tunes(self) -> bool:
+        return self.scoring.confirm_by == "tune"
+
+    @property
+    def origin(self) -> str:
+        """The shared weights, if confirmations are tuned from their slices."""
+        return SHARED if self._tunes else ""
+
+    @property
+    def lr(self) -> float:
+        """The peak learning rate of confirmations."""
+        return self.scoring.lr / TUNED if self._tunes else self.scoring.lr
+
+    @property
+    def supernet_lr(self) -> float:
+        """The peak learning rate of the shared weights."""
+        return self.scoring.lr
+
+    def job(self, number: int, arch: Arch) -> Job:
+        """Return the job that estimates a network. All estimates share a seed, which draws the calibration images."""
+        config = replace(self.scoring.train_config(self.scope.seed), epochs=1)
+        return Job(number, arch, config, "supernet")
+
+    def confirmation(self, number: int, arch: Arch) -> Job:
+        """Return the job that trains a network of the estimates' front, from its slice or from scratch."""
+        return self._training(number, arch, "inherit" if self._tunes else "scratch")
+
+
+EVALUATORS: dict[str, type[Evaluator]] = {"scratch": Evaluator, "supernet": Supernet, "inherit": Inherit}
+
+
+def evaluator_class(name: str) -> type[Evaluator]:
+    """Return the evaluator of a name or an import path; raise `UserError` if there is none."""
+    if name in EVALUATORS:
+        return EVALUATORS[name]
+    if ":" not in name:
+        raise unknown("`evaluator`", name, (*EVALUATORS, "my_package:NAME"))
+    found = load_object(name, "evaluator")
+    if not (isinstance(found, type) and issubclass(found, Evaluator)):
+        raise UserError(f"`evaluator`: {name} is no evaluator; accepted: a subclass of search.evaluators.Evaluator")
+    return found

@@ -1,0 +1,177 @@
+"""Ray on this machine, or a running cluster: started, joined, and asked how many trials it has room for."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+
+import ray
+import torch
+from ray.exceptions import RayError
+
+from res2net.errors import UserError
+from search.execute import ray_private
+from search.groups import Resources
+from trainers.meta import cores
+
+USAGE_STATS = "RAY_USAGE_STATS_ENABLED"  # off, unless the user says otherwise: no statistics leave the machine
+ANSWER_SECONDS = 5.0  # for a head to accept a connection
+HEALTH_SECONDS = 15.0  # for a head to say that it is well
+
+
+def is_cluster(address: str | None) -> bool:
+    """Return whether the address is that of a running cluster."""
+    return address not in (None, "local")
+
+
+@contextlib.contextmanager
+def ray_at(address: str | None, bytes_of_data: int = 0) -> Iterator[None]:
+    """Join the cluster at the address, or start a Ray on this machine; use the Ray that the process is in already.
+
+    bytes_of_data: what Ray's object store must hold twice (the driver's copy and the workers').
+    """
+    if ray.is_initialized():
+        yield
+        return
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    try:
+        with environment({USAGE_STATS: os.environ.get(USAGE_STATS, "0")}):
+            if is_cluster(address):
+                _join(address or "")
+            else:
+                _start(bytes_of_data)
+        if on_sigterm is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own handler ends the process at once, with a core dump
+        yield
+    finally:
+        ray.shutdown()
+        _leave_quietly()
+
+
+def _leave_quietly() -> None:
+    """Have this process end with its own exit code.
+
+    In `exit`, C++ destroys Ray's core worker while a timer of its own still runs (2.60): one interrupted search in
+    four ended with a segmentation fault. `on_exit` handlers run in reverse order. So this one, registered last, calls
+    `_exit` with the process's exit code before C++ runs its destructors. By then Python has run its own handlers and
+    flushed its files.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "on_exit"):  # glibc's; elsewhere the crash was not seen
+        libc.on_exit(libc._exit, None)
+
+
+def _start(bytes_of_data: int) -> None:
+    """Start Ray on this machine, listening on loopback alone."""
+    with ray_private.on_loopback_alone():
+        ray.init(
+            address="local",
+            num_cpus=cores(),
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+            object_store_memory=2 * bytes_of_data + 200 * 2**20,
+        )
+
+
+def _join(address: str) -> None:
+    """Join a running cluster; raise `UserError` within seconds if there is none, where Ray would try for minutes."""
+    try:
+        if "://" in address:  # Ray's client, which would put Tune, and so the study, into another process
+            raise ValueError("no head's address")
+        host, port = ray_private.head_address(address)
+        socket.create_connection((host, port), ANSWER_SECONDS).close()
+        if _wants_token(f"{host}:{port}"):
+            ray_private.use_token()
+        ray.init(address=f"{host}:{port}", log_to_driver=False, logging_level="ERROR")
+    except (OSError, ValueError, RuntimeError, RayError) as error:
+        raise UserError(
+            f"`ray_address`: {address}: {str(error).splitlines()[0]}; "
+            "accepted: auto, where a cluster's node runs on this machine, HOST:PORT of its head, or local"
+        ) from None
+
+
+def _wants_token(address: str) -> bool:
+    """Return whether the cluster wants a token; raise `ConnectionError` unless a Ray of our version answers.
+
+    The answer must be known before joining: with a token in a cluster that knows none, a search would join, but no
+    trial's process could start.
+    """
+    command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
+    problem = ""
+    for mode in ("disabled", "token"):
+        values = {"RAY_AUTH_MODE": mode} | os.environ
+        try:
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=HEALTH_SECONDS, check=False, env=values
+            )
+        except subprocess.TimeoutExpired:
+            problem = "no Ray answers there, or it wants a token other than the one in ~/.ray/auth_token"
+            continue
+        if done.returncode == 0:
+            return values["RAY_AUTH_MODE"] == "token"
+        problem = done.stderr.strip().splitlines()[-1]
+    raise ConnectionError(problem)
+
+
+def check_room(resources: Resources) -> float:
+    """Return the GPUs of a trial: as asked for, or a whole one where there is any.
+
+    Raise `UserError` for a trial that no node has room for, and for more `workers` than this machine has room for. In a
+    cluster more nodes may join, so `workers` is not checked.
+    """
+    cpus, gpus, workers = resources.cpus_per_trial, resources.gpus_per_trial, resources.workers
+    most = {kind: max(node.get(kind, 0) for node in _nodes()) for kind in ("CPU", "GPU")}
+    if cpus > most["CPU"]:
+        raise UserError(f"`cpus_per_trial`: {cpus} is more than the {most['CPU']:g} cores here; accepted: at most that")
+    if gpus is None:
+        gpus = float(most["GPU"] > 0)
+    if gpus > most["GPU"]:
+        raise UserError(
+            f"`gpus_per_trial`: {gpus:g} is more than the {most['GPU']:g} GPUs here; accepted: at most that"
+        )
+    room = max(1, places(cpus, gpus))
+    if workers is not None and workers > room and not is_cluster(resources.ray_address):
+        there = f"{most['CPU']:g} cores" + (f" and {most['GPU']:g} GPUs, {gpus:g} a trial" if gpus else "")
+        raise UserError(f"`workers`: {workers} trials at a time is more than {there} allow; accepted: at most {room}")
+    return gpus
+
+
+def places(cpus: int, gpus: float) -> int:
+    """Return how many trials the nodes have room for. A trial runs on one node, and a share of a GPU on one GPU."""
+    total = 0
+    for node in _nodes():
+        there = node.get("GPU", 0)
+        by_gpus = (int(there) * int(1 / gpus) if gpus < 1 else int(there / gpus)) if gpus else math.inf
+        total += min(int(node.get("CPU", 0) / cpus), by_gpus)
+    return int(total)
+
+
+def _nodes() -> list[dict[str, float]]:
+    """Return the cores and GPUs of each node of the cluster that the process is in, else of this machine."""
+    if ray.is_initialized():
+        return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [{"CPU": cores(), "GPU": torch.cuda.device_count()}]
+
+
+@contextlib.contextmanager
+def environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables meanwhile."""
+    before = {k: os.environ.get(k) for k in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            if value is None:
+                os.environ.pop(key, None)
+            else:
+                os.environ[key] = value

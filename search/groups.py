@@ -1,0 +1,253 @@
+"""The groups of a search's settings: frozen values that hold every default, its help and its own checks.
+
+A field's metadata make its option in the commands: `help`, `metavar`, `parse` (a function of text and the field's
+name), `choices` (the accepted names), `common` (shown by `--help`; `--help-all` shows all).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from rich.console import Console
+
+import space as spaces
+import trainers.datasets.data
+from res2net.errors import UserError, unknown
+from search.objectives import COSTS, Limits, Objective, cost_objective, limits
+from search.scheduler import SCHEDULERS, rungs
+from search.study.sampler import SAMPLERS, factory
+from search.units import format_count, parse_count, parse_seconds
+from space import Space
+from trainers.datasets.data import Data
+from trainers.recipes import Config
+
+EXECUTORS = ("tune", "local")
+CONFIRM_BY = ("tune", "scratch")
+MAX_GPUS = 16  # of one trial
+BASE_OF_DATA = {"shapes": "micro", "cifar10": "cifar", "cifar100": "cifar", "folder": "cifar"}
+IMAGENET_SIZE = 128  # images of at least so many pixels along a side suit the base `imagenet`
+
+
+def option(default: Any, text: str, metavar: str | None = None, **more: Any) -> Any:
+    """Return a field with a default, a help text, and what else the commands need to know of it."""
+    return field(default=default, metadata={"help": text, "metavar": metavar, **more})
+
+
+def count(text: str, **more: Any) -> Any:
+    """Return a field for a limit on a count, which people write as 20M or 4.2G; None is no limit."""
+    return option(None, text, "N", parse=parse_count, **more)
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What is searched: the space, its limits, the cost objective, the data and the seed."""
+
+    space: str = option(
+        "scale_card_depth", "the space: {choices}, or a YAML file", "NAME", choices=spaces.names, common=True
+    )
+    base: str | None = option(
+        None,
+        "the base: {choices} (default: what suits the data set)",
+        "NAME",
+        choices=lambda: spaces.BASES,
+        common=True,
+    )
+    per_stage: bool = option(False, "give every stage its own values")
+    objective: str = option(
+        "macs", "the cost on the front: {choices}, or my_package:NAME", "NAME", choices=lambda: tuple(COSTS)
+    )
+    max_macs: int | None = count("search no network of more MACs (20M, 4.2G)", common=True)
+    min_macs: int | None = count("search no network of fewer MACs")
+    max_params: int | None = count("search no network of more parameters")
+    max_activations: int | None = count("search no network with more activations an image")
+    match_macs: int | None = count("compare shapes at so many MACs: solve the width for each shape")
+    data: str = option(
+        "shapes",
+        "the data set: {choices}, or my_package:NAME",
+        "NAME",
+        choices=trainers.datasets.data.names,
+        common=True,
+    )
+    data_dir: str | None = option(None, "the folder of the data set's files", "DIR", common=True)
+    train_images: int | None = option(None, "train on so many images only (default: all)", "N")
+    image_size: int | None = option(
+        None, "resize images of a folder to so many pixels along a side (default: a guess, 224 at most)", "N"
+    )
+    seed: int = option(0, "the seed of the split, of proposals and of training", "N")
+
+    def __post_init__(self) -> None:
+        _check_choice("data", self.data, trainers.datasets.data.names())
+        if self.base is not None and self.base not in spaces.BASES:
+            raise unknown("`base`", self.base, spaces.BASES)
+        cost_objective(self.objective)
+        if self.image_size is not None:
+            trainers.datasets.data.check_image_size(self.data, self.image_size)
+        check_least("train_images", self.train_images)
+        if self.max_macs and self.min_macs and self.min_macs > self.max_macs:
+            raise UserError(
+                f"`min_macs`: {format_count(self.min_macs)} is more than `max_macs` {format_count(self.max_macs)}; "
+                "accepted: at most that"
+            )
+
+    @property
+    def cost(self) -> Objective:
+        """The cost objective."""
+        return cost_objective(self.objective)
+
+    @property
+    def limits(self) -> Limits:
+        """The hard limits on a network's costs."""
+        return limits({name: getattr(self, name, None) for o in COSTS for name in (f"max_{o}", f"min_{o}")})
+
+    def get_space(self, num_classes: int, image_size: int | None = None) -> Space:
+        """Return the space on the base that was asked for, or that suits the data set.
+
+        image_size: pixels along a side of the images that costs are counted for; the base's if None.
+        """
+        large = self.data == "folder" and (image_size or 0) >= IMAGENET_SIZE
+        base = self.base or ("imagenet" if large else BASE_OF_DATA[self.data])
+        return spaces.get(self.space, base, self.per_stage, num_classes=num_classes, image_size=image_size)
+
+    def load_data(self, console: Console | None = None) -> Data:
+        """Return what the search may see of the data set; `console` shows a decoding that takes long."""
+        return trainers.datasets.data.load(
+            self.data,
+            self.data_dir,
+            seed=self.seed,
+            train_images=self.train_images,
+            image_size=self.image_size,
+            console=console,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Scoring:
+    """How a network gets its score."""
+
+    evaluator: str = option("scratch", "how a trial gets its score: {choices}, or my_package:NAME", "NAME", common=True)
+    epochs: int = option(2, "the full budget of a trial, in epochs", "N", common=True)
+    batch_size: int = option(64, "images a step", "N")
+    lr: float = option(0.1, "the peak learning rate", "X")
+    supernet: str | None = option(
+        None, "the folder of shared weights from search.supernet (default: train them first)", "DIR"
+    )
+    supernet_epochs: int = option(8, "train shared weights for so many epochs", "N")
+    confirm: int = option(4, "train so many networks of the front that shared weights found", "K")
+    confirm_by: str = option(
+        "tune",
+        "how these networks are trained: {choices} (tune: from their slices)",
+        "NAME",
+        choices=lambda: CONFIRM_BY,
+    )
+
+    def __post_init__(self) -> None:
+        _check_choice("confirm_by", self.confirm_by, CONFIRM_BY)
+        check_least("epochs", self.epochs)
+        check_least("supernet_epochs", self.supernet_epochs)
+        check_least("batch_size", self.batch_size)
+        check_least("confirm", self.confirm, 0)
+        if not 0 < self.lr < math.inf:
+            raise UserError(f"`lr`: {self.lr} is out of range; accepted: a finite number above 0")
+
+    def train_config(self, seed: int) -> Config:
+        """Return how a trial is trained."""
+        return Config(epochs=self.epochs, batch_size=self.batch_size, lr=self.lr, seed=seed)
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """How networks are proposed, how many, and for how long."""
+
+    sampler: str = option(
+        "tpe", "how networks are proposed: {choices}, or my_package:NAME", "NAME", choices=lambda: tuple(SAMPLERS)
+    )
+    trials: int = option(12, "score so many networks in all", "N", common=True)
+    time: float | None = option(
+        None, "stop after so long (90s, 30m, 6h; default: no limit)", "T", parse=parse_seconds, common=True
+    )
+    scheduler: str = option(
+        "none", "which trials stop early: {choices}", "NAME", choices=lambda: SCHEDULERS, common=True
+    )
+    eta: int = option(3, "continue one trial in so many at each rung", "N")
+    min_epochs: int = option(1, "epochs to the first rung", "N")
+
+    def __post_init__(self) -> None:
+        if ":" in self.sampler or self.sampler not in SAMPLERS:
+            factory(self.sampler)
+        _check_choice("scheduler", self.scheduler, SCHEDULERS)
+        check_least("trials", self.trials)
+        check_least("min_epochs", self.min_epochs)
+        check_least("eta", self.eta, 2)
+        if self.time is not None and not 0 < self.time < math.inf:
+            raise UserError(f"`time`: {self.time} is out of range; accepted: a finite number of seconds above 0")
+
+    def rungs(self, epochs: int) -> tuple[int, ...]:
+        """Return the epochs after which trials are compared and checkpointed, for a full budget of `epochs`."""
+        return rungs(epochs, self.min_epochs, self.eta)
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """Where trials run and where the study lies."""
+
+    storage: str | None = option(
+        None, "keep the study in a PostgreSQL database, for several drivers (see README)", "URL"
+    )
+    study: str | None = option(None, "the study's name there (default: the name of the run's folder)", "NAME")
+    executor: str = option(
+        "tune",
+        "what runs trials: {choices} (tune: Ray Tune; local: this process, without Ray)",
+        "NAME",
+        choices=lambda: EXECUTORS,
+    )
+    workers: int | None = option(None, "trials at a time (default: as many as fit)", "N", common=True)
+    cpus_per_trial: int = option(1, "cores, and threads, of a trial", "N")
+    gpus_per_trial: float | None = option(None, "GPUs of a trial; 0.25 shares one (default: 1 where there is one)", "X")
+    ray_address: str | None = option(
+        None, "a running cluster: auto, or HOST:PORT of its head (default: local, a Ray of its own)", "ADDRESS"
+    )
+
+    def __post_init__(self) -> None:
+        _check_choice("executor", self.executor, EXECUTORS)
+        check_least("workers", self.workers)
+        check_least("cpus_per_trial", self.cpus_per_trial)
+        if self.gpus_per_trial is not None and not 0 <= self.gpus_per_trial <= MAX_GPUS:
+            raise UserError(
+                f"`gpus_per_trial`: {self.gpus_per_trial} is out of range; accepted: 0 to {MAX_GPUS} (0.25, say)"
+            )
+        if self.storage is not None:
+            _check_url(self.storage)
+        elif self.study is not None:
+            raise UserError("`study`: has no effect without `storage`; accepted: with the URL of a PostgreSQL database")
+
+
+def check_least(name: str, value: int | None, least: int = 1) -> None:
+    """Raise `UserError` for a value below the least that is accepted; None is accepted."""
+    if value is not None and value < least:
+        raise UserError(f"`{name}`: {value} is too small; accepted: at least {least}")
+
+
+def _check_choice(name: str, value: str, accepted: Sequence[str]) -> None:
+    if value not in accepted:
+        raise unknown(f"`{name}`", value, accepted)
+
+
+def _check_url(text: str) -> None:
+    """Raise `UserError` for a URL that is not PostgreSQL's, or holds a password, which `run.json` would show."""
+    try:
+        url = urlsplit(text)
+        known = url.scheme in ("postgresql", "postgresql+psycopg") and url.path.strip("/")
+        secret = url.password is not None or "password" in parse_qs(url.query)
+    except ValueError:
+        known = secret = False
+    if secret:
+        raise UserError(
+            "`storage`: holds a password, which would be written down with the settings; accepted: the URL without it, "
+            "and the password in PGPASSWORD or ~/.pgpass"
+        )
+    if not known:
+        raise UserError("`storage`: no URL of a PostgreSQL database; accepted: postgresql://user@host:5432/database")

@@ -1,0 +1,177 @@
+"""The books of a search: a pure fold over the records of its trials, whoever ran them.
+
+The driver, tables, plots, `best/`, export and display ask the ledger: what was counted, which networks are known, what
+each rung holds, and THE front.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+from search.front import front, hypervolume, knee
+from search.objectives import Objective
+from search.study.trials import ESTIMATED, FAILED, ORPHAN, SCORED, STOPPED, Record
+
+KILLED = "the search was stopped while it ran"  # the reason of a trial whose driver ended without a word
+RETRIES = 2  # how often a network is run again after its trials were lost at the same epoch
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What the books depend on beside the records.
+
+    objective: the cost. epochs: the full budget. rungs: the epochs after which trials are compared; none for
+    estimates, which are made in one go. estimates: whether the evaluator's scores are estimates, confirmed by training.
+    """
+
+    objective: Objective
+    epochs: int
+    rungs: tuple[int, ...] = ()
+    estimates: bool = False
+
+    @property
+    def counted(self) -> str:
+        """The outcome that counts against `trials` where a trial gets its score."""
+        return ESTIMATED if self.estimates else SCORED
+
+
+class Ledger:
+    """The books over the records so far.
+
+    scored, estimated: networks with a score, by key. given_up, stopped: networks that are not run again, with the trial
+    that says so. lost: how often a network's trials were lost, by key and last epoch. suspects: networks whose trials
+    took their driver with them so often that they run last, alone. rungs: at each rung, a network's quality and cost.
+    furthest: the last epoch after which a network's accuracy is known. history: what counts against `trials`, in order.
+    """
+
+    def __init__(self, rules: Rules) -> None:
+        self.rules = rules
+        self.counts: Counter[str] = Counter()
+        self.scored: dict[str, Record] = {}
+        self.estimated: dict[str, Record] = {}
+        self.lost: Counter[tuple[str, int]] = Counter()
+        self.given_up: dict[str, int] = {}
+        self.stopped: dict[str, int] = {}
+        self.suspects: dict[str, Record] = {}
+        self.retried: set[int] = set()  # trials whose network was asked again
+        self.rungs: dict[int, dict[str, tuple[float, float]]] = {epoch: {} for epoch in rules.rungs}
+        self.furthest: dict[str, int] = {}
+        self.history: list[Record] = []
+        self._fronts: dict[str, list[Record]] = {SCORED: [], ESTIMATED: []}
+
+    @classmethod
+    def of(cls, rules: Rules, records: Iterable[Record]) -> Self:
+        """Return the books over all records of a study."""
+        all_records = list(records)
+        ended = [r for r in all_records if r.state not in ("WAITING", "RUNNING")]
+        return cls(rules).add(ended, [r for r in all_records if r.state in ("WAITING", "RUNNING")])
+
+    def add(self, ended: Sequence[Record], unended: Sequence[Record] = ()) -> Self:
+        """Enter the trials that ended since the last call, and what is known of the unended ones."""
+        # A retry is enqueued before its trial is ended, so that no kill in between loses the network. So an ended
+        # trial's retry is always among these records.
+        self.retried |= {r.attrs["retry_of"] for r in [*ended, *unended] if "retry_of" in r.attrs}
+        self.suspects = {key: r for key, r in self.suspects.items() if r.number not in self.retried}
+        for record in ended:
+            self._enter(record)
+        for outcome, known in self._fronts.items():
+            points = [*known, *(r for r in ended if r.outcome == outcome and self.qualifies(r))]
+            self._fronts[outcome] = self._front_of(points)
+        for record in [*ended, *(r for r in unended if r.state == "RUNNING")]:
+            for epoch, quality in record.epochs.items():
+                self.note_rung(record.key, epoch, quality, self.cost(record))
+        return self
+
+    def _enter(self, record: Record) -> None:
+        outcome = record.outcome
+        self.counts[outcome] += 1
+        if outcome == SCORED:
+            self.scored[record.key] = record
+        elif outcome == ESTIMATED:
+            self.estimated[record.key] = record
+        elif outcome == STOPPED:
+            self.stopped[record.key] = record.number
+        elif record.attrs.get("reason") == KILLED or (outcome == FAILED and record.number in self.retried):
+            self.lost[record.reached] += 1
+        elif outcome == FAILED:
+            self.given_up[record.key] = record.number
+        if outcome in (SCORED, ESTIMATED, STOPPED, FAILED):
+            self.history.append(record)
+        self._suspect(record)
+
+    def _suspect(self, record: Record) -> None:
+        """Keep the suspects: orphans that were not asked again, until a later trial of the network gets a result."""
+        if record.outcome == ORPHAN and record.key and record.number not in self.retried:
+            self.suspects[record.key] = record
+        elif record.outcome in (SCORED, ESTIMATED, STOPPED, FAILED):
+            self.suspects.pop(record.key, None)
+
+    def note_rung(self, key: str, epoch: int, quality: float, cost: float) -> None:
+        """Enter a network's quality after an epoch."""
+        if epoch in self.rungs:
+            self.rungs[epoch][key] = (quality, cost)
+        self.furthest[key] = max(epoch, self.furthest.get(key, 0))
+
+    def cost(self, record: Record) -> float:
+        """Return a record's value of the cost objective; 0 if its trial ended before it was described."""
+        return record.attrs.get(self.rules.objective.name, 0)
+
+    @property
+    def spent(self) -> int:
+        """Trials that count against `trials`: scored (or estimated, before any confirmation), stopped or failed."""
+        return sum(self.counts[outcome] for outcome in (self.rules.counted, STOPPED, FAILED))
+
+    def qualifies(self, record: Record) -> bool:
+        """Return whether a record may be on a front: trained for the full budget, or an estimate."""
+        return record.outcome == ESTIMATED or (
+            record.outcome == SCORED and record.attrs.get("epochs", self.rules.epochs) == self.rules.epochs
+        )
+
+    @property
+    def front(self) -> list[Record]:
+        """THE front, cheapest first: of trained networks; of estimates only until the first network is trained."""
+        return self._fronts[SCORED] or self._fronts[ESTIMATED]
+
+    @property
+    def trained(self) -> bool:
+        """Whether any network was trained for the full budget."""
+        return bool(self._fronts[SCORED])
+
+    def candidates(self) -> tuple[list[Record], list[Record]]:
+        """Return the scored records: the candidates for the front, and the rest (estimates, once any is confirmed)."""
+        scored, estimates = ([r for r in self.history if r.outcome == o] for o in (SCORED, ESTIMATED))
+        return (scored, estimates) if scored or not estimates else (estimates, scored)
+
+    @property
+    def best(self) -> list[Record]:
+        """The qualified trained networks, best first."""
+        known = [r for r in self.history if r.outcome == SCORED and self.qualifies(r)]
+        return sorted(known, key=lambda r: (-(r.val_top1 or 0.0), self.cost(r)))
+
+    def knee(self, records: Sequence[Record]) -> Record:
+        """Return the record farthest above the line between the ends of the records' front."""
+        return records[knee(*self._columns(records), self.rules.objective.log)]
+
+    def hypervolume(self, low: float, high: float) -> float:
+        """Return the front's best quality averaged over budgets of cost from `low` to `high`: see `search.front`."""
+        return hypervolume(*self._columns(self.front), low, high, self.rules.objective.log)
+
+    def picks(self, count: int) -> list[Record]:
+        """Return so many networks of the estimates' front, evenly along it, both ends among them.
+
+        The dearest comes first, so that no worker is left alone with it at the end.
+        """
+        best = self._fronts[ESTIMATED]
+        if count == 1:
+            return best[-1:]
+        places = {round(i * (len(best) - 1) / (count - 1)) for i in range(count)} if best and count else set()
+        return [best[i] for i in sorted(places, reverse=True)]
+
+    def _front_of(self, records: Sequence[Record]) -> list[Record]:
+        return [records[i] for i in front(*self._columns(records))]
+
+    def _columns(self, records: Sequence[Record]) -> tuple[list[float], list[float]]:
+        return [r.val_top1 or 0.0 for r in records], [self.cost(r) for r in records]

@@ -1,0 +1,28 @@
+"""A lock on a folder, held by one process at a time. It goes with the process, however the process ends."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from res2net.errors import UserError
+
+LOCK_FILE = ".lock"
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Make the folder and lock it; raise `UserError` if another process holds the lock."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK_FILE)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"`out`: a search is running in {str(folder)!r}; accepted: another folder") from None
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,157 @@
+"""What a search optimizes: the quality of a network against its cost, one value for each objective.
+
+The study, driver, ledger, scheduler, front, reports and limits read these values. Nothing else names an objective.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from res2net.arch import Arch
+from res2net.cost import cost
+from res2net.errors import UserError, unknown
+from res2net.plugins import load_object
+from search.units import format_count
+from space import Space
+
+SAMPLED = 2_000  # members that are looked at for the range of an objective that is no field of `Cost`
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """A number to maximize or minimize.
+
+    name: the key in the study, tables and `trials.csv`. label: the axis of a plot. unit: follows a value in text.
+    log: whether its axis is logarithmic. measure: `(arch, image_size) -> value`, for costs that need no training.
+    format: how a value is written.
+    """
+
+    name: str
+    label: str
+    unit: str
+    direction: Literal["maximize", "minimize"] = "minimize"
+    log: bool = True
+    measure: Callable[[Arch, int], float] | None = None
+    format: Callable[[float], str] = format_count
+
+    def of(self, arch: Arch, image_size: int) -> float:
+        """Return the cost of a network for one image of `image_size` pixels along a side."""
+        assert self.measure is not None, f"{self.name} is earned by training"
+        return self.measure(arch, image_size)
+
+    def axis(self, value: float) -> float:
+        """Return where a value lies on the objective's axis."""
+        return math.log(value) if self.log else value
+
+    def range(self, space: Space) -> tuple[float, float]:
+        """Return the least and the greatest value in a space: exact for fields of `Cost`, else over a sample."""
+        if self.name in COSTS:
+            cheapest, dearest = space.cheapest(self.name)[1], space.dearest(self.name)[1]
+            return getattr(cheapest, self.name), getattr(dearest, self.name)
+        rng = random.Random(0)
+        params = [space.cheapest()[0], space.dearest()[0], *(space.sample(rng) for _ in range(SAMPLED))]
+        values = [self.of(space.arch(p), space.image_size) for p in params]
+        return min(values), max(values)
+
+
+ACCURACY = Objective(
+    "val_top1",
+    "top-1 accuracy on the validation split (%)",
+    "%",
+    "maximize",
+    log=False,
+    format=lambda value: f"{value:.2f}",
+)
+MACS = Objective("macs", "multiply-accumulates of one image", "MACs", measure=lambda arch, size: cost(arch, size).macs)
+PARAMS = Objective("params", "parameters", "params", measure=lambda arch, size: cost(arch, size).params)
+ACTIVATIONS = Objective(
+    "activations", "activations of one image", "activations", measure=lambda arch, size: cost(arch, size).activations
+)
+COSTS: dict[str, Objective] = {o.name: o for o in (MACS, PARAMS, ACTIVATIONS)}
+
+
+def cost_objective(name: str) -> Objective:
+    """Return the cost objective of a name, or of an import path `my_package:NAME`."""
+    if name in COSTS:
+        return COSTS[name]
+    if ":" not in name:
+        raise unknown("`objective`", name, (*COSTS, "my_package:NAME"))
+    found = load_object(name, "objective")
+    if not isinstance(found, Objective) or found.measure is None:
+        raise UserError(f"`objective`: {name} is a {type(found).__name__}; accepted: an Objective with a measure")
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """A hard bound on one objective. Networks are checked against it before they are built."""
+
+    objective: Objective
+    least: float | None = None
+    most: float | None = None
+
+    def violations(self, value: float) -> list[float]:
+        """Return one number a bound: the share by which the value misses it, above 0 for a violation."""
+        out = []
+        if self.most is not None:
+            out.append(value / self.most - 1)
+        if self.least is not None:
+            out.append(1 - value / self.least)
+        return out
+
+    @property
+    def bounds(self) -> list[tuple[str, float]]:
+        """The bounds that are set, by the names of their settings."""
+        named = ((f"max_{self.objective.name}", self.most), (f"min_{self.objective.name}", self.least))
+        return [(name, value) for name, value in named if value is not None]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """All hard bounds of a search."""
+
+    limits: tuple[Limit, ...] = ()
+
+    def violations(self, arch: Arch, image_size: int) -> list[float]:
+        """Return one number a bound, above 0 for a violation."""
+        return [v for limit in self.limits for v in limit.violations(limit.objective.of(arch, image_size))]
+
+    def allow(self, arch: Arch, image_size: int) -> bool:
+        """Return whether a network meets every bound."""
+        return all(v <= 0 for v in self.violations(arch, image_size))
+
+    def of(self, objective: Objective) -> Limit:
+        """Return the bounds on one objective."""
+        return next((limit for limit in self.limits if limit.objective == objective), Limit(objective))
+
+    @property
+    def bounds(self) -> list[tuple[str, float, Objective]]:
+        """Every bound that is set: its setting's name, its value, its objective."""
+        return [(name, value, limit.objective) for limit in self.limits for name, value in limit.bounds]
+
+    def check(self, space: Space) -> None:
+        """Raise `UserError` for a bound that no member of the space meets, with the nearest value there is."""
+        for limit in self.limits:
+            name = limit.objective.name
+            least, most = limit.objective.range(space)
+            where = f"nothing in space {space.name!r} ({space.base})"
+            if limit.most is not None and limit.most < least:
+                raise UserError(
+                    f"`max_{name}`: {where} is within {format_count(limit.most)}; "
+                    f"accepted: at least {least:.15g}, its cheapest"
+                )
+            if limit.least is not None and limit.least > most:
+                raise UserError(
+                    f"`min_{name}`: {where} reaches {format_count(limit.least)}; "
+                    f"accepted: at most {most:.15g}, its dearest"
+                )
+
+
+def limits(bounds: Mapping[str, float | None]) -> Limits:
+    """Return the limits that settings such as `{"max_macs": 20e6, "min_macs": None}` ask for."""
+    found = (Limit(o, bounds.get(f"min_{o.name}"), bounds.get(f"max_{o.name}")) for o in COSTS.values())
+    return Limits(tuple(limit for limit in found if limit.bounds))

@@ -1,0 +1,144 @@
+"""Proposals that need training: the sampler's, screened; and untried members, where the sampler has nothing new."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable, Iterator, Sequence, Set
+from dataclasses import dataclass
+
+from res2net.arch import Arch
+from res2net.errors import UserError
+from search.ledger import Ledger
+from search.matching import member
+from search.objectives import COSTS
+from search.settings import Settings
+from search.study.study import Study
+from search.study.trials import INFEASIBLE, ORPHAN, REPEATED, Proposal, Record
+from space import Space
+
+MAX_MISSES = 12  # proposals in a row that need no training, before an unknown member is looked for
+ENUMERABLE = 50_000  # a space of at most so many combinations is enumerated, a larger one is sampled
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A proposal whose network is to be scored, and the network's cost."""
+
+    proposal: Proposal
+    arch: Arch
+    cost: float
+
+
+class Proposals:
+    """Ask the study, and answer proposals that need no training: limits, known networks.
+
+    refresh: enters what changed in the study into the ledger. misses: the last proposals in a row that needed no
+    training.
+    """
+
+    def __init__(
+        self, settings: Settings, space: Space, study: Study, ledger: Ledger, refresh: Callable[[], object]
+    ) -> None:
+        self.settings, self.space, self.study, self.ledger, self.refresh = settings, space, study, ledger, refresh
+        self.limits, self.objective = settings.scope.limits, settings.scope.cost
+        self.estimates = settings.evaluator.estimates
+        self.misses = 0
+
+    def count_misses(self, ended: Sequence[Record]) -> None:
+        """Count the last trials in a row that needed no training. Orphans do not count: they are asked again."""
+        asked = [r.outcome for r in ended if r.outcome != ORPHAN]
+        missed = itertools.takewhile(lambda outcome: outcome in (INFEASIBLE, REPEATED), reversed(asked))
+        self.misses = sum(1 for _ in missed)
+
+    def new(self) -> Accepted | str:
+        """Return the next network that is not known, or why there is none."""
+        while True:
+            if self.misses and self.misses % MAX_MISSES == 0 and not self._enqueue_unseen():
+                if self.space.size <= ENUMERABLE:
+                    return "every network of the space that meets the limits was tried"
+                return f"no new network in {self.misses} proposals in a row, nor in {ENUMERABLE:,} drawn at random"
+            accepted = self.ask()
+            self.misses = 0 if accepted is not None else self.misses + 1
+            if accepted is not None:
+                return accepted
+
+    def ask(self) -> Accepted | None:
+        """Ask the study once; return None if the proposal is answered without training."""
+        proposal = self.study.ask()
+        accepted = self._screened(proposal)
+        if accepted is None:
+            self.refresh()
+        return accepted
+
+    def _screened(self, proposal: Proposal) -> Accepted | None:
+        try:
+            arch = member(self.space, proposal.params, self.settings.scope.match_macs)
+        except UserError as error:  # no width brings this shape to the MACs that are asked for
+            self.study.infeasible(proposal.number, str(error))
+            return None
+        costs = {o.name: o.of(arch, self.space.image_size) for o in (*COSTS.values(), self.objective)}
+        violations = self.limits.violations(arch, self.space.image_size)
+        if self.settings.budget.scheduler != "none":
+            violations.append(0.0)  # the share of the budget that a stopped trial lacks: none yet
+        self.study.describe(proposal, arch, costs, violations)
+        if any(v > 0 for v in violations):
+            self.study.infeasible(proposal.number, "it breaks a limit")
+            return None
+        accepted = Accepted(proposal, arch, costs[self.objective.name])
+        return None if self._answered(accepted) else accepted
+
+    def _answered(self, accepted: Accepted) -> bool:
+        """End the trial of a known network with what is known of it; return whether it was known."""
+        books, proposal, key = self.ledger, accepted.proposal, accepted.arch.key()
+        earlier = books.scored.get(key)
+        if earlier is None and proposal.confirms is None:
+            earlier = books.estimated.get(key)
+        if earlier is not None and earlier.val_top1 is not None:
+            answer = {"repeat_of": earlier.number, "epochs": earlier.attrs["epochs"]}
+            self.study.complete(proposal.number, (earlier.val_top1, accepted.cost), REPEATED, **answer)
+            return True
+        twin = next((r.number for r in self.study.running() if r.key == key and r.number != proposal.number), None)
+        if twin is not None:
+            self.study.fail(proposal.number, REPEATED, f"the same network runs as trial {twin}")
+            return True
+        last = {k: r.number for k, r in books.suspects.items()}
+        for what, trials in (("failed", books.given_up), ("was stopped", books.stopped), ("is to run last", last)):
+            if key in trials:
+                self.study.fail(proposal.number, REPEATED, f"the same network {what} as trial {trials[key]}")
+                return True
+        return False
+
+    def _enqueue_unseen(self) -> bool:
+        """Enqueue a member that is within the limits and not known yet; return False if there is none.
+
+        A proposal that is enqueued already, as by a driver that was killed just then, is enough. The order of the
+        members follows from the seed and the books, so a resumed search enqueues the same one.
+        """
+        if self.study.waiting():
+            return True
+        books = self.ledger
+        done = books.estimated if self.estimates else books.scored
+        known = {r.key for r in self.study.running()} | done.keys()
+        known |= books.given_up.keys() | books.stopped.keys() | books.suspects.keys()
+        rng = random.Random(f"{self.settings.scope.seed} {len(done)} {len(known)}")
+        unseen = next((p for p in self._candidates(rng) if self._is_new(p, known)), None)
+        if unseen is not None:
+            self.study.enqueue(unseen)
+        return unseen is not None
+
+    def _candidates(self, rng: random.Random) -> Iterator[dict[str, int]]:
+        """Yield members in random order."""
+        if self.space.size <= ENUMERABLE:
+            every = list(self.space.all_params())
+            rng.shuffle(every)
+            yield from every
+        else:
+            yield from (self.space.sample(rng) for _ in range(ENUMERABLE))
+
+    def _is_new(self, params: dict[str, int], known: Set[str]) -> bool:
+        try:
+            arch = member(self.space, params, self.settings.scope.match_macs)
+        except UserError:
+            return False
+        return self.limits.allow(arch, self.space.image_size) and arch.key() not in known

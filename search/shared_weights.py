@@ -1,0 +1,201 @@
+"""Weights that all networks of a space share: trained in a folder, resumed there, loaded for a search."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import io
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import safetensors.torch
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from res2net.arch import Arch
+from res2net.elastic import ElasticRes2Net
+from res2net.errors import UserError
+from res2net.files import write_atomic
+from res2net.folder import weights_bytes
+from search.groups import Scope, Scoring
+from search.lock import LOCK_FILE, locked
+from search.objectives import MACS
+from space import Space
+from trainers.datasets.data import Data
+from trainers.ddp import ALONE, Group
+from trainers.meta import environment
+from trainers.resume import unpack
+from trainers.supernet import Members, Scorer, SupernetTrainer
+from trainers.train import TrainingFailed
+
+PROG = "python -m search.supernet"
+ABOUT_FILE, WEIGHTS_FILE = "supernet.json", "supernet.safetensors"
+CHECKPOINT_FILE, EPOCHS_FILE = "checkpoint.pt", "epochs.csv"
+FOLDER = "supernet"  # in the folder of a search that trains its own shared weights
+# The settings that must match before a training of shared weights may resume.
+TRAINED_BY = ("space", "base", "per_stage", "data", "train_images", "image_size", "epochs", "batch_size", "lr", "seed")
+# The settings that must match before shared weights may serve a search. The seed cuts the validation split: under
+# another seed, the shared weights were trained on images that the search validates on.
+SERVES = ("data", "train_images", "image_size", "seed")
+WATCHED = 3  # random members whose accuracy is shown, besides the largest and the smallest
+
+
+def members_of(space: Space) -> Members:
+    """Return the members that a supernet trains: cheap and dear ones equally often."""
+    smallest = space.arch(space.cheapest()[0])
+    return Members(space.largest(), smallest, lambda rng: space.arch(space.sample_by_macs(rng)))
+
+
+def watched(space: Space) -> list[Arch]:
+    """Return the members whose accuracy is shown: the largest, the smallest and a few in between, cheapest first."""
+    rng, members = random.Random(0), members_of(space)
+    found = {members.largest, members.smallest} | {members.sample(rng) for _ in range(WATCHED)}
+    return sorted(found, key=lambda a: MACS.of(a, space.image_size))
+
+
+def train(
+    scope: Scope,
+    scoring: Scoring,
+    space: Space,
+    data: Data,
+    folder: Path,
+    console: Console | None = None,
+    group: Group = ALONE,
+    device: str = "auto",
+) -> ElasticRes2Net:
+    """Train shared weights in the folder, or resume there; return the finished ones at once.
+
+    The folder is written after each epoch, and a resumed training equals one that never stopped. Raise `UserError` for
+    a folder that holds anything else, or shared weights of other settings. group: the processes that train together;
+    the first one writes.
+    """
+    check(folder, scope, scoring, space)
+    if (folder / WEIGHTS_FILE).is_file():
+        return load(folder, space, data, scope, scoring)
+    first = group.rank == 0
+    with locked(folder) if first else contextlib.nullcontext():
+        if first:
+            write_atomic(folder / ABOUT_FILE, json.dumps(_about(scope, scoring, space, data), indent=2) + "\n")
+        torch.manual_seed(scope.seed)
+        config = replace(scoring.train_config(scope.seed), device=device)
+        trainer = SupernetTrainer(ElasticRes2Net(space), data, config, members_of(space), group)
+        rows = _restore(trainer, folder)
+        try:
+            _run(trainer, watched(space), rows, folder, console or Console(quiet=True))
+        except TrainingFailed as problem:
+            raise UserError(f"supernet: {problem}; accepted: a lower `lr` (it is {scoring.lr})") from None
+        if first:
+            write_atomic(folder / WEIGHTS_FILE, weights_bytes(trainer.model))
+            (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
+    return trainer.model
+
+
+def check(folder: Path, scope: Scope, scoring: Scoring, space: Space) -> None:
+    """Raise `UserError` if the folder holds shared weights of other settings, or anything else."""
+    if folder.is_dir() and any(p.name != LOCK_FILE for p in folder.iterdir()) and not (folder / ABOUT_FILE).is_file():
+        raise UserError(f"`out`: {str(folder)!r} holds files but no supernet; accepted: a new folder, or a supernet's")
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"`out`: {str(folder)!r} is a file; accepted: a folder")
+    if (folder / ABOUT_FILE).is_file():
+        _check_same(folder, scope, scoring, space, TRAINED_BY, "out")
+
+
+def load(folder: Path, space: Space, data: Data, scope: Scope, scoring: Scoring) -> ElasticRes2Net:
+    """Return the shared weights of a folder.
+
+    Raise `UserError` if their training has not ended, or if they belong to another space or validation split.
+    """
+    if not (folder / ABOUT_FILE).is_file():
+        raise UserError(f"`supernet`: {str(folder)!r} holds no {ABOUT_FILE}; accepted: the folder of search.supernet")
+    _check_same(folder, scope, scoring, space, SERVES, "supernet")
+    path = folder / WEIGHTS_FILE
+    if not path.is_file():
+        raise UserError(f"`supernet`: {str(folder)!r} is not trained to its end; resume it with {PROG} --out {folder}")
+    model = ElasticRes2Net(space)
+    try:
+        model.load_state_dict(safetensors.torch.load_file(path))
+    except Exception as error:  # safetensors raises its own, undocumented kinds for truncated and foreign files
+        raise UserError(f"{path}: not the weights of this supernet ({str(error).splitlines()[0]})") from None
+    return model
+
+
+def scorer(model: ElasticRes2Net, data: Data, scope: Scope, scoring: Scoring) -> Scorer:
+    """Return what scores members in a search."""
+    return Scorer(model, data, scoring.train_config(scope.seed))
+
+
+def _about(scope: Scope, scoring: Scoring, space: Space, data: Data) -> dict[str, Any]:
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    values = asdict(scope) | asdict(scoring)
+    kept = {name: values[name] for name in TRAINED_BY}
+    images = {"train_images": len(data.train), "val_images": len(data.val)}
+    return {"settings": kept, "space": space.to_dict(), "data": images, "written": now, **environment()}
+
+
+def _check_same(folder: Path, scope: Scope, scoring: Scoring, space: Space, names: Sequence[str], field: str) -> None:
+    """Raise `UserError` if the folder's shared weights differ in the named settings or in their space."""
+    path, ours = folder / ABOUT_FILE, asdict(scope) | asdict(scoring)
+    try:
+        about = json.loads(path.read_text())
+        theirs, their_space = (
+            {"image_size": None} | about["settings"],
+            about["space"],
+        )  # files of early versions lack it
+        different = [f"`{n}` {theirs[n]}, not {ours[n]}" for n in names if theirs[n] != ours[n]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: not what a supernet was trained with ({error!r})") from None
+    if not different and their_space != space.to_dict():
+        different = [f"another space than {space.name} ({space.base})"]
+    if different:
+        raise UserError(
+            f"`{field}`: {str(folder)!r} holds a supernet of {'; '.join(different)}; "
+            "accepted: the same, or another folder"
+        )
+
+
+def _restore(trainer: SupernetTrainer, folder: Path) -> list[dict[str, Any]]:
+    """Restore the trainer from the checkpoint, if there is one; return the rows of its epochs."""
+    path = folder / CHECKPOINT_FILE
+    if not path.is_file():
+        return []
+    try:
+        state = unpack(path.read_bytes())
+        trainer.load_state_dict(state["trainer"])
+    except Exception as error:  # torch raises many kinds for what is truncated or foreign
+        raise UserError(f"{path}: not a checkpoint of this supernet ({str(error).splitlines()[0]})") from None
+    return state["rows"]
+
+
+def _run(
+    trainer: SupernetTrainer, archs: list[Arch], rows: list[dict[str, Any]], folder: Path, console: Console
+) -> None:
+    """Train the epochs that are left; print a line and write a checkpoint after each."""
+    total = trainer.config.epochs
+    columns = (TextColumn("supernet"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=total * trainer.steps_per_epoch)
+        bar.update(task, completed=trainer.done_epochs * trainer.steps_per_epoch)
+        trainer.on_step = lambda: bar.advance(task)
+        size = trainer.val_images.size
+        if not rows:
+            names = "".join(f"{MACS.format(MACS.of(a, size)):>9}" for a in archs)
+            console.print(f"epoch     loss  top-1 (%) of{names} {MACS.unit}", highlight=False)
+        while trainer.done_epochs < total:
+            e = trainer.epoch()
+            if trainer.group.rank:  # the first process scores and writes
+                continue
+            scores = [trainer.scorer(a)[1] for a in archs]
+            shown = "".join(f"{s:9.2f}" for s in scores)
+            console.print(f"{e.epoch:>2}/{total:<2}  {e.train_loss:7.4f}              {shown}", highlight=False)
+            row = {"epoch": e.epoch, "loss": e.train_loss, "seconds": e.seconds}
+            rows.append(row | {f"val_top1 {a}": s for a, s in zip(archs, scores, strict=True)})
+            write_atomic(folder / EPOCHS_FILE, pd.DataFrame(rows).to_csv(index=False))
+            buffer = io.BytesIO()
+            torch.save({"trainer": trainer.state_dict(), "rows": rows}, buffer)
+            write_atomic(folder / CHECKPOINT_FILE, buffer.getvalue())

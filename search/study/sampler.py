@@ -1,0 +1,70 @@
+"""Samplers: how the next network is proposed. A sampler is made anew for each proposal, from a seed.
+
+No random state needs to be stored with the study, so a resumed search proposes what it would have proposed. Adding a
+sampler is one entry of `SAMPLERS`; users pass a factory `seed -> sampler`, or name one as `my_package:NAME`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import optuna
+from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler
+from optuna.trial import FrozenTrial
+
+from res2net.errors import UserError, unknown
+from res2net.plugins import load_object
+from search.study.optuna_private import BoundedStudy
+from search.study.storage import stable
+
+REMEMBERED = 500  # the last trials that TPE learns from, beside the front
+
+Factory = Callable[[int], BaseSampler]  # seed -> sampler
+
+
+class BoundedTPE(optuna.samplers.TPESampler):
+    """TPE over a bounded view of the study, so that a proposal takes no longer as the study grows."""
+
+    view: BoundedStudy | None = None
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, Any]:
+        """Return all parameters: every trial has the same ones, so the trials need no look."""
+        return self.view.space if self.view else super().infer_relative_search_space(study, trial)
+
+    def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, Any]) -> dict[str, Any]:
+        """Return the proposal that TPE makes from the view."""
+        seen: Any = self.view or study
+        return super().sample_relative(seen, trial, search_space)
+
+
+SAMPLERS: dict[str, Factory] = {
+    "tpe": lambda seed: BoundedTPE(seed=seed, multivariate=True, constant_liar=True, n_startup_trials=8),
+    "nsga2": lambda seed: NSGAIISampler(seed=seed, population_size=16),
+    "random": lambda seed: RandomSampler(seed=seed),
+}
+
+
+def factory(name: str) -> Factory:
+    """Return the factory of a sampler's name or import path; raise `UserError` if there is none."""
+    if name in SAMPLERS:
+        return SAMPLERS[name]
+    if ":" not in name:
+        raise unknown("`sampler`", name, (*SAMPLERS, "my_package:NAME"))
+    found = load_object(name, "sampler")
+    if not callable(found):
+        raise UserError(f"`sampler`: {name} is a {type(found).__name__}; accepted: a function seed -> sampler")
+    return found
+
+
+def make_sampler(make: Factory, seed: int, number: int) -> BaseSampler:
+    """Return the sampler for one proposal, the `number`-th of a study."""
+    with stable():
+        return make((seed * 1_000_003 + number) % 2**32)
+
+
+def remembered(trials: Sequence[FrozenTrial], front: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """Return the trials that TPE learns from: the front and the last ones, in the order they were asked."""
+    first = max(0, len(trials) - REMEMBERED)
+    old = sorted((t for t in front if t.number < first), key=lambda t: t.number)
+    return [*old, *trials[first:]]

@@ -1,0 +1,166 @@
+"""Where a study lies: SQLite in a run's folder, or a PostgreSQL database; opened, read, and lost.
+
+One driver writes a study in SQLite; its folder is locked. Several drivers may write one in PostgreSQL (`turns`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import optuna
+import sqlalchemy
+from optuna.storages import RDBStorage
+
+from res2net.errors import UserError
+from search.study.trials import Record, record_of
+
+STUDY_FILE = "study.db"
+DRIVER = "driver:"  # prefix of the attribute that names a driver's host and the folder of its weights
+CONNECT_SECONDS = 10  # until a server that does not answer is given up
+
+
+def sqlite_url(folder: Path) -> str:
+    """Return the URL of the study in a run's folder."""
+    return f"sqlite:///{(folder / STUDY_FILE).absolute()}"
+
+
+def is_shared(url: str) -> bool:
+    """Return whether several drivers may write this storage."""
+    return url.startswith("postgresql")
+
+
+def server_url(url: str) -> str:
+    """Return a server's URL with the driver package in it, as Optuna and its dashboard read it."""
+    return "postgresql+psycopg://" + url.partition("://")[2]
+
+
+def open_storage(url: str) -> RDBStorage:
+    """Open a storage; raise `UserError` if it cannot be opened.
+
+    SQLite runs in write-ahead mode, so that a dashboard reads while the driver writes.
+    """
+    if is_shared(url):
+        return _open_server(url)
+    try:
+        storage = RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}})
+    except sqlalchemy.exc.DatabaseError as error:
+        raise UserError(f"study {url!r} cannot be opened: {reason_of(error)}") from None
+    sqlalchemy.event.listen(storage.engine, "connect", _set_pragmas)
+    storage.engine.dispose()  # closes connections that were opened before the listener
+    return storage
+
+
+def _open_server(url: str) -> RDBStorage:
+    """Open a PostgreSQL database; the first driver makes the tables, under a lock against others that start with it."""
+    connect = {"connect_timeout": CONNECT_SECONDS, "keepalives_idle": 30, "application_name": "res2net-search"}
+    try:
+        engine = sqlalchemy.create_engine(server_url(url), connect_args=connect, poolclass=sqlalchemy.NullPool)
+        with engine.begin() as connection:
+            connection.execute(sqlalchemy.text("SELECT pg_advisory_xact_lock(0, 0)"))
+            return RDBStorage(server_url(url), engine_kwargs={"connect_args": connect, "pool_pre_ping": True})
+    except ImportError:
+        raise UserError(
+            f"`storage`: {url} needs the package psycopg; accepted: after pip install 'res2net-search[postgres]'"
+        ) from None
+    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        raise UserError(
+            f"`storage`: {url} cannot be opened: {reason_of(error)}; accepted: a database that you may write, with the "
+            "password in PGPASSWORD or ~/.pgpass"
+        ) from None
+
+
+def _set_pragmas(connection: Any, _: Any) -> None:
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=NORMAL")  # with a write-ahead log, a power cut loses no committed order
+
+
+def reason_of(error: BaseException) -> str:
+    """Return a database's own words on one line."""
+    return " ".join(str(error.__cause__ or error).split())
+
+
+def fold_log(storage: RDBStorage) -> None:
+    """Close a storage; SQLite's write-ahead log is folded into the one file."""
+    storage.remove_session()
+    if storage.engine.dialect.name == "sqlite":
+        with storage.engine.connect() as connection:
+            connection.execute(sqlalchemy.text("PRAGMA wal_checkpoint(TRUNCATE)"))
+    storage.engine.dispose()
+
+
+@contextlib.contextmanager
+def stable() -> Iterator[None]:
+    """Hide the warnings of what Optuna calls experimental: versions are pinned, and tests cover what is used."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        yield
+
+
+def create_study(storage: RDBStorage, name: str, directions: Mapping[str, str]) -> optuna.Study:
+    """Return the study of a name, created if there is none. directions: of each objective, by its name."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(
+        storage=storage, study_name=name, directions=list(directions.values()), load_if_exists=True
+    )
+    if study.metric_names is None:
+        with stable():
+            study.set_metric_names(list(directions))
+    return study
+
+
+@contextlib.contextmanager
+def connection_watched(url: str | None) -> Iterator[None]:
+    """Turn a lost database connection into a one-line `UserError`, also where Ray has wrapped the error.
+
+    url: the server's, None for SQLite, whose errors are passed on.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, sqlalchemy.exc.SQLAlchemyError):
+            cause = cause.__cause__ or cause.__context__
+        if url is None or cause is None:
+            raise
+        raise UserError(
+            f"`storage`: {url} cannot be reached any more: {reason_of(cause)}; nothing is lost; "
+            "accepted: the same `out` when it can"
+        ) from None
+
+
+def read(folder: Path, url: str | None = None, name: str | None = None) -> Iterator[Record]:
+    """Yield the records of a run's folder, or of the study of that name on a server.
+
+    No trial is changed, though SQLite may leave files of its own beside the study.
+    """
+    path = folder / STUDY_FILE
+    if url is None and not path.is_file():
+        raise UserError(f"run folder {str(folder)!r}: {STUDY_FILE} is missing; accepted: the folder of a search")
+    with _reading(url or sqlite_url(folder)) as storage:
+        names = [s.study_name for s in storage.get_all_studies() if url is None or s.study_name == name]
+        if not names:
+            raise UserError(f"{url or path}: holds no study{f' {name!r}' if url else ''}")
+        for trial in storage.get_all_trials(storage.get_study_id_from_name(names[0]), deepcopy=False):
+            yield record_of(trial)
+
+
+def home_of(url: str, name: str, record: Record) -> Mapping[str, str]:
+    """Return the host and the folder of the driver that ran a trial of a shared study."""
+    with _reading(url) as storage:
+        attrs = storage.get_study_user_attrs(storage.get_study_id_from_name(name))
+    return attrs[f"{DRIVER}{record.attrs['driver']}"]
+
+
+@contextlib.contextmanager
+def _reading(url: str) -> Iterator[RDBStorage]:
+    storage = open_storage(url)
+    try:
+        yield storage
+    finally:
+        storage.engine.dispose()
