@@ -18,7 +18,6 @@ from search.driver import Driver
 from search.execute import executor_of
 from search.ledger import Ledger
 from search.lock import locked
-from search.matching import check_match
 from search.objectives import ACCURACY
 from search.report import dashboard
 from search.report.figures import pareto_figure
@@ -28,7 +27,7 @@ from search.report.progress import Progress, Silent
 from search.report.tables import front_frame, hypervolume_of, trials_frame
 from search.settings import Settings
 from search.study.sampler import Factory, factory
-from search.study.storage import connection_watched, read, sqlite_url
+from search.study.storage import Direction, connection_watched, read, sqlite_url
 from search.study.study import Study
 from search.study.turns import join
 from search.worker import Job, Work
@@ -99,17 +98,18 @@ def search(
     folder = Path(out) if out is not None else Path("runs") / runs.new_name(settings)
     data = settings.scope.load_data(progress.console if progress else None)
     space = runs.space_for(folder, settings, data)
-    if settings.scope.match_macs:
-        check_match(space, settings.scope.match_macs, settings.scope.limits, settings.scope.seed)
+    scope = settings.scope
+    if scope.matching.macs:
+        scope.matching.check(space, scope.limits, scope.seed)
     else:
-        settings.scope.limits.check(space)
+        scope.limits.check(space)
     settings.evaluator.check_weights(space, data)
     executor = executor_of(settings.resources)
     executor.check()
     settings = _with_study_name(settings, folder)
     runs.check(folder, settings, space)
     storage, name = settings.resources.storage, settings.resources.study
-    directions = {o.name: o.direction for o in (ACCURACY, settings.scope.cost)}
+    directions: dict[str, Direction] = {o.name: o.direction for o in (ACCURACY, settings.scope.cost)}
     if storage and name:
         new = not (folder / runs.RUN_FILE).exists()
         runs.check_study(join(storage, name, directions, runs.described(settings, space), new), settings, space)
@@ -204,7 +204,7 @@ class _Session:
     def _report(self) -> pd.DataFrame:
         books = self.driver.ledger
         trials = write(self.folder, self.study.records(), books, self.space, self.settings)
-        shown = trials[trials.front | (trials.index >= len(trials) - SHOWN)]
+        shown = trials.loc[trials.front | (trials.index >= len(trials) - SHOWN)]
         figure = interactive_front(shown, books, self.folder.name, self.settings)
         dashboard.show_front(self.study, figure)
         return trials

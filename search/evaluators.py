@@ -92,7 +92,7 @@ class Inherit(Evaluator):
     def check(self, resources: Resources) -> None:
         """Raise `UserError` for settings under which there are no shared weights for every trial and driver."""
         name = self.scoring.evaluator
-        if self.scope.match_macs:
+        if self.scope.matching.macs:
             raise UserError(
                 f"`match_macs`: its widths are not the supernet's, which `evaluator` {name} needs; "
                 "accepted: with `evaluator` scratch"

@@ -19,7 +19,7 @@ from res2net.folder import ARCH_FILE, CARD_FILE, ONNX_FILE, TRAINING_FILE, WEIGH
 from res2net.model import create
 from search import runs
 from search.ledger import Ledger
-from search.objectives import COSTS
+from search.objectives import COSTS, MACS, PARAMS
 from search.settings import Settings
 from search.study.storage import home_of, read
 from search.study.trials import SCORED, Record
@@ -28,9 +28,9 @@ from trainers.card import code, machine, model_card
 from trainers.datasets.data import Data
 from trainers.device import device_of
 from trainers.evaluate import evaluate
-from trainers.images import Images
+from trainers.images import source
 
-SHOWN = ("macs", "params")  # costs on the model card and in `training.json`
+SHOWN = (MACS.name, PARAMS.name)  # costs on the model card and in `training.json`
 
 
 def ledger_of(folder: Path) -> Ledger:
@@ -159,7 +159,7 @@ def tested(folder: Path, record: Record, data_dir: str | None) -> float:
     device = device_of("auto")
     data = run["data"]
     described = Data(data["name"], classes, split, split, tuple(data["mean"]), tuple(data["std"]))
-    return evaluate(model.to(device), Images(split, described, device))[1]
+    return evaluate(model.to(device), source(split, described, device))[1]
 
 
 def build_parser() -> Parser:

@@ -17,10 +17,10 @@ from rich.console import Console
 import space as spaces
 import trainers.datasets.data
 from res2net.errors import UserError, unknown
-from search.objectives import COSTS, Limits, Objective, cost_objective, limits
+from search.objectives import COSTS, MACS, Limits, Matching, Objective, cost_objective, limits
 from search.scheduler import SCHEDULERS, rungs
 from search.study.sampler import SAMPLERS, factory
-from search.units import format_count, parse_count, parse_seconds
+from search.units import parse_count, parse_seconds
 from space import Space
 from trainers.datasets.data import Data
 from trainers.recipes import Config
@@ -58,7 +58,7 @@ class Scope:
     )
     per_stage: bool = option(False, "give every stage its own values")
     objective: str = option(
-        "macs", "the cost on the front: {choices}, or my_package:NAME", "NAME", choices=lambda: tuple(COSTS)
+        MACS.name, "the cost on the front: {choices}, or my_package:NAME", "NAME", choices=lambda: tuple(COSTS)
     )
     max_macs: int | None = count("search no network of more MACs (20M, 4.2G)", common=True)
     min_macs: int | None = count("search no network of fewer MACs")
@@ -87,11 +87,7 @@ class Scope:
         if self.image_size is not None:
             trainers.datasets.data.check_image_size(self.data, self.image_size)
         check_least("train_images", self.train_images)
-        if self.max_macs and self.min_macs and self.min_macs > self.max_macs:
-            raise UserError(
-                f"`min_macs`: {format_count(self.min_macs)} is more than `max_macs` {format_count(self.max_macs)}; "
-                "accepted: at most that"
-            )
+        self.limits.check_order()
 
     @property
     def cost(self) -> Objective:
@@ -102,6 +98,11 @@ class Scope:
     def limits(self) -> Limits:
         """The hard limits on a network's costs."""
         return limits({name: getattr(self, name, None) for o in COSTS for name in (f"max_{o}", f"min_{o}")})
+
+    @property
+    def matching(self) -> Matching:
+        """Whether, and at how many MACs, networks are compared at equal MACs."""
+        return Matching(self.match_macs)
 
     def get_space(self, num_classes: int, image_size: int | None = None) -> Space:
         """Return the space on the base that was asked for, or that suits the data set.

@@ -17,7 +17,9 @@ from res2net.errors import UserError, unknown
 from res2net.plugins import load_object
 from search.units import format_count
 from space import Space
+from space.space import MAX_WIDTH, WORST_MATCH
 
+SHAPES = 300  # shapes that are looked at before a number of MACs is refused
 SAMPLED = 2_000  # members that are looked at for the range of an objective that is no field of `Cost`
 
 
@@ -133,6 +135,13 @@ class Limits:
         """Every bound that is set: its setting's name, its value, its objective."""
         return [(name, value, limit.objective) for limit in self.limits for name, value in limit.bounds]
 
+    def check_order(self) -> None:
+        """Raise `UserError` for a lower bound that is above the upper one."""
+        for limit in self.limits:
+            if limit.least and limit.most and limit.least > limit.most:
+                name, least, most = limit.objective.name, format_count(limit.least), format_count(limit.most)
+                raise UserError(f"`min_{name}`: {least} is more than `max_{name}` {most}; accepted: at most that")
+
     def check(self, space: Space) -> None:
         """Raise `UserError` for a bound that no member of the space meets, with the nearest value there is."""
         for limit in self.limits:
@@ -155,3 +164,41 @@ def limits(bounds: Mapping[str, float | None]) -> Limits:
     """Return the limits that settings such as `{"max_macs": 20e6, "min_macs": None}` ask for."""
     found = (Limit(o, bounds.get(f"min_{o.name}"), bounds.get(f"max_{o.name}")) for o in COSTS.values())
     return Limits(tuple(limit for limit in found if limit.bounds))
+
+
+@dataclass(frozen=True, slots=True)
+class Matching:
+    """Networks compared at equal MACs, as the paper does: the width is solved for each shape.
+
+    macs: of every network; None searches the space as it is.
+    """
+
+    macs: int | None = None
+
+    def member(self, space: Space, params: Mapping[str, int]) -> Arch:
+        """Return the network of the parameters; raise `UserError` if no width brings it to the MACs."""
+        return space.at_macs(params, self.macs) if self.macs else space.arch(params)
+
+    def check(self, space: Space, limits: Limits, seed: int) -> None:
+        """Raise `UserError` if no shape reaches the MACs, or no shape that does is within the limits."""
+        if not self.macs:
+            return
+        (narrow, least), (wide, most) = space.match_range()
+        rng, error = random.Random(seed), None
+        for params in (narrow, wide, *(space.sample(rng) for _ in range(SHAPES))):
+            try:
+                if limits.allow(self.member(space, params), space.image_size):
+                    return
+                error = "no shape of that many MACs is within the other limits"
+            except UserError as problem:
+                error = error or str(problem)
+        if not least.macs <= self.macs <= most.macs:
+            low, high = f"{least.macs} (its cheapest shape, 1 channel wide)", f"{most.macs} (its dearest, {MAX_WIDTH})"
+            error = f"accepted: {low} to {high}"
+        raise UserError(
+            f"`match_macs`: nothing in space {space.name!r} ({space.base}) matches {format_count(self.macs)}: {error}"
+        )
+
+    def range(self) -> tuple[float, float] | None:
+        """Return the MACs between which matched networks lie; None if they are not matched."""
+        return (round((1 - WORST_MATCH) * self.macs), round((1 + WORST_MATCH) * self.macs)) if self.macs else None

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from res2net.arch import Arch
 from res2net.errors import UserError
 from search.ledger import Ledger
-from search.matching import member
 from search.objectives import COSTS
 from search.settings import Settings
 from search.study.study import Study
@@ -73,7 +72,7 @@ class Proposals:
 
     def _screened(self, proposal: Proposal) -> Accepted | None:
         try:
-            arch = member(self.space, proposal.params, self.settings.scope.match_macs)
+            arch = self.settings.scope.matching.member(self.space, proposal.params)
         except UserError as error:  # no width brings this shape to the MACs that are asked for
             self.study.infeasible(proposal.number, str(error))
             return None
@@ -138,7 +137,7 @@ class Proposals:
 
     def _is_new(self, params: dict[str, int], known: Set[str]) -> bool:
         try:
-            arch = member(self.space, params, self.settings.scope.match_macs)
+            arch = self.settings.scope.matching.member(self.space, params)
         except UserError:
             return False
         return self.limits.allow(arch, self.space.image_size) and arch.key() not in known

@@ -67,19 +67,19 @@ def front_numbers(quality: Sequence[float], cost: Sequence[float]) -> np.ndarray
     best: list[float] = []  # the best quality of each front so far; it falls with the front's number
     previous: dict[tuple[float, float], int] = {}
     for i in np.lexsort((-values, price)):
-        point = (values[i], price[i])
+        point = (float(values[i]), float(price[i]))
         if point in previous:  # equal points do not dominate each other
             out[i] = previous[point]
             continue
         low, high = 0, len(best)
         while low < high:
             middle = (low + high) // 2
-            if best[middle] < values[i]:
+            if best[middle] < point[0]:
                 high = middle
             else:
                 low = middle + 1
         out[i] = previous[point] = low
-        best[low : low + 1] = [values[i]]
+        best[low : low + 1] = [point[0]]
     return out
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import logging
 import math
 import os
 import signal
@@ -77,7 +78,7 @@ def _start(bytes_of_data: int) -> None:
             num_cpus=cores(),
             include_dashboard=False,
             log_to_driver=False,
-            logging_level="ERROR",
+            logging_level=logging.ERROR,
             object_store_memory=2 * bytes_of_data + 200 * 2**20,
         )
 
@@ -91,7 +92,7 @@ def _join(address: str) -> None:
         socket.create_connection((host, port), ANSWER_SECONDS).close()
         if _wants_token(f"{host}:{port}"):
             ray_private.use_token()
-        ray.init(address=f"{host}:{port}", log_to_driver=False, logging_level="ERROR")
+        ray.init(address=f"{host}:{port}", log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, ValueError, RuntimeError, RayError) as error:
         raise UserError(
             f"`ray_address`: {address}: {str(error).splitlines()[0]}; "

@@ -30,7 +30,7 @@ from search.execute.cluster import ANSWER_SECONDS, check_room, environment, is_c
 from search.execute.ray_private import host_and_port
 from search.groups import Resources
 from search.worker import Job, Report, Work, guarded
-from trainers.datasets.data import Data
+from trainers.datasets.data import Data, Split
 
 # Tune reads these as it starts. The study holds the results, so Tune writes no logs, checks no metrics and takes no
 # frequent snapshots of itself.
@@ -185,7 +185,7 @@ def execute(driver: Driver, data: Data, work: Work, resources: Resources) -> Non
     recovers.
     """
     cpus = resources.cpus_per_trial
-    with ray_at(resources.ray_address, sum(s.images.nbytes for s in (data.train, data.val))):
+    with ray_at(resources.ray_address, sum(s.images.nbytes for s in (data.train, data.val) if isinstance(s, Split))):
         gpus = check_room(resources)
         actor = tune.with_parameters(TrialActor, data=data, work=work, threads=cpus)
         numbers: dict[str, int] = {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -67,8 +66,8 @@ def pareto_figure(trials: pd.DataFrame, ledger: Ledger, title: str, settings: Se
         ax.scatter(x, estimates.val_top1, color="0.75", s=10, zorder=1, label=ESTIMATE)
     if len(done):
         _draw_points(figure, ax, done, objective)
-        _draw_front(ax, done[done.front].sort_values(objective.name), objective)
-        _name_knee(ax, done, ledger, objective)
+        _draw_front(ax, done.loc[done.front].sort_values(by=objective.name), objective)
+        _name_knee(ax, ledger, objective)
     for name, bound in settings.scope.limits.of(objective).bounds:
         ax.axvline(bound, color="0.3", ls="--", lw=1, label=f"{option(name)} {objective.format(bound)}")
     if objective.log:
@@ -102,17 +101,17 @@ def _draw_front(ax: Axes, best: pd.DataFrame, objective: Objective) -> None:
     ax.scatter(x, best.val_top1, s=90, facecolor="none", edgecolor="tab:red", lw=1.4, zorder=4, label="front")
 
 
-def _name_knee(ax: Axes, done: pd.DataFrame, ledger: Ledger, objective: Objective) -> None:
+def _name_knee(ax: Axes, ledger: Ledger, objective: Objective) -> None:
     top = ledger.knee(ledger.candidates()[0])
-    x = done[objective.name].astype(float)
-    middle = math.sqrt(float(x.min()) * float(x.max())) if objective.log else (x.min() + x.max()) / 2
     cost = ledger.cost(top)
+    places = [objective.axis(ledger.cost(r)) for r in ledger.candidates()[0]]
+    is_left = objective.axis(cost) < (min(places) + max(places)) / 2
     ax.annotate(
         f"knee: {top.attrs['arch']}\n{top.val_top1:.1f} % at {objective.format(cost)}",
         (float(cost), top.val_top1 or 0.0),
         xytext=(14, -34),
         textcoords="offset points",
-        ha="left" if cost < middle else "right",
+        ha="left" if is_left else "right",
         fontsize=8,
         arrowprops={"arrowstyle": "-", "color": "0.5", "lw": 0.8},
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -25,10 +26,10 @@ def interactive_front(trials: pd.DataFrame, ledger: Ledger, title: str, settings
     done, estimates = drawn(trials, ledger)
     figure = go.Figure()
     parts: list[tuple[str, pd.DataFrame, dict[str, Any]]] = [
-        ("dominated", done[~done.front], {"mode": "markers", "marker": {"size": 8, "color": "#9aa5b1"}}),
+        ("dominated", done.loc[~done.front], {"mode": "markers", "marker": {"size": 8, "color": "#9aa5b1"}}),
         (
             "front",
-            done[done.front].sort_values(objective.name),
+            done.loc[done.front].sort_values(by=objective.name),
             {"mode": "lines+markers", "line": {"shape": "hv", "color": "#d62728"}, "marker": {"size": 11}},
         ),
     ]
@@ -39,7 +40,7 @@ def interactive_front(trials: pd.DataFrame, ledger: Ledger, title: str, settings
             x=part[objective.name].astype(float),
             y=part.val_top1,
             name=name,
-            text=[_hover(row, settings) for _, row in part.iterrows()],
+            text=[_hover(row, settings) for row in part.to_dict("records")],
             hovertemplate="%{text}<extra></extra>",
             **style,
         )
@@ -55,10 +56,11 @@ def interactive_front(trials: pd.DataFrame, ledger: Ledger, title: str, settings
     return figure
 
 
-def _hover(row: pd.Series, settings: Settings) -> str:
+def _hover(row: Mapping[str, Any], settings: Settings) -> str:
     objective = settings.scope.cost
+    cost, params = objective.format(float(row[objective.name])), PARAMS.format(float(row[PARAMS.name]))
     return (
         f"<b>trial {row['number']}: {row['val_top1']:.2f} %</b><br>{row['arch']}<br>"
-        f"{objective.format(row[objective.name])} {objective.unit}, {PARAMS.format(row[PARAMS.name])} {PARAMS.unit}, "
+        f"{cost} {objective.unit}, {params} {PARAMS.unit}, "
         f"{row['epochs']} epochs, {row['seconds']:.1f} s"
     )

@@ -13,8 +13,6 @@ from search.settings import Settings
 from search.study.trials import Record
 from space import Space
 
-MATCHED = 0.1  # networks at `match_macs` may differ from it by this share
-
 COLUMNS = ("number", "state", "outcome", "front", "val_top1", *COSTS, "epochs", "seconds", "arch")
 LAST = ("key", "retry_of", "repeat_of", "confirms", "reason", "note", "host")
 ONLY_IN_STUDY = ("arch_json", "val_loss", "images_per_second", "session", "driver", "node", "alone")
@@ -38,20 +36,20 @@ def trials_frame(records: Sequence[Record], ledger: Ledger) -> pd.DataFrame:
     for name in WHOLE:
         frame[name] = frame[name].astype("Int64")
     frame["val_top1"] = frame["val_top1"].astype(float)
-    return frame[[*COLUMNS, *params, *LAST]]
+    return frame.loc[:, [*COLUMNS, *params, *LAST]]
 
 
 def front_frame(trials: pd.DataFrame, objective: Objective) -> pd.DataFrame:
     """Return the front's rows, cheapest first, without the columns that are the same for all of them."""
-    chosen = trials[trials.front].sort_values(objective.name).reset_index(drop=True)
+    chosen = trials.loc[trials.front].sort_values(by=objective.name).reset_index(drop=True)
     return chosen.drop(columns=["state", "outcome", "front", "retry_of", "repeat_of", "confirms", "reason", "note"])
 
 
 def cost_range(space: Space, settings: Settings) -> tuple[float, float]:
     """Return the costs between which the hypervolume is taken: the space's range, cut by the limits."""
-    objective, matched = settings.scope.cost, settings.scope.match_macs
+    objective, matched = settings.scope.cost, settings.scope.matching.range()
     if matched and objective == MACS:
-        return round((1 - MATCHED) * matched), round((1 + MATCHED) * matched)
+        return matched
     low, high = objective.range(space)
     limit = settings.scope.limits.of(objective)
     # One more than the greatest cost: a budget of exactly that cost counts.
@@ -72,4 +70,4 @@ def mean_scale(trials: pd.DataFrame) -> pd.Series:
 def drawn(trials: pd.DataFrame, ledger: Ledger) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Split the scored trials into the candidates for the front and the rest: see `Ledger.candidates`."""
     candidates, rest = ({r.number for r in part} for part in ledger.candidates())
-    return trials[trials.number.isin(candidates)], trials[trials.number.isin(rest)]
+    return trials.loc[trials.number.isin(candidates)], trials.loc[trials.number.isin(rest)]

@@ -51,10 +51,10 @@ def factory(name: str) -> Factory:
         return SAMPLERS[name]
     if ":" not in name:
         raise unknown("`sampler`", name, (*SAMPLERS, "my_package:NAME"))
-    found = load_object(name, "sampler")
-    if not callable(found):
-        raise UserError(f"`sampler`: {name} is a {type(found).__name__}; accepted: a function seed -> sampler")
-    return found
+    found: Any = load_object(name, "sampler")
+    if callable(found):
+        return found
+    raise UserError(f"`sampler`: {name} is a {type(found).__name__}; accepted: a function seed -> sampler")
 
 
 def make_sampler(make: Factory, seed: int, number: int) -> BaseSampler:

@@ -9,14 +9,18 @@ import contextlib
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 import sqlalchemy
+import sqlalchemy.event
+import sqlalchemy.exc
 from optuna.storages import RDBStorage
 
 from res2net.errors import UserError
 from search.study.trials import Record, record_of
+
+Direction = Literal["minimize", "maximize"]
 
 STUDY_FILE = "study.db"
 DRIVER = "driver:"  # prefix of the attribute that names a driver's host and the folder of its weights
@@ -100,7 +104,7 @@ def stable() -> Iterator[None]:
         yield
 
 
-def create_study(storage: RDBStorage, name: str, directions: Mapping[str, str]) -> optuna.Study:
+def create_study(storage: RDBStorage, name: str, directions: Mapping[str, Direction]) -> optuna.Study:
     """Return the study of a name, created if there is none. directions: of each objective, by its name."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(

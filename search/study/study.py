@@ -7,14 +7,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import optuna
-from optuna.distributions import CategoricalDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from res2net.arch import Arch
 from search.front import front
 from search.study.optuna_private import BoundedStudy
 from search.study.sampler import BoundedTPE, Factory, make_sampler, remembered
-from search.study.storage import DRIVER, create_study, fold_log, is_shared, open_storage
+from search.study.storage import DRIVER, Direction, create_study, fold_log, is_shared, open_storage
 from search.study.trials import INFEASIBLE, ORPHAN, STOPPED, Proposal, Record, TakenOver, record_of
 from search.study.turns import Turns, new_driver
 
@@ -40,14 +40,14 @@ class Study:
         self,
         url: str,
         name: str,
-        directions: Mapping[str, str],
+        directions: Mapping[str, Direction],
         sampler: Factory,
         seed: int,
         choices: Mapping[str, tuple[int, ...]],
         here: Mapping[str, str] | None = None,
     ) -> None:
         self._sampler, self._seed = sampler, seed
-        self._distributions = {k: CategoricalDistribution(v) for k, v in choices.items()}
+        self._distributions: dict[str, BaseDistribution] = {k: CategoricalDistribution(v) for k, v in choices.items()}
         self.storage = open_storage(url)
         there = [] if is_shared(url) else self.storage.get_all_studies()
         name = there[0].study_name if there else name  # a renamed folder's study keeps its name

@@ -13,7 +13,7 @@ from typing import Any
 import sqlalchemy
 
 from res2net.errors import UserError
-from search.study.storage import create_study, open_storage
+from search.study.storage import Direction, create_study, open_storage
 
 SEARCH = "search"  # the attribute of a shared study that describes its search
 TURN_SECONDS = 120  # until a driver that does not end its turn is given up
@@ -72,7 +72,9 @@ class Turns:
         return self._connection.execute(sqlalchemy.text(statement), values)
 
 
-def join(url: str, name: str, directions: Mapping[str, str], search: Mapping[str, Any], new: bool) -> dict[str, Any]:
+def join(
+    url: str, name: str, directions: Mapping[str, Direction], search: Mapping[str, Any], new: bool
+) -> dict[str, Any]:
     """Return the description of the search in the shared study of this name.
 
     new: whether the study may be created; then `search`, as JSON, becomes its description. Raise `UserError` for a
