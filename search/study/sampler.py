@@ -7,7 +7,7 @@ sampler is one entry of `SAMPLERS`; users pass a factory `seed -> sampler`, or n
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import optuna
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler
@@ -51,9 +51,9 @@ def factory(name: str) -> Factory:
         return SAMPLERS[name]
     if ":" not in name:
         raise unknown("`sampler`", name, (*SAMPLERS, "my_package:NAME"))
-    found: Any = load_object(name, "sampler")
+    found = load_object(name, "sampler")
     if callable(found):
-        return found
+        return cast(Factory, found)
     raise UserError(f"`sampler`: {name} is a {type(found).__name__}; accepted: a function seed -> sampler")
 
 
