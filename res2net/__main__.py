@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
+from res2net.commands import Parser, run_main
 from res2net.cost import Cost, cost, unused_projections
-from res2net.errors import Parser, run_main
 from res2net.named import named, names
 from res2net.published import PRINTED, PUBLISHED, RELEASED, Entry, Figure
 

@@ -12,8 +12,9 @@ from typing import Any
 import safetensors.torch
 
 import trainers.datasets.data
+from res2net.commands import Parser, run_main
 from res2net.deploy.export import export_onnx, need_onnx
-from res2net.errors import Parser, UserError, run_main
+from res2net.errors import UserError
 from res2net.files import write_atomic, write_folder
 from res2net.folder import ARCH_FILE, CARD_FILE, ONNX_FILE, TRAINING_FILE, WEIGHTS_FILE, check_replaceable, load
 from search import runs

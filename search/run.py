@@ -17,7 +17,8 @@ from rich.console import Console
 
 import space as spaces
 import trainers.datasets.data
-from res2net.errors import Parser, UserError, run_main
+from res2net.commands import Parser, run_main
+from res2net.errors import UserError
 from search import runs
 from search.api import Result, search
 from search.export import front_of

@@ -23,9 +23,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 import space as spaces
 import trainers.datasets.data
 from res2net.arch import Arch
+from res2net.commands import Parser, run_main
 from res2net.cost import cost
 from res2net.elastic import ElasticRes2Net
-from res2net.errors import Parser, UserError, run_main
+from res2net.errors import UserError
 from res2net.files import write_atomic
 from res2net.folder import weights_bytes
 from search.runs import locked

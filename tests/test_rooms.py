@@ -25,6 +25,7 @@ TORCH_FREE = (
     "__init__",
     "__main__",
     "arch",
+    "commands",
     "cost",
     "errors",
     "hosts/biglittle/value",

@@ -16,9 +16,10 @@ import torch.nn.functional as F
 from torch import nn
 
 import trainers.datasets.data
+from res2net.commands import Parser, run_main
 from res2net.cost import cost
 from res2net.deploy.optimize import optimize
-from res2net.errors import Parser, UserError, run_main, unknown
+from res2net.errors import UserError, unknown
 from res2net.folder import TRAINING_FILE, load
 from res2net.networks import AnyNetwork
 from trainers.datasets.data import Data

@@ -24,8 +24,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import trainers.datasets.data
 from res2net.arch import Arch
+from res2net.commands import Parser, run_main
 from res2net.cost import cost
-from res2net.errors import Parser, UserError, run_main
+from res2net.errors import UserError
 from res2net.files import write_atomic, write_folder
 from res2net.folder import (
     ARCH_FILE,
