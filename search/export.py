@@ -152,7 +152,7 @@ def card(record: Record, run: dict[str, Any], training: dict[str, Any]) -> str:
 
 def tested(folder: Path, record: Record, data_dir: str | None) -> float:
     """Top-1 (%) of a trial's weights on the test split."""
-    from res2net.model import create
+    from res2net.factory import create
 
     run = runs.read(folder)
     settings = Settings.from_dict(run["settings"])
