@@ -1,28 +1,31 @@
-"""What a Res2Net is: architectures, their cost, the networks, and model folders."""
+"""Res2Net: architectures, their cost, the networks, weights and model folders."""
 
 from importlib import import_module
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from res2net.arch import Arch, Stage
-from res2net.cost import Cost, cost
+from res2net.cost import cost
 from res2net.errors import UserError
 from res2net.hosts.biglittle.value import BigLittleArch
 from res2net.hosts.dla.value import DlaArch
+from res2net.layer_cost import Cost
 from res2net.named import named, names
 
 if TYPE_CHECKING:
     from res2net.deploy.export import export_onnx, export_program
     from res2net.deploy.optimize import optimize
     from res2net.elastic import ElasticRes2Net
+    from res2net.factory import create
     from res2net.folder import load, save
     from res2net.hosts.biglittle.model import BigLittle
     from res2net.hosts.dla.model import Dla
-    from res2net.model import Res2Net, create
+    from res2net.model import Res2Net
     from res2net.weights import load_checkpoint
 
-# These need torch, which takes seconds to import; a space or a cost needs none of it.
+# Each name and its module. They need torch, which takes seconds to import; spaces and costs do without it.
 _LAZY = {
-    "create": "model",
+    "create": "factory",
     "Res2Net": "model",
     "Dla": "hosts.dla.model",
     "BigLittle": "hosts.biglittle.model",
@@ -60,6 +63,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":  # pyproject.toml states it; reading the installed package's metadata takes milliseconds
+        return version("res2net-search")
     if name in _LAZY:
         return getattr(import_module(f"res2net.{_LAZY[name]}"), name)
     raise AttributeError(f"module 'res2net' has no attribute {name!r}")

@@ -7,8 +7,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
-from res2net.cost import Cost, cost, unused_projections
-from res2net.errors import Parser, run_main
+from res2net.commands import Parser, run_main
+from res2net.cost import cost
+from res2net.hosts.dla.value import DlaArch, unused_projections
+from res2net.layer_cost import Cost
 from res2net.named import named, names
 from res2net.published import PRINTED, PUBLISHED, RELEASED, Entry, Figure
 
@@ -47,7 +49,10 @@ def measured(figure: Figure) -> Cost:
     if figure.classes is not None:
         arch = replace(arch, num_classes=figure.classes)
     size = PUBLISHED[figure.name].image_size
-    return cost(arch, size) + (unused_projections(arch, size) if figure.as_released else Cost(0, 0, 0))
+    if not figure.as_released:
+        return cost(arch, size)
+    assert isinstance(arch, DlaArch)  # other released definitions have no unused projections
+    return cost(arch, size) + unused_projections(arch, size)
 
 
 def as_printed(value: int, figure: str, unit: float) -> str:
@@ -87,7 +92,7 @@ def check() -> tuple[str, bool]:
     return f"{released[0]}\n{printed[0]}", released[1] and printed[1]
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The command's options."""
     out = Parser(prog=PROG, description="The networks of the paper (arXiv 1904.01169), by name.")
     out.add_argument(

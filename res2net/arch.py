@@ -1,11 +1,11 @@
-"""What a Res2Net is: a frozen, validated, hashable value that can be written as JSON. Imports no torch."""
+"""Architectures as frozen, validated, hashable values that can be written as JSON. Imports no torch."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, fields, replace
+from dataclasses import MISSING, Field, asdict, dataclass, fields, replace
 from typing import Any, ClassVar, Self
 
 from res2net.errors import UserError, unknown
@@ -19,10 +19,10 @@ SHORTCUTS = ("conv", "avgpool")
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A run of blocks at one resolution.
+    """A run of `depth` blocks at one resolution; the first block applies `stride`.
 
-    A block maps its input to `width * scale` channels (1x1), treats them as `scale` splits of `width` channels with
-    `cardinality` groups each (3x3, hierarchically, section 3.1), and maps them to `4 * planes` channels (1x1).
+    A block has three layers (section 3.1). A 1x1 convolution puts out `scale` splits of `width` channels. A hierarchy
+    of 3x3 convolutions with `cardinality` groups maps each split. A 1x1 convolution puts out `4 * planes` channels.
     """
 
     depth: int
@@ -45,49 +45,55 @@ class Stage:
 
     @property
     def channels(self) -> int:
-        """Channels that the stage puts out."""
+        """Output channels of the stage."""
         return EXPANSION * self.planes
 
     @property
     def convs_per_block(self) -> int:
-        """3x3 convolutions of a block: one split passes through where there are several (equation 1)."""
+        """3x3 convolutions of a block: with several splits, one passes through (equation 1)."""
         return max(1, self.scale - 1)
 
 
 class BaseArch:
-    """What an architecture of every kind has besides its fields: a JSON round trip, a canonical key."""
+    """The parts that architectures of all kinds share: JSON, the canonical key, and checks of fields."""
 
     __slots__ = ()
+    # Every kind is a dataclass; this tells type checkers that `dataclasses.replace` accepts a value of any kind.
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
     kind: ClassVar[str]
     stages: tuple[Stage, ...]
     num_classes: int
     in_channels: int
-    stem_stride: int
+
+    @property
+    def stem_stride(self) -> int:
+        """Stride of the stem's output map."""
+        raise NotImplementedError
 
     @property
     def num_features(self) -> int:
-        """Channels of the last stage, which the classifier reads."""
+        """Channels of the last stage: the classifier's input."""
         return self.stages[-1].channels
 
     def canonical(self) -> Self:
-        """The same function with the choices that do nothing set to their defaults."""
+        """Return the value of the same function in which fields without effect have their defaults."""
         return self
 
     def key(self) -> str:
-        """A short name of the function computed: equal for two descriptions of one network.
+        """Return a hash of the network's function: two descriptions of one network have the same key.
 
-        Defaults are left out of what is hashed, so a field added later does not change the keys of earlier networks.
+        Defaults are not hashed, so a field added later does not change the keys of earlier networks.
         """
         text = json.dumps(self.canonical()._hashed(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def _hashed(self) -> dict[str, Any]:
-        """What the key is made of."""
+        """Return the data that the key hashes."""
         data = _changed(self) | {"stages": [_changed(s) for s in self.stages]}
         return data if self.kind == RESIDUAL else data | {"kind": self.kind}
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain lists, numbers and strings, for JSON; `kind` only where it is not the residual line."""
+        """Return the value as lists, numbers and strings; the residual line has no "kind"."""
         data = {"kind": self.kind} | asdict(self) | {"stages": [asdict(s) for s in self.stages]}
         if self.kind == RESIDUAL:
             del data["kind"]
@@ -95,7 +101,7 @@ class BaseArch:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """The reverse of `to_dict`; `UserError` for a key that is unknown or missing, or a value that cannot be."""
+        """Return the value that `to_dict` wrote; raise `UserError` for an unknown or missing key, or a wrong value."""
         if isinstance(data, Mapping) and "kind" in data:
             if data["kind"] != cls.kind:
                 raise unknown("arch: kind", data["kind"], (cls.kind,))
@@ -107,25 +113,28 @@ class BaseArch:
         return cls(**values)
 
     def to_json(self) -> str:
+        """Return the value as JSON text."""
         return json.dumps(self.to_dict(), indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Self:
+        """Return the value that `to_json` wrote."""
         return cls.from_dict(read_json(text))
 
     def __str__(self) -> str:
-        """Stage by stage, depth, width of a split, scale and cardinality: `3x[26w 4s 1c] 4x[52w 4s 1c]`."""
+        """Return depth, width, scale and cardinality of each stage: `3x[26w 4s 1c] 4x[52w 4s 1c]`."""
         stages = " ".join(f"{s.depth}x[{s.width}w {s.scale}s {s.cardinality}c]" for s in self.stages)
         return stages if self.kind == RESIDUAL else f"{self.kind} {stages}"
 
     def _check_stages(self) -> None:
-        """One stage or more, as a tuple."""
+        """Turn the stages into a tuple; raise `UserError` unless there is at least one."""
+        # The only way to set a field of a frozen dataclass.
         object.__setattr__(self, "stages", tuple(self.stages) if isinstance(self.stages, list | tuple) else ())
         if not self.stages or not all(isinstance(s, Stage) for s in self.stages):
             raise UserError(f"arch: stages is {self.stages!r}; accepted: one or more stages")
 
     def _check_whole(self, **least: int) -> None:
-        """Fields that are whole numbers, each with the least that is accepted."""
+        """Raise `UserError` unless each field is a whole number of at least its limit."""
         for name, limit in least.items():
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < limit:
@@ -134,13 +143,13 @@ class BaseArch:
 
 @dataclass(frozen=True, slots=True)
 class Arch(BaseArch):
-    """A whole network of the residual line.
+    """A network of the residual line: ResNet, ResNeXt, Res2Net and their relatives.
 
-    stem: `imagenet` (7x7 stride 2 and max-pool), `deep` (three 3x3 and max-pool, v1b), `cifar` (one 3x3, stride 1).
-    first_block: of each stage with several splits, `pool` (the split that passes through is average-pooled, as
-    released) or `conv` (all splits are convolved, as the sizes of Table 4 need).
+    stem: `imagenet` (7x7, stride 2, then max-pool), `deep` (three 3x3, then max-pool, v1b), `cifar` (3x3, stride 1).
+    first_block: each stage's first block with several splits either average-pools the split that passes through
+    (`pool`, as released) or convolves all splits (`conv`; the sizes of Table 4 come out only so).
     shortcut: `conv` (strided 1x1) or `avgpool` (average-pool, then 1x1, v1b).
-    se: squeeze-and-excitation's reduction (16 as usual), 0 for none.
+    se: the reduction of squeeze-and-excitation, usually 16; 0 for none.
     """
 
     kind: ClassVar[str] = RESIDUAL
@@ -167,9 +176,9 @@ class Arch(BaseArch):
         return 1 if self.stem == "cifar" else 4
 
     def canonical(self) -> Arch:
-        """The same function with the choices that do nothing set to their defaults.
+        """Return the value of the same function in which fields without effect have their defaults.
 
-        It computes the same, but its weights may have other names: take it before training, as spaces do.
+        Its weights may have other names, so take the canonical value before training, as spaces do.
         """
         changes: dict[str, Any] = {}
         if all(s.scale == 1 for s in self.stages):
@@ -180,7 +189,7 @@ class Arch(BaseArch):
 
     def _hashed(self) -> dict[str, Any]:
         data = BaseArch._hashed(self)
-        if self.se:  # different reductions of few channels can come to the same hidden channels
+        if self.se:  # with few channels, several reductions give the same number of hidden channels
             data["se"] = [se_channels(s.channels, self.se) for s in self.stages]
         return data
 
@@ -189,14 +198,16 @@ class Arch(BaseArch):
 
 
 def _stage(data: object, where: str) -> Stage:
+    """Return the stage in a table of keys; `where` names it in errors."""
     values = _checked(Stage, data, where)
     try:
         return Stage(**values)
-    except UserError as error:
+    except UserError as error:  # a stage does not know its own number
         raise UserError(str(error).replace("stage", where, 1)) from None
 
 
 def _checked(cls: type, data: object, where: str) -> dict[str, Any]:
+    """Return the data of a dataclass; raise `UserError` unless its keys are the dataclass's fields."""
     if not isinstance(data, Mapping):
         raise UserError(f"{where}: {data!r} is not a table of keys; accepted keys: {', '.join(_names(cls))}")
     for key in data:
@@ -210,12 +221,12 @@ def _checked(cls: type, data: object, where: str) -> dict[str, Any]:
 
 
 def _changed(value: Stage | BaseArch) -> dict[str, Any]:
-    """The fields that differ from their defaults (or have none)."""
+    """Return the fields that differ from their defaults or have none."""
     return {f.name: getattr(value, f.name) for f in fields(value) if getattr(value, f.name) != f.default}
 
 
 def read_json(text: str) -> Any:
-    """The data of a JSON text; `UserError` for what is none."""
+    """Return the data of a JSON text; raise `UserError` if it is not JSON."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -223,9 +234,10 @@ def read_json(text: str) -> Any:
 
 
 def _names(cls: type) -> list[str]:
+    """Return the names of a dataclass's fields."""
     return [f.name for f in fields(cls)]
 
 
 def se_channels(channels: int, reduction: int) -> int:
-    """Hidden channels of squeeze-and-excitation: a multiple of 8, at least 8, as timm rounds it."""
+    """Return the hidden channels of squeeze-and-excitation: a multiple of 8, at least 8, rounded as in timm."""
     return max(8, int(channels / reduction + 4) // 8 * 8)

@@ -19,8 +19,8 @@ from torch.func import functional_call
 
 from res2net.arch import Arch, Stage
 from res2net.backbone import classifier
-from res2net.cost import has_projection
 from res2net.errors import UserError
+from res2net.layer_cost import has_projection
 from res2net.model import Res2Net, SqueezeExcite, init, shortcut, stem_conv
 
 STATISTICS = ("running_mean", "running_var")

@@ -1,27 +1,81 @@
-"""The kinds of architecture, by the `kind` in their JSON; a file without one is of the residual line."""
+"""The registry of kinds of network: a kind is one entry of `KINDS`. Imports no torch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from res2net.arch import RESIDUAL, Arch, read_json
+from res2net.arch import RESIDUAL, Arch, BaseArch, read_json
 from res2net.errors import unknown
-from res2net.hosts.biglittle.value import BigLittleArch
-from res2net.hosts.dla.value import DlaArch
+from res2net.hosts.biglittle.value import BigLittleArch, biglittle_cost
+from res2net.hosts.dla.value import DlaArch, dla_cost
+from res2net.layer_cost import Cost
+from res2net.residual_cost import residual_cost
 
-AnyArch = Arch | DlaArch | BigLittleArch
-KINDS: dict[str, type[AnyArch]] = {cls.kind: cls for cls in (Arch, DlaArch, BigLittleArch)}
+if TYPE_CHECKING:
+    from res2net.backbone import Network
 
 
-def from_dict(data: Mapping[str, Any]) -> AnyArch:
-    """The architecture, of whichever kind, that `to_dict` gave."""
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of network.
+
+    arch: the class of its values.
+    cost: returns the cost of a value at an image size.
+    network: the class of its modules as "module:Class". Importing torch takes seconds, and costs need none of it, so
+    the class is imported when the first network is built.
+    """
+
+    arch: type[BaseArch]
+    cost: Callable[[Any, int], Cost]
+    network: str
+
+    @property
+    def network_name(self) -> str:
+        """The name of the network's class."""
+        return self.network.partition(":")[2]
+
+    def build(self, arch: BaseArch, output_stride: int | None = None) -> Network:
+        """Return a newly initialised network."""
+        module, _, name = self.network.partition(":")
+        return getattr(import_module(module), name)(arch, output_stride)
+
+
+KINDS: dict[str, Kind] = {
+    kind.arch.kind: kind
+    for kind in (
+        Kind(Arch, residual_cost, "res2net.model:Res2Net"),
+        Kind(DlaArch, dla_cost, "res2net.hosts.dla.model:Dla"),
+        Kind(BigLittleArch, biglittle_cost, "res2net.hosts.biglittle.model:BigLittle"),
+    )
+}
+
+
+def kind_of(arch: BaseArch) -> Kind:
+    """Return the kind of a value."""
+    return KINDS[arch.kind]
+
+
+def network_names() -> str:
+    """Return the names of all kinds' network classes, for error messages."""
+    return ", ".join(kind.network_name for kind in KINDS.values())
+
+
+def build(arch: BaseArch, output_stride: int | None = None) -> Network:
+    """Return a newly initialised network of a value of any kind, in training mode."""
+    return kind_of(arch).build(arch, output_stride)
+
+
+def from_dict(data: Mapping[str, Any]) -> BaseArch:
+    """Return the value of any kind that `to_dict` wrote; data without "kind" is of the residual line."""
     kind = data.get("kind", RESIDUAL) if isinstance(data, Mapping) else RESIDUAL
     if not isinstance(kind, str) or kind not in KINDS:
         raise unknown("arch: kind", kind, KINDS)
-    return KINDS[kind].from_dict(data)
+    return KINDS[kind].arch.from_dict(data)
 
 
-def from_json(text: str) -> AnyArch:
-    """The architecture, of whichever kind, that `to_json` wrote."""
+def from_json(text: str) -> BaseArch:
+    """Return the value of any kind that `to_json` wrote."""
     return from_dict(read_json(text))

@@ -1,9 +1,7 @@
-"""The network itself (section 3), with the state-dict keys of released checkpoints."""
+"""The residual line: the blocks and the network (section 3), with the state-dict keys of released checkpoints."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
 from functools import lru_cache
 
 import torch
@@ -11,46 +9,48 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from res2net.arch import Arch, Stage, se_channels
-from res2net.backbone import Backbone, DensePool, FeatureInfo, Network, as_backbone, levels
-from res2net.cost import has_projection
-from res2net.named import named
+from res2net.backbone import DensePool, FeatureInfo, Network, levels
+from res2net.layer_cost import has_projection
 
-SAFE_CHANNELS = 8  # input channels from which oneDNN's strided 1x1 convolutions are safe
-DENSE_CHANNELS = 32  # up to which a CPU computes groups faster as one dense convolution in bf16
+SAFE_CHANNELS = 8  # the fewest input channels with which oneDNN's strided 1x1 convolutions are safe
+DENSE_CHANNELS = 32  # the most channels with which bf16 on a CPU is faster as one dense convolution than in groups
 
 
 @lru_cache
 def block_diagonal(c_out: int, c_group: int, groups: int) -> Tensor:
-    """Ones where a dense kernel has the weights of one in groups: `[c_out, c_group * groups, 1, 1]`, on the CPU."""
-    with torch.inference_mode(False):  # it serves training as well, whichever asks first
+    """Return a mask `[c_out, c_group * groups, 1, 1]` on the CPU: ones where a dense kernel has the groups' weights."""
+    # The first call may come in inference mode, but training reads the cached mask too.
+    with torch.inference_mode(False):
         return torch.block_diag(*[torch.ones(c_out // groups, c_group, device="cpu")] * groups)[:, :, None, None]
 
 
 class GroupedConv2d(nn.Conv2d):
-    """A convolution in groups, which under a CPU's autocast is the block diagonal of a dense one if it is narrow.
+    """A grouped convolution; under CPU autocast, a narrow one is computed as a dense convolution.
 
-    bf16 kernels take 16 channels or more at a time, of which a group of few leaves most idle.
+    bf16 kernels process 16 or more channels at a time, so small groups would leave most of each vector idle.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         narrow = self.out_channels <= DENSE_CHANNELS
         if not narrow or not torch.is_autocast_enabled("cpu") or x.device.type != "cpu":
             return super().forward(x)
+        # Each group's kernel repeated over all input channels, then everything off the block diagonal set to zero.
         dense = self.weight.repeat(1, self.groups, 1, 1)
         dense = dense * block_diagonal(self.out_channels, self.weight.shape[1], self.groups)
         return F.conv2d(x, dense, self.bias, self.stride, self.padding, self.dilation)
 
 
 def conv3x3(c_in: int, c_out: int, stride: int = 1, groups: int = 1, dilation: int = 1) -> nn.Conv2d:
+    """Return a 3x3 convolution without bias; at stride 1 it keeps the map's size."""
     kind = nn.Conv2d if groups == 1 else GroupedConv2d
     return kind(c_in, c_out, 3, stride, dilation, dilation, groups, bias=False)
 
 
 class StridedPointwiseConv2d(nn.Conv2d):
-    """A strided 1x1 convolution that picks every `stride`-th pixel first: the same function, weights and names.
+    """A strided 1x1 convolution, computed on every `stride`-th pixel with stride 1: the same function and weights.
 
-    On CPUs without AVX-512, oneDNN writes past its workspace in the backward pass of a strided 1x1 convolution with
-    fewer than 8 input channels, channels-last, and so corrupts the heap (uxlfoundation/oneDNN#6035).
+    On CPUs without AVX-512, oneDNN's backward pass of a strided 1x1 convolution with fewer than 8 input channels,
+    channels-last, writes past its workspace and corrupts the heap (uxlfoundation/oneDNN#6035).
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -59,13 +59,13 @@ class StridedPointwiseConv2d(nn.Conv2d):
 
 
 def conv1x1(c_in: int, c_out: int, stride: int = 1) -> nn.Conv2d:
-    """A 1x1 convolution without bias."""
+    """Return a 1x1 convolution without bias."""
     kind = StridedPointwiseConv2d if stride > 1 and c_in < SAFE_CHANNELS else nn.Conv2d
     return kind(c_in, c_out, 1, stride, bias=False)
 
 
 class SqueezeExcite(nn.Module):
-    """Channel gates from the mean of each channel (SENet)."""
+    """Squeeze-and-excitation: scale each channel by a gate that depends on all channels' means (SENet)."""
 
     def __init__(self, channels: int, reduction: int) -> None:
         super().__init__()
@@ -79,12 +79,14 @@ class SqueezeExcite(nn.Module):
 
 
 class Block(nn.Module):
-    """What every block has: 1x1 in, something 3x3 in between, 1x1 out, a shortcut.
+    """The parts that all blocks share: a 1x1 convolution, the 3x3 middle, a 1x1 convolution, and a shortcut.
 
-    `dilation` is that of its 3x3 convolutions; `dense` that it keeps the resolution where its stage would stride.
+    first: whether the block is its stage's first.
+    dilation: of its 3x3 convolutions.
+    dense: keep the input's resolution although the stage strides (`output_stride`).
     """
 
-    relu = True  # whether a ReLU follows the sum
+    relu = True  # whether a ReLU follows the sum with the shortcut
 
     def __init__(
         self, arch: Arch, stage: Stage, c_in: int, first: bool, dilation: int = 1, dense: bool = False
@@ -100,16 +102,18 @@ class Block(nn.Module):
         self.bn3 = nn.BatchNorm2d(stage.channels)
         self.se = SqueezeExcite(stage.channels, arch.se) if arch.se else None
         projects = first and has_projection(stage, c_in)
-        self.downsample = shortcut(arch, stage, c_in, dilation, dense) if projects else None
+        self.downsample: nn.Module | None = shortcut(arch, stage, c_in, dilation, dense) if projects else None
 
     def _build_middle(self, arch: Arch, stage: Stage, first: bool) -> None:
+        """Build the layers between the two 1x1 convolutions."""
         raise NotImplementedError
 
     def middle(self, x: Tensor) -> Tensor:
+        """Map `[N, width * scale, H, W]` to the same channels, at the block's stride."""
         raise NotImplementedError
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """`residual` replaces the block's own shortcut, where the network makes it (DLA)."""
+        """Return the block's output; `residual` replaces its own shortcut (DLA computes the shortcut outside)."""
         out = self.middle(torch.relu_(self.bn1(self.conv1(x))))
         out = self.bn3(self.conv3(out))
         if self.se is not None:
@@ -120,7 +124,7 @@ class Block(nn.Module):
 
 
 class Bottleneck(Block):
-    """One split: ResNet's (ResNeXt's) bottleneck, with torchvision's keys."""
+    """A block of one split: the bottleneck of ResNet and ResNeXt, with torchvision's keys."""
 
     def _build_middle(self, arch: Arch, stage: Stage, first: bool) -> None:
         self.conv2 = conv3x3(stage.width, stage.width, self.stride, stage.cardinality, self.dilation)
@@ -131,10 +135,10 @@ class Bottleneck(Block):
 
 
 class Bottle2neck(Block):
-    """Several splits, each convolution reading its split and the result of the one before (equation 1).
+    """A block of several splits: each convolution reads its split plus the result of the previous one (equation 1).
 
-    Channels are in the released order: the split that passes through is the last. A stage's first block adds nothing
-    hierarchically, as its convolutions stride.
+    Channels are in the released order, so the last split passes through. In a stage's first block, each convolution
+    reads its split alone: its stride makes the results smaller than the splits.
     """
 
     def _build_middle(self, arch: Arch, stage: Stage, first: bool) -> None:
@@ -150,7 +154,7 @@ class Bottle2neck(Block):
         splits = x.chunk(self.scale, 1)
         outs: list[Tensor] = []
         for i, (conv, bn) in enumerate(zip(self.convs, self.bns, strict=True)):
-            # A copy: element-wise kernels on a few channels out of a channels-last tensor are several times slower.
+            # A contiguous copy: element-wise kernels on a slice of a channels-last tensor are several times slower.
             split = splits[i].clone()
             y = split if self.first or i == 0 else outs[-1] + split
             outs.append(torch.relu_(bn(conv(y))))
@@ -160,7 +164,7 @@ class Bottle2neck(Block):
 
 
 def plug(stage: Stage, c_in: int, first: bool, downsample: nn.Module | None = None) -> Block:
-    """The block of a stage for a network of another kind (section 3.3), with that network's own shortcut."""
+    """Return a block for a network of another kind (section 3.3), with that network's shortcut."""
     kind = Bottleneck if stage.scale == 1 else Bottle2neck
     block = kind(Arch((stage,)), stage, c_in, first)
     block.downsample = downsample
@@ -168,22 +172,23 @@ def plug(stage: Stage, c_in: int, first: bool, downsample: nn.Module | None = No
 
 
 def pool3x3(stride: int, dilation: int) -> nn.Module:
-    """The pool of the split that passes through a stage's first block; the zeros around the map are counted."""
+    """Return the pool of the split that passes through a first block; its mean counts the padding, as released."""
     return nn.AvgPool2d(3, stride, 1) if dilation == 1 else DensePool(3, dilation, 1, count_padding=True)
 
 
 def shortcut(arch: Arch, stage: Stage, c_in: int, dilation: int = 1, dense: bool = False) -> nn.Sequential:
-    """The projection of a stage's first block; v1b pools first, so that no pixel is skipped."""
+    """Return the projection of a stage's first block; v1b pools before it, so that no pixel is skipped."""
     bn, stride = nn.BatchNorm2d(stage.channels), stage.stride
     if arch.shortcut == "conv":
         return nn.Sequential(conv1x1(c_in, stage.channels, 1 if dense else stride), bn)
-    pool = nn.AvgPool2d(stride, stride, ceil_mode=True, count_include_pad=False)
+    pool: nn.Module = nn.AvgPool2d(stride, stride, ceil_mode=True, count_include_pad=False)
     if dense:
         pool = DensePool(stride, dilation, 0, count_padding=False)
     return nn.Sequential(pool, nn.Conv2d(c_in, stage.channels, 1, bias=False), bn)
 
 
 def stem_conv(arch: Arch) -> nn.Module:
+    """Return the stem's convolutions, without the last batch norm."""
     c_in, c = arch.in_channels, arch.stem_channels
     if arch.stem == "cifar":
         return conv3x3(c_in, c)
@@ -202,10 +207,11 @@ def stem_conv(arch: Arch) -> nn.Module:
 
 
 class Res2Net(Network):
-    """The network that an `Arch` describes. `model(x)` gives logits `[N, num_classes]` for images `[N, C, H, W]`.
+    """The network of an `Arch`: `model(x)` returns logits `[N, num_classes]` for images `[N, C, H, W]`.
 
-    Any H and W of at least 1 will do: maps are rounded up. `output_stride` builds it with the last map that fine:
-    strides beyond it become dilation (`res2net.backbone`). That changes no weight, so it is no part of the `Arch`.
+    H and W may be any size from 1: strided layers round up.
+    output_stride: the stride of the last map; further strides become dilation (`res2net.backbone`). It changes no
+    weight, so it is not a field of `Arch`.
     """
 
     def __init__(self, arch: Arch, output_stride: int | None = None) -> None:
@@ -243,35 +249,8 @@ class Res2Net(Network):
 
 
 def init(module: nn.Module) -> None:
+    """Initialise a convolution (He et al., arXiv 1502.01852, fan-out); leave other modules and meta tensors alone."""
     if isinstance(module, nn.Conv2d) and not module.weight.is_meta:
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         if module.bias is not None:
             nn.init.zeros_(module.bias)
-
-
-def create(
-    arch: Arch | str,
-    *,
-    pretrained: bool = False,
-    features_only: bool = False,
-    out_indices: Sequence[int] | None = None,
-    output_stride: int | None = None,
-    **overrides: object,
-) -> Res2Net | Backbone:
-    """A network from an `Arch` or a name, in training mode; overrides are fields of `Arch` (`num_classes=10`).
-
-    pretrained: with timm's weights, from the Hugging Face hub; a head of other `num_classes` is initialised.
-    features_only: a `Backbone`, whose forward gives the maps `out_indices` (all of them if None).
-    output_stride: the last map's stride, by dilation (8, 16 or 32 for ImageNet networks).
-    """
-    value = named(arch) if isinstance(arch, str) else arch
-    value = replace(value, **overrides) if overrides else value  # type: ignore[arg-type]
-    if pretrained:
-        from res2net.weights import load_pretrained  # it imports this file
-
-        model = load_pretrained(arch, value, output_stride)
-    else:
-        from res2net.networks import build  # so does it
-
-        model = build(value, output_stride)
-    return as_backbone(model, features_only, out_indices)

@@ -1,32 +1,33 @@
-"""The networks of the paper's tables by the names that released checkpoints use."""
+"""The networks of the paper's tables, by the names of the released checkpoints. Imports no torch."""
 
 from __future__ import annotations
 
-from res2net.arch import Arch, Stage
+from typing import Any
+
+from res2net.arch import Arch, BaseArch, Stage
 from res2net.errors import unknown
 from res2net.hosts.biglittle.value import BigLittleArch
 from res2net.hosts.dla.value import DlaArch
-from res2net.kinds import AnyArch
 
 PLANES = (64, 128, 256, 512)
 
 
 def split_width(planes: int, base_width: int, cardinality: int = 1) -> int:
-    """Channels of one split at `planes`, for a base width given at 64 planes (`6c24w`: 24 a group, 6 groups)."""
+    """Return the channels of one split at `planes`; base widths are given per group at 64 planes (`6c24w`: 6 x 24)."""
     return planes * base_width // 64 * cardinality
 
 
-def imagenet(depths: tuple[int, ...], width: int, scale: int = 1, cardinality: int = 1, **changes: object) -> Arch:
-    """The four-stage layout of Tables 1 to 3."""
+def imagenet(depths: tuple[int, ...], width: int, scale: int = 1, cardinality: int = 1, **changes: Any) -> Arch:
+    """Return a network of the four-stage layout (Tables 1 to 3); `changes` are fields of `Arch`."""
     stages = tuple(
         Stage(depth, planes, split_width(planes, width, cardinality), cardinality, scale, stride)
         for depth, planes, stride in zip(depths, PLANES, (1, 2, 2, 2), strict=True)
     )
-    return Arch(stages, **changes)  # type: ignore[arg-type]
+    return Arch(stages, **changes)
 
 
 def cifar29(width: int, cardinality: int, scale: int = 1, se: int = 0) -> Arch:
-    """The 29-layer layout of Table 4 for 100 classes: three stages of three blocks, the first ones convolving all."""
+    """Return a network of the 29-layer layout for 100 classes (Table 4); first blocks convolve all splits."""
     stages = tuple(
         Stage(3, planes, split_width(planes, width, cardinality), cardinality, scale, stride)
         for planes, stride in zip(PLANES, (1, 2, 2), strict=False)
@@ -35,7 +36,7 @@ def cifar29(width: int, cardinality: int, scale: int = 1, se: int = 0) -> Arch:
 
 
 def dla60(width: int, scale: int = 1, cardinality: int = 1) -> DlaArch:
-    """The 60-layer layout of DLA: trees of 2, 4, 8 and 2 blocks, half as wide inside as outside."""
+    """Return a network of DLA's 60-layer layout: trees of 2, 4, 8 and 2 blocks whose inner width is half the outer."""
     stages = tuple(
         Stage(depth, planes, split_width(2 * planes, width, cardinality), cardinality, scale, 2)
         for depth, planes in zip((1, 2, 3, 1), (32, 64, 128, 256), strict=True)
@@ -44,7 +45,7 @@ def dla60(width: int, scale: int = 1, cardinality: int = 1) -> DlaArch:
 
 
 def biglittle50(width: int, scale: int = 1) -> BigLittleArch:
-    """The 50-layer layout of Big-Little Net (alpha 2, beta 4)."""
+    """Return a network of Big-Little Net's 50-layer layout (alpha 2, beta 4)."""
     stages = tuple(
         Stage(depth, planes, split_width(planes, width), 1, scale, stride)
         for depth, planes, stride in zip(_50, PLANES, (2, 2, 1, 2), strict=True)
@@ -53,7 +54,7 @@ def biglittle50(width: int, scale: int = 1) -> BigLittleArch:
 
 
 _50, _101 = (3, 4, 6, 3), (3, 4, 23, 3)
-_NAMED: dict[str, AnyArch] = {
+_NAMED: dict[str, BaseArch] = {
     "resnet50": imagenet(_50, 64),
     "resnet101": imagenet(_101, 64),
     "res2net50_48w_2s": imagenet(_50, 48, 2),
@@ -86,7 +87,7 @@ _NAMED: dict[str, AnyArch] = {
     "se_res2next29_8c25w_4s": cifar29(25, 8, 4, se=16),
     "se_res2next29_6c24w_6s": cifar29(24, 6, 6, se=16),
 }
-# Other names that the same definitions were released under.
+# Names under which others released the same definitions.
 _ALIASES = {
     "res2net50_299": "res2net50_26w_4s",
     "res2net50_l": "res2net50_18w_4s",
@@ -101,12 +102,12 @@ _ALIASES = {
 
 
 def names() -> tuple[str, ...]:
-    """All names that `named` takes, without the aliases."""
+    """Return the names of all networks, without aliases."""
     return tuple(_NAMED)
 
 
-def named(name: str) -> AnyArch:
-    """The architecture of that name; `UserError` with the nearest name for an unknown one."""
+def named(name: str) -> BaseArch:
+    """Return the network of a name or an alias; raise `UserError` with the most similar name for an unknown one."""
     name = _ALIASES.get(name, name)
     if name not in _NAMED:
         raise unknown("network name", name, (*_NAMED, *_ALIASES))

@@ -12,11 +12,12 @@ from typing import Any
 import safetensors.torch
 
 import trainers.datasets.data
+from res2net.commands import Parser, run_main
 from res2net.deploy.export import export_onnx, need_onnx
-from res2net.errors import Parser, UserError, run_main
+from res2net.errors import UserError
+from res2net.factory import create
 from res2net.files import write_atomic, write_folder
 from res2net.folder import ARCH_FILE, CARD_FILE, ONNX_FILE, TRAINING_FILE, WEIGHTS_FILE, check_replaceable, load
-from res2net.model import create
 from search import runs
 from search.ledger import Ledger
 from search.objectives import COSTS, MACS, PARAMS
@@ -73,7 +74,7 @@ def export(
     """
     record = choose(folder, pick, under)
     weights = _weights(folder, record)
-    check_replaceable(to, "to")
+    check_replaceable(to, "`to`")
     run = runs.read(folder)
     training = _training(run, record, test_top1)
 
@@ -180,7 +181,7 @@ def _main(args: argparse.Namespace) -> None:
     if args.onnx:
         need_onnx()  # before the test split is read
     record = choose(args.run, args.pick, under)
-    check_replaceable(args.to, "to")  # before the test split is read
+    check_replaceable(args.to, "`to`")  # before the test split is read
     test_top1 = tested(args.run, record, args.data_dir) if args.test else None
     export(args.run, str(record.number), args.to, test_top1=test_top1, onnx=args.onnx)
     print(

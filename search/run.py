@@ -15,7 +15,8 @@ from typing import Any
 from rich.console import Console
 
 import trainers.datasets.data
-from res2net.errors import Parser, UserError, run_main
+from res2net.commands import Parser, run_main
+from res2net.errors import UserError
 from search import runs
 from search.api import Result, search
 from search.evaluators import EVALUATORS

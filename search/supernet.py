@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from res2net.errors import Parser, run_main
+from res2net.commands import Parser, run_main
 from search.groups import Scope, Scoring
 from search.options import add_options, fields_of
 from search.settings import Settings

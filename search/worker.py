@@ -17,8 +17,8 @@ from torch import nn
 from res2net.arch import Arch
 from res2net.cost import cost
 from res2net.elastic import ElasticRes2Net
+from res2net.factory import create
 from res2net.folder import weights_bytes
-from res2net.model import create
 from search.units import format_count
 from trainers.datasets.data import Data
 from trainers.device import out_of_memory

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import res2net
 import space
-from res2net.errors import Parser, run_main
+from res2net.commands import Parser, run_main
 from space import Space
 from studies.bench import check_positive, threads
 

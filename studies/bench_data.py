@@ -33,7 +33,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from res2net.errors import Parser, run_main
+from res2net.commands import Parser, run_main
 from studies.bench import check_positive, threads
 from studies.bench_trainer import Seconds
 from trainers.datasets.folder import MEAN, STD, Files, check_size, scan

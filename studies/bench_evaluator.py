@@ -23,7 +23,7 @@ import pandas as pd
 from rich.console import Console
 
 import trainers.datasets.data
-from res2net.errors import Parser, run_main
+from res2net.commands import Parser, run_main
 from res2net.files import write_atomic
 from search import supernet
 from search.api import Result, search

@@ -21,7 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
-from res2net.errors import Parser, UserError, run_main
+from res2net.commands import Parser, run_main
+from res2net.errors import UserError
 from search.driver import Driver
 from search.execute.local import execute as execute_local
 from search.report import dashboard

@@ -28,7 +28,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import res2net
-from res2net.errors import Parser, UserError, run_main
+from res2net.commands import Parser, run_main
+from res2net.errors import UserError
 from studies.bench import check_positive, threads
 from studies.plain import PlainRes2Net
 from trainers.datasets.data import Data, Split

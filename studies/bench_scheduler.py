@@ -23,7 +23,8 @@ import numpy as np
 import pandas as pd
 from rich.console import Console
 
-from res2net.errors import Parser, UserError, run_main
+from res2net.commands import Parser, run_main
+from res2net.errors import UserError
 from res2net.files import write_atomic
 from search.front import front, hypervolume
 from search.report.figures import new_figure, png, tidy

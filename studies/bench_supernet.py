@@ -22,8 +22,8 @@ from torch import Tensor
 import res2net
 import space
 from res2net import Arch
+from res2net.commands import Parser, run_main
 from res2net.elastic import ElasticRes2Net
-from res2net.errors import Parser, run_main
 from search.supernet import members_of
 from space import Space
 from studies.bench import check_positive, threads

@@ -33,7 +33,8 @@ from torch.utils.data import DataLoader, Dataset
 import res2net
 import space
 from res2net import Arch
-from res2net.errors import Parser, UserError, run_main, unknown
+from res2net.commands import Parser, run_main
+from res2net.errors import UserError, unknown
 from studies.bench import check_positive, threads
 from trainers.datasets.data import Data, Split
 from trainers.device import PRECISIONS, device_of

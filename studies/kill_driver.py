@@ -32,7 +32,8 @@ import safetensors.torch
 from PIL import Image
 
 import res2net
-from res2net.errors import Parser, UserError, run_main
+from res2net.commands import Parser, run_main
+from res2net.errors import UserError
 from search import runs
 from search.checkpoints import CHECKPOINTS
 from search.export import front_of

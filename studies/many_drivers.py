@@ -20,7 +20,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from res2net.errors import Parser, UserError, run_main
+from res2net.commands import Parser, run_main
+from res2net.errors import UserError
 from search import runs
 from search.study.storage import read
 from search.study.trials import FAILED, ORPHAN, SCORED, Record

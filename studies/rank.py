@@ -32,11 +32,12 @@ from torch import nn
 import space as spaces
 import trainers.datasets.data
 from res2net.arch import Arch
+from res2net.commands import Parser, run_main
 from res2net.cost import cost
 from res2net.elastic import ElasticRes2Net
-from res2net.errors import Parser, UserError, run_main
+from res2net.errors import UserError
+from res2net.factory import create
 from res2net.files import write_atomic
-from res2net.model import create
 from search import supernet
 from search.driver import trial_seed
 from search.report.figures import label_counts, new_figure, png, tidy

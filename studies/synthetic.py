@@ -12,8 +12,8 @@ import torch
 
 from res2net.arch import Arch
 from res2net.cost import cost
+from res2net.factory import create
 from res2net.folder import weights_bytes
-from res2net.model import create
 from search.worker import Job, Report
 from trainers.datasets.data import Data
 

@@ -1,11 +1,13 @@
-"""Who may import whom (the table in the design), and that importing does nothing."""
+"""The rooms import each other as the design's table allows, without circles, and importing a package does nothing."""
 
 import ast
 import os
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 # Each room, and what it may import of ours: these modules and what is inside them.
 ROOMS = {
     "res2net": (),
-    "space": ("res2net.arch", "res2net.cost", "res2net.errors", "res2net.named"),
+    "space": ("res2net.arch", "res2net.cost", "res2net.errors", "res2net.layer_cost", "res2net.named"),
     "trainers": ("res2net",),
     "search": ("res2net", "space", "trainers"),
     "studies": ("res2net", "space", "trainers", "search"),
@@ -25,13 +27,16 @@ TORCH_FREE = (
     "__init__",
     "__main__",
     "arch",
+    "commands",
     "cost",
     "errors",
     "hosts/biglittle/value",
     "hosts/dla/value",
     "kinds",
+    "layer_cost",
     "named",
     "published",
+    "residual_cost",
 )
 WITHOUT_TORCH = tuple(f"res2net/{name}.py" for name in TORCH_FREE)
 
@@ -50,6 +55,61 @@ def imports(path: Path) -> Iterator[str]:
             base = package[: len(package) - node.level + 1] if node.level else ()
             module = ".".join((*base, *filter(None, [node.module])))
             yield from (home(module, alias.name) for alias in node.names)
+
+
+def modules(room: str) -> dict[str, Path]:
+    """Map the modules of a room to their files."""
+    found = {}
+    for path in sources(room):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def links(room: str) -> dict[str, set[str]]:
+    """Map each module of a room to the modules of the room that it imports.
+
+    Imports in functions and for type checkers count, and so do the modules that the registry of kinds names in text
+    ("res2net.model:Res2Net"). The import of a package before its modules, which Python adds, does not count.
+    """
+    known = modules(room)
+    found: dict[str, set[str]] = {}
+    for module, path in known.items():
+        tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
+        found[module] = set()
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                found[module] |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                package = path.relative_to(ROOT).parent.parts
+                base = package[: len(package) - node.level + 1] if node.level else ()
+                source = ".".join((*base, *filter(None, [node.module])))
+                found[module] |= {n if (n := f"{source}.{alias.name}") in known else source for alias in node.names}
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found[module] |= {node.value.partition(":")[0]} if ":" in node.value else set()
+        found[module] &= known.keys()
+    return found
+
+
+def circles(room: str) -> list[str]:
+    """Return the modules of a room that import themselves, directly or through others, each with what it imports."""
+    direct = links(room)
+    found = []
+    for module in direct:
+        back = sorted(name for name in direct[module] if module in reachable(direct, name))
+        if back:
+            found.append(f"{module} -> {', '.join(back)}")
+    return found
+
+
+def reachable(direct: dict[str, set[str]], start: str) -> set[str]:
+    """Return a module and all modules that it imports, directly or through others."""
+    reached, todo = set(), [start]
+    while todo:
+        if (name := todo.pop()) not in reached:
+            reached.add(name)
+            todo += direct[name]
+    return reached
 
 
 def home(module: str, name: str) -> str:
@@ -95,6 +155,41 @@ def packages(*rooms: str) -> list[str]:
 @pytest.mark.parametrize("room", ROOMS)
 def test_rooms_import_only_what_the_table_allows(room: str) -> None:
     assert breaches(room) == []
+
+
+UNFINISHED = pytest.mark.xfail(strict=False, reason="this room is still being rebuilt")
+
+
+@pytest.mark.parametrize(
+    "room",
+    [
+        "res2net",
+        pytest.param("space", marks=UNFINISHED),
+        pytest.param("trainers", marks=UNFINISHED),
+        pytest.param("search", marks=UNFINISHED),
+        "studies",
+    ],
+)
+def test_no_room_has_an_import_circle(room: str) -> None:
+    assert circles(room) == []
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "found"),
+    [
+        ("from space.b import f", "from space import a", True),
+        ("import space.b", "def f():\n    import space.a", True),
+        ("from . import b", "if TYPE_CHECKING:\n    from .a import f", True),
+        ("KIND = 'space.b:Class'", "from space.a import f", True),
+        ("from space.b import f", "import space.c", False),
+    ],
+)
+def test_circles_are_found(a: str, b: str, found: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "space").mkdir()
+    for name, text in (("a", a), ("b", b), ("c", "import space.d"), ("d", ""), ("__init__", "from space import a")):
+        (tmp_path / "space" / f"{name}.py").write_text(text)
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    assert circles("space") == (["space.a -> space.b", "space.b -> space.a"] if found else [])
 
 
 @pytest.mark.parametrize("file", WITHOUT_TORCH)
@@ -163,3 +258,16 @@ def test_importing_does_nothing(tmp_path: Path) -> None:
     code += "print('torch' in sys.modules and sys.modules['torch'].cuda.is_initialized())"
     assert run(code, tmp_path) == "False [] False\n"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_version_is_the_installed_package_s() -> None:
+    res2net = import_module("res2net")
+    assert res2net.__version__ == version("res2net-search")
+
+
+@pytest.mark.parametrize("room", ["res2net", "space", "trainers", "search"])
+def test_type_checkers_of_users_read_our_annotations(room: str) -> None:
+    assert (ROOT / room / "py.typed").is_file()
+    with open(ROOT / "pyproject.toml", "rb") as file:
+        data = tomllib.load(file)["tool"]["setuptools"]["package-data"]
+    assert "py.typed" in data[room]

@@ -16,11 +16,12 @@ import torch.nn.functional as F
 from torch import nn
 
 import trainers.datasets.data
+from res2net.backbone import Network
+from res2net.commands import Parser, run_main
 from res2net.cost import cost
 from res2net.deploy.optimize import optimize
-from res2net.errors import Parser, UserError, run_main, unknown
+from res2net.errors import UserError, unknown
 from res2net.folder import TRAINING_FILE, load
-from res2net.networks import AnyNetwork
 from trainers.datasets.data import Data
 from trainers.ddp import ALONE, Group
 from trainers.device import PRECISIONS, device_of, uses_bf16
@@ -79,7 +80,7 @@ def _trained_on(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not what fit or export writes ({type(error).__name__}: {error})") from None
 
 
-def _test_data(args: argparse.Namespace, trained: dict[str, Any], model: AnyNetwork) -> Data:
+def _test_data(args: argparse.Namespace, trained: dict[str, Any], model: Network) -> Data:
     """The test split, its images to be normalised as the network's training images were."""
     size = args.image_size or (trained.get("image_size") if args.data == "folder" else None)
     cropped = args.data == "folder" and trained.get("crop", "resized") == "resized"

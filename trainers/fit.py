@@ -24,8 +24,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import trainers.datasets.data
 from res2net.arch import Arch
+from res2net.commands import Parser, run_main
 from res2net.cost import cost
-from res2net.errors import Parser, UserError, run_main
+from res2net.errors import UserError
+from res2net.factory import create
 from res2net.files import write_atomic, write_folder
 from res2net.folder import (
     ARCH_FILE,
@@ -40,7 +42,7 @@ from res2net.folder import (
     load_arch,
     weights_bytes,
 )
-from res2net.model import Res2Net, create
+from res2net.model import Res2Net
 from res2net.named import named
 from trainers import resume
 from trainers.card import code, machine, model_card

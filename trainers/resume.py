@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
+from res2net.arch import BaseArch
 from res2net.errors import UserError
 from res2net.files import write_atomic
 from res2net.folder import BOARD_FOLDER, CHECKPOINT_FILE, LOG_FILE
-from res2net.kinds import AnyArch
 from trainers.datasets.data import Data
 from trainers.recipes import Config, differences
 from trainers.train import Epoch, Trainer
@@ -34,7 +34,7 @@ def unpack(content: bytes) -> Any:
 class Run:
     """What two trainings must share for one to go on from the other's checkpoint."""
 
-    arch: AnyArch
+    arch: BaseArch
     config: Config
     data: Data
 

@@ -1,51 +1,47 @@
-"""Networks for inference: batch norms folded, channels last, and what follows a convolution done in its own kernel.
+"""Networks for inference: batch norms folded, channels last, and a convolution's followers computed in its kernel.
 
-The network is traced, not rewritten: whatever a block computes, a convolution takes over the batch norm behind it, the
-sum with a shortcut and the ReLU. On a CPU these are oneDNN's kernels with packed weights, the ones that
-`torch.compile` uses.
+The network is traced, not rewritten: in every block, a convolution takes over the batch norm, the sum with a shortcut
+and the ReLU that follow it. On a CPU these convolutions are oneDNN's kernels with packed weights, which
+`torch.compile` uses too.
 """
 
 from __future__ import annotations
 
 import copy
 import operator
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from res2net.backbone import Backbone, DensePool, check_images
+from res2net._torch_private import Geometry, convolve, convolve_add, onednn_has_bf16, pack
+from res2net.backbone import Backbone, DensePool, Network, check_images
 from res2net.errors import UserError
-from res2net.hosts.biglittle.model import BigLittle
-from res2net.hosts.dla.model import Dla
-from res2net.model import Bottle2neck, Bottleneck, Res2Net
-
-KINDS = (Res2Net, Dla, BigLittle)
+from res2net.kinds import network_names
+from res2net.model import Bottle2neck, Bottleneck
 
 
 def optimize(model: nn.Module, *, bf16: bool = False) -> Optimized | Backbone:
-    """A copy of a network (or `Backbone`) for inference alone: faster, with the same outputs to fp32 rounding.
+    """Return a copy of a network (or `Backbone`) for inference: faster, with equal outputs up to fp32 rounding.
 
-    It has `forward`, `forward_features`, `feature_info`, `num_features` and `arch`, and stays on the device that the
-    model is on: it can be neither trained, saved nor moved. The model itself is left as it is.
+    The copy has `forward`, `forward_features`, `feature_info`, `num_features` and `arch`. It stays on the model's
+    device, and cannot be trained, saved or moved. The model is unchanged.
 
-    bf16: compute in bf16 with outputs in float32, which differ by about 1 % of the largest.
+    bf16: compute in bf16 and return float32; outputs differ by about 1 % of the largest.
     """
     if isinstance(model, Backbone):
-        out = copy.copy(model)
-        out._modules = {"body": optimize(model.body, bf16=bf16)}
-        return out.eval()
-    if not isinstance(model, KINDS):
-        accepted = ", ".join(kind.__name__ for kind in (*KINDS, Backbone))
-        raise UserError(f"model is a {type(model).__name__}; accepted: {accepted}")
+        return model.with_body(optimize(model.body, bf16=bf16)).eval()
+    if not isinstance(model, Network):
+        raise UserError(f"`model`: a {type(model).__name__}; accepted: {network_names()}, Backbone")
     return Optimized(model, bf16)
 
 
 class Optimized(nn.Module):
-    """What `optimize` makes of a network."""
+    """The module that `optimize` returns."""
 
-    def __init__(self, model: Res2Net | Dla | BigLittle, bf16: bool) -> None:
+    def __init__(self, model: Network, bf16: bool) -> None:
         super().__init__()
         self.arch, self.num_features, self.feature_info = model.arch, model.num_features, model.feature_info
         model = copy.deepcopy(model).eval().requires_grad_(False)
@@ -56,7 +52,7 @@ class Optimized(nn.Module):
         onednn = has_onednn(weight.device, self.dtype)
         recast(model, onednn)
         self.body = fused(model, onednn)
-        self.to(self.dtype, memory_format=torch.channels_last).eval()
+        self.to(self.dtype).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]  # not in stubs
 
     @torch.no_grad()
     def _maps(self, x: Tensor) -> list[Tensor]:
@@ -64,73 +60,78 @@ class Optimized(nn.Module):
         return self.body(x.to(self.dtype, memory_format=torch.channels_last))
 
     def forward_features(self, x: Tensor) -> list[Tensor]:
-        """Each stage's feature maps, finest first."""
+        """Return each stage's feature map, finest first."""
         return [y.to(self.out_dtype) for y in self._maps(x)]
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
+        """Return logits `[N, num_classes]`; without a classifier, the mean of the last map."""
         return self.fc(self._maps(x)[-1].mean((2, 3))).to(self.out_dtype)
 
 
 def as_linear(fc: nn.Module) -> nn.Module:
-    """The classifier over `[N, C]`, where it may be a 1x1 convolution."""
+    """Return the classifier over `[N, C]`; a classifier that is a 1x1 convolution becomes a linear layer."""
     if not isinstance(fc, nn.Conv2d):
         return fc
     out = nn.utils.skip_init(nn.Linear, fc.in_channels, fc.out_channels)
-    out.weight, out.bias = nn.Parameter(fc.weight.flatten(1), False), fc.bias
+    out.weight = nn.Parameter(fc.weight.flatten(1), False)
+    out.bias = cast("Tensor", fc.bias)  # classifiers have one
     return out
 
 
 class Conv(nn.Module):
-    """A convolution, the sum with another map, and a ReLU, where the network has them, at once."""
+    """A convolution, the sum with another map and a ReLU, computed together; the sum and the ReLU are optional."""
+
+    weight: Tensor
+    bias: Tensor | None
 
     def __init__(self, conv: nn.Conv2d, onednn: bool) -> None:
         super().__init__()
+        assert not isinstance(conv.padding, str)  # our networks give numbers
         self.onednn = onednn
         self.weight, self.bias = conv.weight, conv.bias
-        self.shape = list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups
+        self.geometry: Geometry = list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups
         self.relu = False
-        self.in_place = False  # whether the sum may replace the other map
+        self.in_place = False  # whether the sum may overwrite the other map
         self.packed: tuple[torch.Size | None, Tensor] = None, self.weight
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        """Return the convolution of `x`, plus `other` if given, after the ReLU if `self.relu`."""
         if not self.onednn:
             return self._plain(x, other)
-        relu = "relu" if self.relu else None
-        layer = self._pack(x), self.bias, *self.shape
+        packed = self._pack(x)
         if other is None:
-            return torch.ops.mkldnn._convolution_pointwise.default(x, *layer, relu or "none", [], "")
-        if self.in_place:
-            return torch.ops.mkldnn._convolution_pointwise_.binary(other, x, *layer, "add", 1.0, relu, [], "")
-        return torch.ops.mkldnn._convolution_pointwise.binary(x, other, *layer, "add", 1.0, relu, [], "")
+            return convolve(x, packed, self.bias, self.geometry, self.relu)
+        return convolve_add(x, other, packed, self.bias, self.geometry, self.relu, self.in_place)
 
     def _plain(self, x: Tensor, other: Tensor | None) -> Tensor:
-        padding, stride, dilation, groups = self.shape
+        padding, stride, dilation, groups = self.geometry
         x = F.conv2d(x, self.weight, self.bias, stride, padding, dilation, groups)
         x = x if other is None else x.add_(other)
         return x.relu_() if self.relu else x
 
     def _pack(self, x: Tensor) -> Tensor:
-        """The weights in the order that oneDNN wants them in for images of this shape.
+        """Return the weights in oneDNN's memory order for images of this shape, packed once per shape.
 
-        Packed for others, they would be reordered at each call, which can take ten times as long as the convolution.
+        Weights packed for another shape would be reordered in each call, which can take ten times as long as the
+        convolution itself.
         """
         shape, packed = self.packed
         if shape != x.shape:
-            packed = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *self.shape, x.shape)
+            packed = pack(self.weight, self.geometry, x.shape)
             self.packed = x.shape, packed
         return packed
 
 
 def has_onednn(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether oneDNN convolves numbers of that type there."""
+    """Return whether oneDNN convolves numbers of this type on this device."""
     if device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
-    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and onednn_has_bf16())
 
 
 class InPlace(Bottle2neck):
-    """A later block, whose splits are replaced one after the other in the map that they are read from."""
+    """A block after its stage's first, whose results overwrite the splits in their own map, one after the other."""
 
     def middle(self, x: Tensor) -> Tensor:
         splits, y = x.chunk(self.scale, 1), None
@@ -142,39 +143,40 @@ class InPlace(Bottle2neck):
 
 
 def recast(model: nn.Module, onednn: bool) -> None:
-    """Give blocks of several splits the kind that is faster here."""
+    """Change blocks of several splits to the class that computes them faster at inference."""
     for block in model.modules():
         if isinstance(block, Bottle2neck) and not block.first:
             block.__class__ = InPlace
-        # Of two splits, the one that is pooled would be half of the convolution.
+        # With two splits, the pooled one would be half of the merged convolution: more products than the copies cost.
         elif isinstance(block, Bottle2neck) and onednn and (block.scale > 2 or len(block.convs) == block.scale):
             block.conv2, block.bn2 = merged(block), nn.Identity()
-            block.__class__ = Bottleneck
+            block.__class__ = Bottleneck  # type: ignore[assignment]  # its `middle` reads `conv2` and `bn2` alone
 
 
 def merged(block: Bottle2neck) -> nn.Conv2d:
-    """What a first block does between its 1x1 convolutions, as one convolution: its splits do not meet.
+    """Return the middle of a stage's first block as one convolution; its splits do not read each other's results.
 
-    Each split is a group, and the pool a kernel that is a ninth everywhere. Copies of the splits would take longer than
-    these products.
+    Each split is a group of channels, and the average pool is a kernel of ninths. Copying the splits would take longer
+    than the additional products.
     """
-    convs = [fuse_conv_bn_eval(conv, bn) for conv, bn in zip(block.convs, block.bns, strict=True)]
+    pairs = cast("list[tuple[nn.Conv2d, nn.BatchNorm2d]]", list(zip(block.convs, block.bns, strict=True)))
+    convs = [fuse_conv_bn_eval(conv, bn) for conv, bn in pairs]
     conv = convs[0]
     if len(convs) < block.scale:
         pool = copy.deepcopy(conv)
         channels = torch.arange(conv.out_channels)
         nn.init.zeros_(pool.weight)[channels, channels % conv.weight.shape[1]] = 1 / 9
-        nn.init.zeros_(pool.bias)
+        nn.init.zeros_(cast("Tensor", pool.bias))
         convs.append(pool)
     inner, groups = conv.out_channels * block.scale, conv.groups * block.scale
-    out = nn.Conv2d(inner, inner, 3, conv.stride, conv.padding, conv.dilation, groups, device="meta")
+    out = nn.Conv2d(inner, inner, 3, block.stride, block.dilation, block.dilation, groups, device="meta")
     for name in ("weight", "bias"):
         setattr(out, name, nn.Parameter(torch.cat([getattr(c, name) for c in convs]), False))
     return out
 
 
 class Tracer(fx.Tracer):
-    """Records `forward_features`."""
+    """Record `forward_features`, with convolutions and dense pools as single calls."""
 
     traced_func_name = "forward_features"
 
@@ -183,18 +185,18 @@ class Tracer(fx.Tracer):
 
 
 def fused(model: nn.Module, onednn: bool) -> fx.GraphModule:
-    """`forward_features` made of `Conv`s, of a model in eval mode that is not needed any more."""
+    """Return `forward_features` with `Conv`s for convolutions; the model must be in eval mode, and is used up."""
     body = fx.GraphModule(model, Tracer().trace(model))
     for node in list(body.graph.nodes):
         if isinstance(module(body, node), nn.Identity):
             drop(node)
     for node in list(body.graph.nodes):
-        if isinstance(module(body, node), nn.Conv2d):
-            fuse(body, node, onednn)
+        if isinstance(conv := module(body, node), nn.Conv2d):
+            fuse(body, node, conv, onednn)
     order = {node: i for i, node in enumerate(body.graph.nodes)}
     for node in order:
         if isinstance(conv := module(body, node), Conv) and len(node.args) == 2:
-            # No other name for the map, and nobody who reads it later.
+            # The other map may be overwritten if it is a fresh result and its other readers have run before.
             others = [user for user in node.args[1].users if user is not node]
             is_free = all(isinstance(module(body, user), Conv) and order[user] < order[node] for user in others)
             conv.in_place = is_free and isinstance(module(body, node.args[1]), Conv)
@@ -203,37 +205,37 @@ def fused(model: nn.Module, onednn: bool) -> fx.GraphModule:
     return body
 
 
-def fuse(body: fx.GraphModule, node: fx.Node, onednn: bool) -> None:
-    """Make the convolution at a node take over what alone reads its result."""
-    conv, act = module(body, node), reader(node)
-    if isinstance(bn := module(body, act), nn.BatchNorm2d):
+def fuse(body: fx.GraphModule, node: fx.Node, conv: nn.Conv2d, onednn: bool) -> None:
+    """Fuse a convolution with the sole reader of its result: batch norm, then a sum, then a ReLU."""
+    act = reader(node)
+    if act is not None and isinstance(bn := module(body, act), nn.BatchNorm2d):
         conv = fuse_conv_bn_eval(conv, bn)
         drop(act)
-    conv = Conv(conv, onednn)
-    body.set_submodule(node.target, conv)
+    fused_conv = Conv(conv, onednn)
+    body.set_submodule(str(node.target), fused_conv)
     if (act := reader(node)) is not None and act.target is operator.add:
         other = act.args[act.args[0] is node]
-        act.append(node)  # where the other map is known as well
+        act.append(node)  # moved to the sum's place, before which the other map may not be computed yet
         act.replace_all_uses_with(node)
         body.graph.erase_node(act)
         node.args = (*node.args, other)
     act = reader(node)
     if act is not None and (act.target in (torch.relu, torch.relu_) or isinstance(module(body, act), nn.ReLU)):
-        conv.relu = True
+        fused_conv.relu = True
         drop(act)
 
 
 def module(body: fx.GraphModule, node: fx.Node | None) -> nn.Module | None:
-    """What a node calls, if that is a module."""
-    return body.get_submodule(node.target) if node is not None and node.op == "call_module" else None
+    """Return the module that a node calls, or None."""
+    return body.get_submodule(str(node.target)) if node is not None and node.op == "call_module" else None
 
 
 def reader(node: fx.Node) -> fx.Node | None:
-    """Who alone reads a node's result."""
+    """Return the sole reader of a node's result, or None."""
     return next(iter(node.users)) if len(node.users) == 1 else None
 
 
 def drop(node: fx.Node) -> None:
-    """Take a node out; what it reads stands for it."""
-    node.replace_all_uses_with(node.args[0])
+    """Remove a node; its readers read its input instead."""
+    node.replace_all_uses_with(cast("fx.Node", node.args[0]))
     node.graph.erase_node(node)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from res2net.errors import Parser, run_main
+from res2net.commands import Parser, run_main
 from search import runs
 from search.ledger import Ledger
 from search.report.files import write

@@ -77,7 +77,7 @@ def test_a_small_network_has_small_strides() -> None:
 
 @pytest.mark.parametrize("stride", [0, 3, 64, -8, True, 8.0, "8"])
 def test_an_output_stride_that_cannot_be(stride: object) -> None:
-    with pytest.raises(UserError, match=r"output_stride is .*accepted: 4, 8, 16, 32") as caught:
+    with pytest.raises(UserError, match=r"`output_stride`: .*accepted: 4, 8, 16, 32") as caught:
         create(IMAGENET, output_stride=stride)
     assert repr(stride) in str(caught.value)
 
@@ -151,7 +151,7 @@ def test_the_other_kinds_have_the_same_face(name: str) -> None:
 
 @pytest.mark.parametrize("wanted", [[], [4], [-5], "01", 2, [1.0], [True]])
 def test_out_indices_that_cannot_be(wanted: object) -> None:
-    with pytest.raises(UserError, match=r"out_indices is .*from -4 to 3"):
+    with pytest.raises(UserError, match=r"`out_indices`: .*from -4 to 3"):
         create(IMAGENET, features_only=True, out_indices=wanted)
 
 

@@ -33,7 +33,7 @@ import sys, time
 from pathlib import Path
 import numpy as np
 import trainers.datasets.data
-from res2net.errors import Parser, run_main
+from res2net.commands import Parser, run_main
 from search import Settings, search
 from studies.synthetic import Synthetic
 from trainers.datasets.data import Data, Split

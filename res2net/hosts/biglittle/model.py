@@ -1,4 +1,4 @@
-"""Big-Little networks (arXiv 1807.03848), our block plugged in, with the keys that bL-Net was released with."""
+"""Big-Little networks (arXiv 1807.03848) with our block, and with the state-dict keys of bL-Net's release."""
 
 from __future__ import annotations
 
@@ -9,15 +9,11 @@ from torch import Tensor, nn
 from res2net.arch import Stage
 from res2net.backbone import FeatureInfo, Network, check_images, own_stride
 from res2net.hosts.biglittle.value import BigLittleArch
-from res2net.model import Block, conv3x3, init, plug
-
-
-def conv1x1(c_in: int, c_out: int) -> nn.Conv2d:
-    return nn.Conv2d(c_in, c_out, 1, bias=False)
+from res2net.model import Block, conv1x1, conv3x3, init, plug
 
 
 def shortcut(c_in: int, c_out: int, stride: int) -> nn.Module | None:
-    """Average-pooled where the block strides, projected where channels change; None for the identity."""
+    """Return a shortcut: an average pool if the block strides, a projection if channels change; None: the identity."""
     parts: list[nn.Module] = [nn.AvgPool2d(3, stride, 1)] if stride > 1 else []
     if c_in != c_out:
         parts += [conv1x1(c_in, c_out), nn.BatchNorm2d(c_out)]
@@ -25,43 +21,45 @@ def shortcut(c_in: int, c_out: int, stride: int) -> nn.Module | None:
 
 
 def block(stage: Stage, c_in: int, strides: bool) -> Block:
-    """One block; where its shortcut is no identity, it adds nothing hierarchically, as first blocks of stages do."""
+    """Return one block; with a shortcut other than the identity, it is built as a stage's first block."""
     own = shortcut(c_in, stage.channels, stage.stride if strides else 1)
     return plug(stage, c_in, own is not None, own)
 
 
 def run(stage: Stage, c_in: int) -> nn.Sequential:
-    """The blocks of a branch or of an ordinary stage; the first one strides."""
+    """Return the blocks of a branch or of the last stage; the first one strides."""
     return nn.Sequential(*(block(stage, stage.channels if j else c_in, j == 0) for j in range(stage.depth)))
 
 
 def merge(big: Tensor, little: Tensor) -> Tensor:
-    """The sum of both branches, Big's map enlarged to Little's size."""
+    """Return the sum of both branches; Big's map is enlarged to Little's size."""
     return torch.relu_(F.interpolate(big, little.shape[2:], mode="bilinear", align_corners=False) + little)
 
 
 class Module(nn.Module):
-    """Big-Little Module (section 3.1): two branches, their merging, and the block that follows it."""
+    """The Big-Little Module (section 3.1): two branches, their sum, and one more block."""
 
     def __init__(self, arch: BigLittleArch, stage: Stage, c_in: int) -> None:
         super().__init__()
         big, little = arch.big(stage), arch.little(stage)
         self.big = run(big, c_in)
-        self.big[-1].relu = False
+        last = self.big[-1]
+        assert isinstance(last, Block)
+        last.relu = False  # the ReLU follows the sum of both branches
         self.little = run(little, c_in)
         self.little_e = nn.Sequential(conv1x1(little.channels, stage.channels), nn.BatchNorm2d(stage.channels))
         self.fusion = nn.Sequential(block(stage, stage.channels, True))
         self.strides = stage.stride > 1
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The finest map that is whole, for a reader of features, and what the next stage reads."""
+        """Return the stage's feature map at full resolution, and the input of the next stage."""
         merged = merge(self.big(x), self.little_e(self.little(x)))
         out = self.fusion(merged)
         return (merged if self.strides else out), out
 
 
 class BigLittle(Network):
-    """The network that a `BigLittleArch` describes. `model(x)` gives logits for images `[N, C, H, W]` of any size."""
+    """The network of a `BigLittleArch`: `model(x)` returns logits `[N, num_classes]` for images `[N, C, H, W]`."""
 
     def __init__(self, arch: BigLittleArch, output_stride: int | None = None) -> None:
         super().__init__()
@@ -77,6 +75,7 @@ class BigLittle(Network):
         self.apply(init)
 
     def _build_stem(self, c_in: int, c: int, thin: int) -> None:
+        """Build the stem: `b_` and `l_` are its Big and its Little branch, of `c` and `thin` channels."""
         self.conv1, self.bn1 = nn.Conv2d(c_in, c, 7, 2, 3, bias=False), nn.BatchNorm2d(c)
         self.b_conv0, self.bn_b0 = conv3x3(c, c, 2), nn.BatchNorm2d(c)
         self.l_conv0, self.bn_l0 = conv3x3(c, thin), nn.BatchNorm2d(thin)
@@ -104,17 +103,17 @@ class BigLittle(Network):
         return [f"layer{i}" for i in range(1, self.count + 1)]
 
     def cut(self, count: int) -> None:
-        """Keep the first `count` stages; `arch` still says of all whether they stride."""
+        """Keep the first `count` stages. `arch` keeps all stages: a stage's own stride comes after its feature map."""
         for name in self.stage_names()[count:]:
             delattr(self, name)
         is_shorter, self.count = count < self.count, count
         last = self.layers()[-1]
         if is_shorter and last.strides:
-            last.fusion = nn.Identity()  # only the next stage reads it
+            last.fusion = nn.Identity()  # only the next stage would read its output
         self.reset_classifier(0)
 
     def forward_features(self, x: Tensor) -> list[Tensor]:
-        """Each stage's feature maps, finest first: strides 4, 8, 16 and 32, as a stage strides after its branches."""
+        """Return each stage's feature map, finest first: of strides 4, 8, 16 and 32, as stages stride after the sum."""
         check_images(x, self.arch.in_channels)
         x = self.stem(x)
         maps = []

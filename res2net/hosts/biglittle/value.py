@@ -1,4 +1,4 @@
-"""Big-Little Net (bL-Net, arXiv 1807.03848) as a value: what `Arch` is to the residual line. Imports no torch."""
+"""Big-Little Net (bL-Net, arXiv 1807.03848): its value and its cost. Imports no torch."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from typing import Any, ClassVar
 
 from res2net.arch import BaseArch, Stage
 from res2net.errors import UserError
+from res2net.layer_cost import NOTHING, Cost, body, classifier, conv, down
 
 
 @dataclass(frozen=True, slots=True)
 class BigLittleArch(BaseArch):
-    """A residual network whose stages, but for the last, compute at two resolutions (section 3.1).
+    """A residual network that computes each stage but the last at two resolutions (section 3.1).
 
-    A stage's Big branch is `depth - 1` blocks at half the resolution; its Little branch is fewer blocks (`beta`) of
-    fewer channels (`alpha`) at the full one. They are added, and one more block follows, which has the stage's stride.
-    The last stage is an ordinary one, whose first block strides.
+    The Big branch of a stage has `depth - 1` blocks at half the resolution. The Little branch has `1 / beta` of the
+    blocks and `1 / alpha` of the channels, at full resolution. Their sum goes through one more block, which applies
+    the stage's stride. The last stage has no branches; its first block strides.
     """
 
     kind: ClassVar[str] = "biglittle"
@@ -46,15 +47,43 @@ class BigLittleArch(BaseArch):
         return 4
 
     def big(self, stage: Stage) -> Stage:
-        """The Big branch of a stage."""
+        """Return the Big branch of a stage."""
         return Stage(stage.depth - 1, stage.planes, stage.width, stage.cardinality, stage.scale, 2)
 
     def little(self, stage: Stage) -> Stage:
-        """The Little branch of a stage: `1 / alpha` of its channels, `1 / beta` of its blocks less the last."""
+        """Return the Little branch of a stage: `1 / alpha` of its channels, `1 / beta` of its blocks minus one."""
         depth = max(1, stage.depth // self.beta - 1)
         return Stage(depth, stage.planes // self.alpha, stage.width // self.alpha, stage.cardinality, stage.scale)
 
     def _hashed(self) -> dict[str, Any]:
         data = BaseArch._hashed(self)
-        data.pop("beta", None)  # many of them give the same number of blocks
+        data.pop("beta", None)  # several values of beta give the same number of blocks
         return data | {"little": [asdict(self.little(s)) for s in self.stages[:-1]]}
+
+
+def biglittle_cost(arch: BigLittleArch, image_size: int) -> Cost:
+    """Return the cost of one image of `image_size` x `image_size`."""
+    total, size = stem(arch, image_size)
+    c_in, last = arch.stem_channels, arch.stages[-1]
+    for s in arch.stages[:-1]:
+        little = arch.little(s)
+        total += blocks(arch.big(s), c_in, size) + blocks(little, c_in, size)
+        # A 1x1 convolution widens the Little branch; one more block reads the sum of both branches.
+        total += conv(little.channels, s.channels, 1, size) + body(s, s.channels, size, True)
+        size, c_in = down(size, s.stride), s.channels
+    return total + blocks(last, c_in, size) + classifier(last.channels, arch.num_classes)
+
+
+def stem(arch: BigLittleArch, image_size: int) -> tuple[Cost, int]:
+    """Return the cost of the stem, which also has two branches, and the side of its output map."""
+    c, half = arch.stem_channels, down(image_size, 2)
+    size, thin = down(half, 2), arch.stem_channels // arch.alpha
+    little = conv(c, thin, 3, half) + conv(thin, thin, 3, size) + conv(thin, c, 1, size)
+    return conv(arch.in_channels, c, 7, half) + conv(c, c, 3, size) + little + conv(c, c, 1, size), size
+
+
+def blocks(s: Stage, c_in: int, size: int) -> Cost:
+    """Return the cost of a branch's blocks; the first one strides, and projects only where channels change."""
+    out = down(size, s.stride)
+    total = body(s, c_in, size, True) + (conv(c_in, s.channels, 1, out) if c_in != s.channels else NOTHING)
+    return sum((body(s, s.channels, out, False) for _ in range(s.depth - 1)), total)

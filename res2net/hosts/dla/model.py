@@ -1,4 +1,4 @@
-"""The networks of deep layer aggregation (arXiv 1707.06484), the paper's block plugged in, with the released keys."""
+"""Deep layer aggregation (arXiv 1707.06484) with our block, and with the state-dict keys of the released models."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from res2net.model import conv3x3, init, plug
 
 
 class Root(nn.Module):
-    """An aggregation node: one 1x1 convolution over all that it aggregates."""
+    """An aggregation node: one 1x1 convolution over the concatenation of its inputs."""
 
     def __init__(self, c_in: int, c_out: int) -> None:
         super().__init__()
@@ -26,10 +26,11 @@ class Root(nn.Module):
 
 
 class Tree(nn.Module):
-    """`2 ** depth` blocks and their aggregation (section 3.2): two trees of half the blocks, or two blocks and a root.
+    """`2 ** depth` blocks and their aggregation (section 3.2): two subtrees, or at depth 1 two blocks and a root.
 
-    The root of the last two blocks reads, besides these, the result of each first half around them, and what the
-    tree's input was where `aggregates_input` asks for it.
+    The last root reads its two blocks, the output of the first half of each tree that ends with it, and the tree's
+    input if `aggregates_input`.
+    aggregated: input channels of the last root.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class Tree(nn.Module):
             self.project = nn.Sequential(nn.Conv2d(c_in, c_out, 1, bias=False), nn.BatchNorm2d(c_out))
 
     def forward(self, x: Tensor, maps: tuple[Tensor, ...] = ()) -> Tensor:
-        """`maps` are those that its last root aggregates from outside of it."""
+        """Return the tree's output; `maps` are the inputs of its last root that come from outside the tree."""
         if self.aggregates_input:
             maps = (self.downsample(x), *maps)
         if not self.is_leaf:
@@ -62,14 +63,15 @@ class Tree(nn.Module):
 
 
 def level(c_in: int, c_out: int, stride: int = 1) -> nn.Sequential:
+    """Return a 3x3 convolution with batch norm and ReLU."""
     return nn.Sequential(conv3x3(c_in, c_out, stride), nn.BatchNorm2d(c_out), nn.ReLU(inplace=True))
 
 
 class Dla(Network):
-    """The network that a `DlaArch` describes. `model(x)` gives logits `[N, num_classes]` for images `[N, C, H, W]`.
+    """The network of a `DlaArch`: `model(x)` returns logits `[N, num_classes]` for images `[N, C, H, W]`.
 
-    Any H and W of at least 1 will do: maps are rounded up, as the pools here are too (the released ones round down,
-    which is the same at multiples of 32 and fails elsewhere).
+    H and W may be any size from 1: convolutions and pools round up. The released pools round down, which is the same at
+    multiples of 32 and fails at other sizes.
     """
 
     def __init__(self, arch: DlaArch, output_stride: int | None = None) -> None:
@@ -89,7 +91,7 @@ class Dla(Network):
 
     @property
     def unused_keys(self) -> tuple[str, ...]:
-        """Patterns of the keys that released checkpoints have in vain."""
+        """Patterns of keys that released checkpoints hold and this network does not use."""
         return tuple(re.escape(prefix) + r"[01]\.\w+" for prefix in self.arch.unused_projections())
 
     @property
@@ -104,7 +106,7 @@ class Dla(Network):
         return [f"level{i}" for i in range(2, len(self.arch.stages) + 2)]
 
     def head(self) -> nn.Module:
-        """A 1x1 convolution, as released."""
+        """Return a newly initialised classifier: a 1x1 convolution, as released."""
         return nn.Conv2d(self.num_features, self.arch.num_classes, 1) if self.arch.num_classes else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:

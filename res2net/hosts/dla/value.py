@@ -1,4 +1,4 @@
-"""Deep layer aggregation (DLA, arXiv 1707.06484) as a value: what `Arch` is to the residual line. Imports no torch."""
+"""Deep layer aggregation (DLA, arXiv 1707.06484): its value and its cost. Imports no torch."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ from typing import ClassVar
 
 from res2net.arch import BaseArch, Stage
 from res2net.errors import UserError
+from res2net.layer_cost import NOTHING, Cost, body, conv, down, linear
 
 DEEPEST = 8
 
 
 @dataclass(frozen=True, slots=True)
 class DlaArch(BaseArch):
-    """A network of trees, one a stage, which aggregate their blocks' outputs (hierarchical aggregation, section 3.2).
+    """A network of trees, one per stage; a tree aggregates its blocks' outputs (hierarchical aggregation, section 3.2).
 
-    stages: `depth` is the tree's: it has `2 ** depth` blocks. The first of them strides.
-    base_channels: of the 7x7 stem and the 3x3 level after it; stem_channels: of the strided 3x3 level that follows.
+    stages: a stage's `depth` is the depth of its tree, which has `2 ** depth` blocks; the first block strides.
+    base_channels: channels of the 7x7 stem and of the 3x3 level after it.
+    stem_channels: channels of the strided 3x3 level before the first tree.
     """
 
     kind: ClassVar[str] = "dla"
@@ -40,10 +42,11 @@ class DlaArch(BaseArch):
         return 2
 
     def unused_projections(self) -> dict[str, tuple[int, int, int]]:
-        """Prefixes of the weights that released checkpoints hold in vain, and for each its stage and channels in, out.
+        """Map the key prefix of each unused projection to its stage's index and its channels in and out.
 
-        They gave every tree a projection where its channels change; only those of two blocks use it. A prefix stands
-        for a 1x1 convolution (`0.weight`) and its batch norm (`1.weight`, `1.bias`, `1.running_mean`, ...).
+        In the released definitions, every tree whose channels change has a projection. Only trees of two blocks use
+        theirs, so ours have no others. A prefix covers a 1x1 convolution (`0.weight`) and its batch norm (`1.weight`,
+        `1.bias`, `1.running_mean`, ...).
         """
         found, c_in = {}, self.stem_channels
         for i, stage in enumerate(self.stages):
@@ -52,3 +55,40 @@ class DlaArch(BaseArch):
                     found[f"level{i + 2}{'.tree1' * depth}.project."] = (i, c_in, stage.channels)
             c_in = stage.channels
         return found
+
+
+def dla_cost(arch: DlaArch, image_size: int) -> Cost:
+    """Return the cost of one image of `image_size` x `image_size`."""
+    base, c_in, size = arch.base_channels, arch.stem_channels, down(image_size, 2)
+    total = conv(arch.in_channels, base, 7, image_size) + conv(base, base, 3, image_size) + conv(base, c_in, 3, size)
+    for i, s in enumerate(arch.stages):
+        total += tree(s, s.depth, c_in, size, True, 2 * s.channels + (c_in if i else 0))
+        size, c_in = down(size, s.stride), s.channels
+    # The head is a 1x1 convolution, so its outputs count as activations.
+    head = linear(c_in, arch.num_classes) + Cost(0, 0, arch.num_classes)
+    return total + head if arch.num_classes else total
+
+
+def tree(s: Stage, depth: int, c_in: int, size: int, strides: bool, aggregated: int) -> Cost:
+    """Return the cost of a tree of `2 ** depth` blocks.
+
+    strides: whether its first block strides.
+    aggregated: input channels of the tree's last root.
+    """
+    out, c_out = down(size, s.stride) if strides else size, s.channels
+    if depth > 1:
+        return tree(s, depth - 1, c_in, size, strides, 2 * c_out) + tree(
+            s, depth - 1, c_out, out, False, aggregated + c_out
+        )
+    blocks = body(s, c_in, size, strides) + body(s, c_out, out, False)
+    project = conv(c_in, c_out, 1, out) if c_in != c_out else NOTHING
+    return blocks + project + conv(aggregated, c_out, 1, out)
+
+
+def unused_projections(arch: DlaArch, image_size: int = 224) -> Cost:
+    """Return the additional cost of the released definition: projections whose output nothing reads."""
+    sizes = [down(image_size, 2)]
+    for s in arch.stages:
+        sizes.append(down(sizes[-1], s.stride))
+    parts = [conv(c_in, c_out, 1, sizes[i + 1]) for i, c_in, c_out in arch.unused_projections().values()]
+    return sum(parts, NOTHING)

@@ -15,7 +15,7 @@ from networks import randomised
 from torch import Tensor
 
 from res2net import Arch, Dla, DlaArch, Stage, UserError, cost, create, load, named, save
-from res2net.cost import unused_projections
+from res2net.hosts.dla.value import unused_projections
 from res2net.kinds import from_dict, from_json
 
 # Of the facts: parameters and GMACs without the projections that are never used, and as released.
@@ -234,7 +234,7 @@ def test_as_a_backbone() -> None:
 
 def test_strides_are_not_traded_for_dilation() -> None:
     assert on_meta("dla60", output_stride=32).arch == named("dla60")
-    with pytest.raises(UserError, match="output_stride is 16; accepted: 32"):
+    with pytest.raises(UserError, match="`output_stride`: 16; accepted: 32"):
         on_meta("dla60", output_stride=16)
 
 

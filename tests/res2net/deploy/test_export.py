@@ -70,7 +70,7 @@ def test_a_wrong_export_is_not_written(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [0, -3, (8,), (8, 0), 8.5, "8", True])
 def test_an_image_size_that_cannot_be(size: object, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="image_size is"):
+    with pytest.raises(UserError, match="`image_size`: "):
         export_program(network(), tmp_path / "model.pt2", image_size=size)
 
 

@@ -90,7 +90,7 @@ def test_as_a_backbone(wanted: tuple[int, ...]) -> None:
 
 
 def test_strides_are_not_traded_for_dilation() -> None:
-    with pytest.raises(UserError, match="output_stride is 8; accepted: 32"):
+    with pytest.raises(UserError, match="`output_stride`: 8; accepted: 32"):
         on_meta("blresnet50", output_stride=8)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from res2net import Arch, Stage, create, load_checkpoint
 from res2net.errors import UserError
-from res2net.weights import HUB
+from res2net.hub import HUB
 
 SMALL = Arch((Stage(2, 4, 6, 2, 4, 1), Stage(2, 8, 6, 3, 3, 2)), "cifar", 8, num_classes=5)
 Shapes = dict[str, tuple[int, ...]]
@@ -242,7 +242,7 @@ def test_another_head_is_refused_where_it_is_not_asked_for(num_classes: int, tmp
 
 
 def test_classes_that_the_network_does_not_have(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="num_classes is 9; accepted: 5"):
+    with pytest.raises(UserError, match="`num_classes`: 9; accepted: 5"):
         load_checkpoint(create(SMALL), pth(weights(), tmp_path), num_classes=9)
 
 
@@ -286,7 +286,7 @@ def test_a_mismatch_changes_nothing(tmp_path: Path) -> None:
 def test_weights_that_are_not_finite(value: float, tmp_path: Path) -> None:
     state = weights()
     state["layer1.0.convs.1.weight"].view(-1)[3] = value
-    refused(SMALL, pth(state, tmp_path), "1 (layer1.0.convs.1.weight) of", "not finite")
+    refused(SMALL, pth(state, tmp_path), "1 ('layer1.0.convs.1.weight') of", "not finite")
 
 
 def cut(path: Path, share: float) -> Path:

@@ -1,0 +1,59 @@
+"""The parser of all commands, and the function that runs a command."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from res2net.errors import UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose help shows defaults, and whose errors are one line and exit code 2."""
+
+    def __init__(self, **options: Any) -> None:
+        options.setdefault("formatter_class", argparse.ArgumentDefaultsHelpFormatter)
+        # An abbreviation would change its meaning as soon as another option begins with the same letters.
+        options.setdefault("allow_abbrev", False)
+        super().__init__(**options)
+
+    def spelled(self, message: str) -> str:
+        """Return the message with each field in backticks (`max_macs`) written as its option (--max-macs).
+
+        Fields without an option stay as they are.
+        """
+        return re.sub(r"`(\w+)`", lambda field: self._options().get(field[1], field[0]), message)
+
+    def _options(self) -> dict[str, str]:
+        """Map each field to its option; of several spellings (`-q`, `--quiet`) to the last one."""
+        return {action.dest: action.option_strings[-1] for action in self._actions if action.option_strings}
+
+    def error(self, message: str) -> NoReturn:
+        """Print the message in one line and exit with code 2, without argparse's usage text."""
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def run_main(
+    body: Callable[[argparse.Namespace], int | None], build: Callable[[], Parser], argv: Sequence[str] | None = None
+) -> int:
+    """Parse the options, run a command's body and return the exit code.
+
+    body: takes the parsed options; returns an exit code, or None for 0.
+    build: returns the command's parser.
+    argv: the command line without the program; None for that of this process.
+
+    A `UserError` becomes one line on stderr and exit code 2; Ctrl-C becomes one line and exit code 130.
+    """
+    parser = build()
+    args = parser.parse_args(argv)
+    try:
+        return body(args) or 0
+    except UserError as error:
+        print(f"{parser.prog}: error: {parser.spelled(' '.join(str(error).split()))}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: interrupted", file=sys.stderr)
+        return 130

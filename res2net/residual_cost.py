@@ -1,0 +1,54 @@
+"""The cost of the residual line (`Arch`). Imports no torch."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from res2net.arch import Arch, Stage, se_channels
+from res2net.layer_cost import Cost, body, classifier, conv, down, has_projection, linear
+
+
+def residual_cost(arch: Arch, image_size: int) -> Cost:
+    """Return the cost of one image of `image_size` x `image_size`."""
+    total, size = stem(arch, image_size)
+    c_in = arch.stem_channels
+    for s in arch.stages:
+        total += stage(s, c_in, size, arch.se, arch.first_block)
+        size, c_in = down(size, s.stride), s.channels
+    return total + classifier(c_in, arch.num_classes)
+
+
+def stem(arch: Arch, image_size: int) -> tuple[Cost, int]:
+    """Return the stem's cost and the side of its output map."""
+    c = arch.stem_channels
+    if arch.stem == "cifar":
+        return conv(arch.in_channels, c, 3, image_size), image_size
+    size = down(image_size, 2)
+    if arch.stem == "imagenet":
+        return conv(arch.in_channels, c, 7, size), down(size, 2)
+    half = c // 2
+    cost = conv(arch.in_channels, half, 3, size) + conv(half, half, 3, size) + conv(half, c, 3, size)
+    return cost, down(size, 2)
+
+
+# A search meets the same stages in many networks, so a stage's cost is worked out once.
+@lru_cache(maxsize=1 << 16)
+def stage(s: Stage, c_in: int, size: int, se: int, first_block: str) -> Cost:
+    """Return the cost of a stage's blocks; the input map is `size` x `size`."""
+    total = block(s, c_in, size, se, True, first_block)
+    if s.depth > 1:
+        one = block(s, s.channels, down(size, s.stride), se, False, first_block)
+        total += Cost(*((s.depth - 1) * v for v in one))
+    return total
+
+
+def block(stage: Stage, c_in: int, size: int, se: int, first: bool, first_block: str) -> Cost:
+    """Return the cost of one block; a stage's first block strides and projects its shortcut."""
+    cost, c_out = body(stage, c_in, size, first, first_block), stage.channels
+    if first and has_projection(stage, c_in):
+        cost += conv(c_in, c_out, 1, down(size, stage.stride))
+    if se:
+        hidden = se_channels(c_out, se)
+        # Both layers are convolutions of a 1x1 map: their outputs count as activations.
+        cost += linear(c_out, hidden) + linear(hidden, c_out) + Cost(0, 0, hidden + c_out)
+    return cost
