@@ -11,11 +11,11 @@ import yaml
 
 from res2net.errors import UserError
 from space.catalogue import DEFAULT_BASE, skeleton
-from space.dimensions import DIMENSIONS, checked_keys
+from space.dimensions import STAGE_DIMENSIONS, checked_keys
 from space.skeleton import SKELETON_KEYS, Skeleton
 from space.space import Space
 
-OVERRIDES = tuple(key for key in SKELETON_KEYS if key not in DIMENSIONS)
+OVERRIDES = tuple(key for key in SKELETON_KEYS if key not in STAGE_DIMENSIONS)
 KEYS = ("name", "base", "per_stage", "choices", "defaults", *OVERRIDES)
 
 
@@ -35,11 +35,11 @@ def load(path: Path, base: str | None, per_stage: bool) -> Space:
 
 def _space(data: object, stem: str, base: str | None, per_stage: bool) -> Space:
     data = checked_keys(data, KEYS, "space", required=("choices",))
-    base = data.get("base", base or DEFAULT_BASE)
+    chosen: str = data.get("base", DEFAULT_BASE if base is None else base)
     name = data.get("name", re.sub(r"[^\w.-]", "_", stem))
     if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+", name):
         raise UserError(f"name is {name!r}; accepted: letters, digits and _ . - (it may name a folder)")
-    return Space(name, base, _skeleton(data, base), data["choices"], data.get("per_stage", per_stage))
+    return Space(name, chosen, _skeleton(data, chosen), data["choices"], data.get("per_stage", per_stage))
 
 
 def _skeleton(data: dict[str, Any], base: str) -> Skeleton:
@@ -49,4 +49,4 @@ def _skeleton(data: dict[str, Any], base: str) -> Skeleton:
     planes = changes.get("planes", frame.planes)
     if "pattern" not in data and isinstance(planes, list) and len(planes) != len(frame.pattern):
         changes["pattern"] = [1] * len(planes)  # other stages than the base's: its ratio says nothing about them
-    return replace(frame, **changes, **checked_keys(data.get("defaults", {}), DIMENSIONS, "defaults"))
+    return replace(frame, **changes, **checked_keys(data.get("defaults", {}), STAGE_DIMENSIONS, "defaults"))

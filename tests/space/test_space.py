@@ -51,7 +51,7 @@ def skeletons(draw: st.DrawFn) -> Skeleton:
 
 @st.composite
 def spaces(draw: st.DrawFn, most: int = 3, per_stage: bool | None = None) -> Space:
-    searched = draw(st.sets(st.sampled_from(DIMENSIONS), min_size=1))
+    searched = draw(st.sets(st.sampled_from(tuple(DIMENSIONS)), min_size=1))
     choices = {d: draw(st.lists(VALUES[d], min_size=1, max_size=most, unique=True)) for d in searched}
     each = draw(st.booleans()) if per_stage is None else per_stage
     return Space("drawn", "none", draw(skeletons()), choices, each)
@@ -156,7 +156,7 @@ def test_the_solved_width_is_the_nearest(allowed: Space, seed: int, aim: int) ->
     suffixes = sorted({f"_{i + 1}" if allowed.per_stage else "" for i in range(len(allowed.skeleton.planes))})
 
     def at(width: int) -> int:
-        return cost(allowed._build(params | {f"width{s}": width for s in suffixes}), size).macs
+        return cost(allowed._grid.build(params | {f"width{s}": width for s in suffixes}), size).macs
 
     target = round(at(aim) * 1.03)
     every = [at(w) for w in range(1, 2 * aim + 20)]
@@ -196,7 +196,7 @@ def test_parameters_of_the_width_are_ignored_when_macs_are_matched() -> None:
 
 
 def test_macs_that_no_width_meets_are_an_error() -> None:
-    with pytest.raises(UserError, match=r"match-macs: 1,000 MACs cannot be met with scale=8; the nearest has"):
+    with pytest.raises(UserError, match=r"`match_macs`: 1,000 MACs cannot be met with scale=8; the nearest has"):
         space.get("scale", "micro").at_macs({"scale": 8}, 1000)
 
 
