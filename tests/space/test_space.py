@@ -153,10 +153,9 @@ def test_the_solved_width_is_the_nearest(allowed: Space, seed: int, aim: int) ->
     """Against every width up to one that is too wide; the target is near what some width costs."""
     params = drawn(allowed, seed)
     size = allowed.image_size
-    suffixes = sorted({f"_{i + 1}" if allowed.per_stage else "" for i in range(len(allowed.skeleton.planes))})
 
     def at(width: int) -> int:
-        return cost(allowed._grid.build(params | {f"width{s}": width for s in suffixes}), size).macs
+        return cost(allowed._grid.build(params | dict.fromkeys(allowed._grid.names_of("width"), width)), size).macs
 
     target = round(at(aim) * 1.03)
     every = [at(w) for w in range(1, 2 * aim + 20)]
