@@ -47,6 +47,8 @@ DIMENSIONS: Mapping[str, Dimension] = {
         Dimension("cardinality", container=lambda _: 1),  # a dense kernel contains every block-diagonal one
         Dimension("depth"),
         Dimension("width", repaired=True),  # rounded down to a multiple of the cardinality
+        # The least reduction has the most hidden channels; 0 is a network without squeeze-and-excitation.
+        Dimension("se", least=0, whole_network=True, container=lambda values: min(filter(None, values), default=0)),
     )
 }
 STAGE_DIMENSIONS = tuple(name for name, dimension in DIMENSIONS.items() if not dimension.whole_network)

@@ -53,6 +53,16 @@ def test_what_the_file_says_wins_except_the_classes(tmp_path: Path) -> None:
     assert space.get(path, num_classes=9).skeleton.num_classes == 9
 
 
+def test_squeeze_and_excitation_is_a_choice_or_a_fixed_value(tmp_path: Path) -> None:
+    searched = space.get(write(tmp_path, "choices: {scale: [1, 2], se: [16, 0]}"), "micro", True)
+    assert searched.parameters["se"] == (0, 16)
+    assert list(searched.parameters) == ["scale_1", "scale_2", "scale_3", "se"]
+    assert [searched.arch(p).se for p in (searched.cheapest()[0], searched.dearest()[0])] == [0, 16]
+    fixed = space.get(write(tmp_path, "choices: {scale: [1, 2]}\nse: 8"), "micro")
+    assert fixed.arch({"scale": 1}).se == fixed.envelope().se == 8
+    assert Space.from_dict(searched.to_dict()) == searched
+
+
 def test_other_stages_than_the_base_s_have_no_pattern(tmp_path: Path) -> None:
     path = write(tmp_path, "base: imagenet\nplanes: [32, 64]\nstrides: [1, 2]\nchoices: {depth: [2]}")
     assert [s.depth for s in space.get(path).arch({"depth": 2}).stages] == [2, 2]
@@ -64,7 +74,7 @@ WRONG = {
     "choices: [": "not YAML",
     "choices: {scale: [1]}\nname: 2020-13-45": "not YAML",
     "name: a": "key 'choices' is missing",
-    "choices: {}": "choices is empty; accepted: a table of scale, cardinality, depth, width",
+    "choices: {}": "choices is empty; accepted: a table of scale, cardinality, depth, width, se, each",
     "choices: [1]": r"choices: \[1\] is not a table",
     "choices: {scal: [1]}": "choices: key: unknown value 'scal'; did you mean 'scale'",
     "choices: {scale: 4}": "choices: scale is 4; accepted: a list of whole numbers of at least 1",
@@ -73,6 +83,8 @@ WRONG = {
     "choices: {scale: [1.5]}": r"choices: scale is \[1.5\]; accepted",
     "choices: {scale: [true]}": r"choices: scale is \[True\]; accepted",
     "choices: {scale: [four]}": r"choices: scale is \['four'\]; accepted",
+    "choices: {se: [-1]}": r"choices: se is \[-1\]; accepted: a list of whole numbers of at least 0",
+    "choices: {se: 16}": "choices: se is 16; accepted: a list of whole numbers of at least 0",
     "choices: {scale: [1, 1]}": r"choices: scale is \[1, 1\]; accepted: every value once",
     "choices: {cardinality: [64]}": "cardinality 64 is more than the channels of a split at 64 planes, at most 48",
     "choices: {scale: [1]}\ndefault: {}": "space: key: unknown value 'default'; did you mean 'defaults'",
