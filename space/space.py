@@ -15,6 +15,7 @@ import numpy as np
 from res2net.arch import Arch
 from res2net.cost import Cost, cost
 from res2net.errors import UserError, unknown
+from space.buildable import check_buildable
 from space.dimensions import Params, checked_choices, checked_keys, checked_params, combinations, dimension_of
 from space.grid import Grid, grid
 from space.skeleton import SKELETON_KEYS, Skeleton
@@ -46,6 +47,7 @@ class Space:
             raise UserError(f"per_stage is {self.per_stage!r}; accepted: true or false")
         object.__setattr__(self, "choices", checked_choices(self.choices))
         self._check_cardinality()
+        check_buildable(self.skeleton, self.choices)
         object.__setattr__(self, "_grid", grid(self.skeleton, self.choices, self.per_stage))
 
     @property

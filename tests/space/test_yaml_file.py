@@ -86,12 +86,22 @@ WRONG = {
     "choices: {se: [-1]}": r"choices: se is \[-1\]; accepted: a list of whole numbers of at least 0",
     "choices: {se: 16}": "choices: se is 16; accepted: a list of whole numbers of at least 0",
     "choices: {scale: [1, 1]}": r"choices: scale is \[1, 1\]; accepted: every value once",
+    "choices: {scale: [99999999999]}": "choices: scale 99999999999 gives a network of too many convolutions; accepted",
+    "choices: {scale: [1, 99999999999]}\nper_stage: true": "choices: scale 99999999999 gives",
+    "choices: {depth: [1000000, 1]}": "choices: depth 1000000 gives a network of too many convolutions",
+    "choices: {width: [1000000]}": "choices: width 1000000 gives a network of too many parameters",
+    "choices: {scale: [1]}\ndefaults: {depth: 1000000}": "defaults: depth 1000000 gives",
+    "choices: {scale: [8], depth: [9], width: [1500]}": "choices: scale 8 with depth 9 with width 1500 gives",
+    "choices: {scale: [1]}\nnum_classes: 99999999999": "num_classes 99999999999, image_size 32 gives a network",
+    "choices: {scale: [1]}\nimage_size: 99999": "image_size 99999 gives a network of too many activations; accepted",
+    "choices: {scale: [1%s]}" % ("0" * 4290): "gives a network of too many convolutions",
     "choices: {cardinality: [64]}": "cardinality 64 is more than the channels of a split at 64 planes, at most 48",
     "choices: {scale: [1]}\ndefault: {}": "space: key: unknown value 'default'; did you mean 'defaults'",
     "choices: {scale: [1]}\n1: 2": "space: key: unknown value '1'",
     "choices: {scale: [1]}\ndefaults: {width: wide}": "width is 'wide'; accepted: a whole number of at least 1",
     "choices: {scale: [1]}\ndefaults: {widht: 8}": "defaults: key: unknown value 'widht'; did you mean 'width'",
     "choices: {scale: [1]}\ndefaults: 8": "defaults: 8 is not a table",
+    "choices: {scale: [1]}\nbase: ''": "base: unknown value ''; accepted: micro, cifar, imagenet",
     "choices: {scale: [1]}\nbase: imagnet": "base: unknown value 'imagnet'; did you mean 'imagenet'",
     "choices: {scale: [1]}\nbase: [cifar]": "base: unknown value",
     "choices: {scale: [1]}\nper_stage: 1": "per_stage is 1; accepted: true or false",
@@ -115,8 +125,15 @@ def test_a_mistake_is_one_line_that_names_the_file(tmp_path: Path, text: str) ->
     path = write(tmp_path, text)
     with pytest.raises(UserError, match=WRONG[text]) as caught:
         space.get(path)
-    assert str(caught.value).startswith(f"--space {path}: ")
+    assert str(caught.value).startswith(f"`space` {path}: ")
     assert "\n" not in str(caught.value)
+
+
+def test_an_empty_base_is_refused(tmp_path: Path) -> None:
+    """Even if the file has a base of its own."""
+    for text in ("choices: {scale: [1]}", "choices: {scale: [1]}\nbase: micro"):
+        with pytest.raises(UserError, match=r"^`base`: unknown value ''; accepted: micro, cifar, imagenet$"):
+            space.get(write(tmp_path, text), "")
 
 
 @pytest.mark.parametrize("name", ["missing.yaml", "missing.yml", "some/where", "."])
