@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from res2net.arch import Arch, Stage
+from res2net.arch import Arch, Stage, se_channels
 from res2net.backbone import classifier
 from res2net.errors import UserError
 from res2net.layer_cost import has_projection
@@ -84,9 +84,18 @@ class ElasticBlock(nn.Module):
 
     def whole(self) -> Iterator[tuple[str, Tensor]]:
         """What every member has as it is, by the names of an ordinary block."""
-        for name in ("bn3", "se", "downsample"):
+        for name in ("bn3", "downsample"):
             if (module := getattr(self, name)) is not None:
                 yield from module.state_dict(prefix=f"{name}.", keep_vars=True).items()
+
+    def gates(self, reduction: int) -> Iterator[tuple[str, Tensor]]:
+        """Yield the leading hidden channels of squeeze-and-excitation, by their names in an ordinary block."""
+        if self.se is None or not reduction:
+            return
+        hidden = se_channels(self.bn3.num_features, reduction)
+        axis = {"fc1.weight": 0, "fc1.bias": 0, "fc2.weight": 1}  # of the hidden channels; fc2's bias has none
+        for name, value in self.se.named_parameters():
+            yield f"se.{name}", leading(value, axis[name], hidden) if name in axis else value
 
     def sliced(self, stage: Stage, statistics: bool) -> Iterator[tuple[str, Tensor]]:
         """What a member has a slice of, by the names of an ordinary block of that stage."""
@@ -181,6 +190,7 @@ class ElasticRes2Net(nn.Module):
             for j, block in enumerate(self.get_submodule(f"layer{i}")[: stage.depth]):
                 out |= {f"layer{i}.{j}.{name}": value for name, value in block.whole()}
                 out |= {f"layer{i}.{j}.{name}": value for name, value in block.sliced(stage, statistics)}
+                out |= {f"layer{i}.{j}.{name}": value for name, value in block.gates(arch.se)}
         return out if statistics else {k: v for k, v in out.items() if not k.endswith(BUFFERS)}
 
     @torch.no_grad()
@@ -196,11 +206,14 @@ class ElasticRes2Net(nn.Module):
     def check(self, arch: Arch) -> None:
         """`UserError` for a network that is no slice of these weights, naming the stage and its value."""
         ours = self.arch
-        alike = replace(arch, stages=ours.stages)
+        alike = replace(arch, stages=ours.stages, se=ours.se)
         if all(s.scale == 1 for s in arch.stages):
             alike = replace(alike, first_block=ours.first_block)  # which does nothing there
         if alike != ours or len(arch.stages) != len(ours.stages):
             raise UserError(f"supernet: {arch} differs in more than its stages' sizes; accepted: members of its space")
+        if arch.se and not 0 < ours.se <= arch.se:
+            accepted = f"0, or at least {ours.se}" if ours.se else "0"
+            raise UserError(f"supernet: se is {arch.se}; accepted: {accepted}")
         for i, (stage, most) in enumerate(zip(arch.stages, ours.stages, strict=True), 1):
             for name in ("planes", "stride"):
                 _check(i, name, getattr(stage, name), getattr(stage, name) == getattr(most, name), getattr(most, name))

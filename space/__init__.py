@@ -1,4 +1,4 @@
-"""Which networks are allowed: the spaces that a search chooses from. Imports no torch."""
+"""The sets of networks that a search chooses from. Imports no torch."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+from res2net.errors import unknown
 from space.catalogue import BASES, DEFAULT_BASE, named, names
 from space.dimensions import DIMENSIONS
 from space.skeleton import Skeleton
@@ -23,16 +24,22 @@ def get(
     num_classes: int | None = None,
     image_size: int | None = None,
 ) -> Space:
-    """The space of that name (see `names`), or of a YAML file: a name with a path separator or ending in .yaml or .yml.
+    """Return a named space (see `names`), or the space of a YAML file.
 
-    base: one of `BASES`, `cifar` if None. per_stage: each stage has its own parameters. What a file itself says about
-    these two wins. num_classes, image_size: of the data set, instead of the base's or the file's.
-    `UserError` for what does not exist or cannot be.
+    name_or_yaml: a text is a file's path if it contains a path separator or ends in .yaml or .yml.
+    base: one of `BASES`; `cifar` if None. A file's own `base` takes precedence.
+    per_stage: whether each stage has its own parameters. A file's own `per_stage` takes precedence.
+    num_classes, image_size: of the data set. They take precedence over the base and the file.
+    Raise `UserError` for an unknown name, an unreadable file or an invalid space.
     """
+    if base is None:
+        base = DEFAULT_BASE
+    elif base not in BASES:  # checked here because a file's own base would hide the mistake
+        raise unknown("`base`", base, BASES)
     text = os.fspath(name_or_yaml)
     if isinstance(name_or_yaml, Path) or text.endswith((".yaml", ".yml")) or "/" in text or os.sep in text:
         space = load(Path(text).expanduser(), base, per_stage)
     else:
-        space = named(text, base or DEFAULT_BASE, per_stage)
+        space = named(text, base, per_stage)
     known = {"num_classes": num_classes, "image_size": image_size}
     return replace(space, skeleton=replace(space.skeleton, **{k: v for k, v in known.items() if v is not None}))

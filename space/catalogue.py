@@ -1,4 +1,4 @@
-"""The spaces that have a name: three bases, and which dimensions are searched over them."""
+"""The named spaces: each searches some dimensions over one of three bases."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from space.skeleton import Skeleton
 from space.space import Space
 
 _SKELETONS = {
-    # What trains in minutes on a CPU, where time goes with activations rather than MACs: a thin stem at full size, half
-    # the size at once, splits of 8, 16 and 32 channels. (Strides 4, 2, 1 are faster per MAC and far less accurate.)
+    # Trains in minutes on a CPU, where the time depends on activations more than on MACs. So the stem, at full size, is
+    # thin, the first stage halves the size, and splits have 8, 16 and 32 channels. (Strides 4, 2, 1 are faster per MAC
+    # and far less accurate.)
     "micro": Skeleton(
         planes=(4, 8, 16),
         strides=(2, 2, 2),
@@ -23,7 +24,7 @@ _SKELETONS = {
         planes=PLANES[:3],
         strides=(1, 2, 2),
         pattern=(3, 3, 3),
-        width=48,  # a third of the paper's 6c24w, which has 4 GMACs: so a space has members below 300 MMACs
+        width=48,  # a third of the paper's 6c24w (4 GMACs), so that spaces have members below 300 MMACs
         depth=3,
         cardinality=6,
         first_block="conv",
@@ -72,20 +73,20 @@ DEFAULT_BASE = "cifar"
 
 
 def names() -> tuple[str, ...]:
-    """The spaces that have a name."""
+    """Return the names of the named spaces."""
     return tuple(_SEARCHED)
 
 
 def skeleton(base: str) -> Skeleton:
-    """The skeleton of a base; `UserError` with the nearest name for an unknown one."""
+    """Return the skeleton of a base. Raise `UserError`, with the nearest name, for an unknown one."""
     if base not in BASES:
-        raise unknown("--base", base, BASES)
+        raise unknown("base", base, BASES)
     return _SKELETONS[base]
 
 
 def named(name: str, base: str, per_stage: bool) -> Space:
-    """The space of that name over a base; `UserError` with the nearest name for an unknown one."""
+    """Return the space of that name over a base. Raise `UserError`, with the nearest name, for an unknown one."""
     if name not in names():
-        raise unknown("--space", name, (*names(), "FILE.yaml"))
+        raise unknown("`space`", name, (*names(), "FILE.yaml"))
     frame = skeleton(base)
     return Space(name, base, frame, {d: _CHOICES[base][d] for d in _SEARCHED[name]}, per_stage)

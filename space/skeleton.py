@@ -1,27 +1,48 @@
-"""What the members of a space have in common, and the values of the dimensions that are not searched."""
+"""The fixed part of all members of a space, and the stages that chosen values give."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import lru_cache
+from typing import Any, NamedTuple
 
 from res2net.arch import Arch, Stage
 from res2net.errors import UserError
-from space.dimensions import DIMENSIONS, is_count
+from space.dimensions import DIMENSIONS, STAGE_DIMENSIONS, is_whole
 
 PER_STAGE_LISTS = ("planes", "strides", "pattern")
 
 
+class Slot(NamedTuple):
+    """The fixed sizes of one stage: its base channels, its stride, and its blocks per `pattern_unit` of depth."""
+
+    planes: int
+    stride: int
+    pattern: int
+    pattern_unit: int
+
+    def blocks(self, depth: int) -> int:
+        """Return the number of blocks at a depth: the pattern's ratio, rounded to the nearest, at least 1."""
+        # In integers: a float quotient rounds halves to even, and is inexact for large depths.
+        return max(1, (2 * depth * self.pattern + self.pattern_unit) // (2 * self.pattern_unit))
+
+    def counted(self) -> Slot:
+        """Return the slot whose depth is the plain number of blocks."""
+        return self._replace(pattern=1, pattern_unit=1)
+
+
 @dataclass(frozen=True, slots=True)
 class Skeleton:
-    """A network with holes for scale, cardinality, depth and width.
+    """A network without the searched dimensions.
 
-    planes, strides: one a stage. pattern: blocks a stage, of which depth keeps the ratio: a depth of `d` is `d` blocks
-    in the first stage and `d * pattern[i] / pattern[0]`, rounded, in stage `i` (ResNet-50's 3, 4, 6, 3 at depth 3).
-    scale, cardinality, depth, width: the values of the dimensions that are not searched.
-    width: channels of one split at 64 planes, all groups together (the paper's 6c24w is a width of 144).
-    image_size: pixels a side of the images that costs are counted at, unless told otherwise.
-    The others are the fields of `Arch` that they are named after.
+    planes, strides: one per stage.
+    pattern: relative number of blocks per stage. A depth of `d` gives `d` blocks in the first stage and
+    `d * pattern[i] / pattern[0]`, rounded, in stage `i` (ResNet-50's 3, 4, 6, 3 at depth 3).
+    width: channels of one split at 64 planes, over all groups (the paper's 6c24w is a width of 144).
+    depth, scale, cardinality, se: the values of dimensions that are not searched.
+    image_size: side in pixels of the images that costs are counted for, unless a data set has another size.
+    The other fields are those of `Arch`.
     """
 
     planes: tuple[int, ...]
@@ -42,45 +63,65 @@ class Skeleton:
     def __post_init__(self) -> None:
         for name in PER_STAGE_LISTS:
             values = getattr(self, name)
-            if not isinstance(values, list | tuple) or not values or not all(map(is_count, values)):
+            if not isinstance(values, list | tuple) or not values or not all(is_whole(v, 1) for v in values):
                 raise UserError(f"{name} is {values!r}; accepted: a list of whole numbers of at least 1, one a stage")
             if len(values) != len(self.planes):
                 raise UserError(
                     f"{name} has {len(values)} values; accepted: {len(self.planes)}, one a stage as in planes"
                 )
             object.__setattr__(self, name, tuple(values))
-        for name in (*DIMENSIONS, "image_size"):
-            if not is_count(getattr(self, name)):
-                raise UserError(f"{name} is {getattr(self, name)!r}; accepted: a whole number of at least 1")
-        self.arch(tuple(self.stage(i, 1, 1, 1, 64) for i in range(len(self.planes))))  # Arch checks the other fields
+        for name, least in (*((d.name, d.least) for d in DIMENSIONS.values()), ("image_size", 1)):
+            if not is_whole(getattr(self, name), least):
+                raise UserError(f"{name} is {getattr(self, name)!r}; accepted: a whole number of at least {least}")
+        self.network({name: dimension.least for name, dimension in DIMENSIONS.items()})  # Arch checks the other fields
 
-    def blocks(self, depth: int, stage: int) -> int:
-        """Blocks of a stage (counted from 0) at a depth: the pattern's ratio, rounded to the nearest, at least 1."""
-        first = self.pattern[0]
-        return max(1, (2 * depth * self.pattern[stage] + first) // (2 * first))
+    @property
+    def fixed(self) -> dict[str, int]:
+        """Return each dimension's value for spaces that do not search the dimension."""
+        return {name: getattr(self, name) for name in DIMENSIONS}
 
-    def stage(self, stage: int, scale: int, cardinality: int, blocks: int, width: int) -> Stage:
-        """The stage (counted from 0) with those values, repaired: see `repaired`."""
-        return _stage(self.planes[stage], self.strides[stage], scale, cardinality, blocks, width)
+    @property
+    def frame(self) -> dict[str, Any]:
+        """Return the fields of `Arch`, apart from the stages, that the skeleton sets."""
+        return {name: getattr(self, name) for name in _FRAME}
 
-    def arch(self, stages: tuple[Stage, ...]) -> Arch:
-        """The network of those stages in canonical form."""
-        return Arch(
-            stages, self.stem, self.stem_channels, self.first_block, self.shortcut, self.se, self.num_classes
-        ).canonical()
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        """Return the fixed sizes of each stage."""
+        unit = self.pattern[0]
+        return tuple(Slot(*sizes, unit) for sizes in zip(self.planes, self.strides, self.pattern, strict=True))
+
+    def arch(self, stages: tuple[Stage, ...], **whole: int) -> Arch:
+        """Return the canonical network of the stages. `whole` replaces dimensions of the whole network."""
+        return Arch(stages, **{**self.frame, **whole}).canonical()
+
+    def network(self, values: Mapping[str, int]) -> Arch:
+        """Return the canonical network whose stages share one value of each dimension. Missing ones are fixed."""
+        values = {**self.fixed, **values}
+        stages = tuple(stage(slot, *(values[name] for name in STAGE_DIMENSIONS)) for slot in self.slots)
+        return self.arch(stages, **{name: values[name] for name in values.keys() & _FRAME})
 
 
 SKELETON_KEYS = tuple(f.name for f in fields(Skeleton))
+_FRAME = tuple(f.name for f in fields(Arch) if f.name in SKELETON_KEYS)
+
+
+# A search meets the same few stages again and again: the cache saves their repair and validation.
+@lru_cache(maxsize=1 << 16)
+def stage(slot: Slot, *values: int) -> Stage:
+    """Return the stage with these values, in the order of `STAGE_DIMENSIONS`.
+
+    A depth counts blocks by the slot's pattern. A width is scaled from 64 planes and `repaired`.
+    """
+    chosen = dict(zip(STAGE_DIMENSIONS, values, strict=True))
+    chosen["depth"] = slot.blocks(chosen["depth"])
+    chosen["width"] = repaired(slot.planes * chosen["width"] // 64, chosen["cardinality"])
+    return Stage(planes=slot.planes, stride=slot.stride, **chosen)
 
 
 def repaired(width: int, cardinality: int) -> int:
-    """The largest multiple of the cardinality that is not wider, at least the cardinality.
+    """Return the largest multiple of the cardinality that does not exceed the width, at least the cardinality.
 
-    Down, not to the nearest: a member is then never wider than the widest one, of which a supernet cuts it out.
+    Rounding down, not to the nearest, keeps every member within the widest one, so a supernet can slice it.
     """
     return max(cardinality, width - width % cardinality)
-
-
-@lru_cache(maxsize=1 << 16)
-def _stage(planes: int, stride: int, scale: int, cardinality: int, blocks: int, width: int) -> Stage:
-    return Stage(blocks, planes, repaired(planes * width // 64, cardinality), cardinality, scale, stride)

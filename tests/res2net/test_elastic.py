@@ -6,6 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from networks import randomised
 from torch import Tensor, nn
 
@@ -16,11 +18,13 @@ from space import Skeleton, Space
 
 FRAME = {"strides": (1, 2), "pattern": (1, 1), "width": 64, "depth": 2, "stem_channels": 4}
 CHOICES = {"scale": (1, 2, 3), "cardinality": (1, 2, 4), "depth": (1, 2), "width": (64, 96, 128)}
+REDUCTIONS = (0, 1, 2, 16)  # 32, 16 and 8 hidden channels in the stage of 32
 
 
-def small(per_stage: bool = False, **frame: object) -> Space:
-    """A space of all dimensions whose networks build in milliseconds."""
-    return Space("small", "micro", Skeleton(**{"planes": (4, 8), **FRAME, **frame}), CHOICES, per_stage)
+def small(per_stage: bool = False, se: tuple[int, ...] = (), **frame: object) -> Space:
+    """Return a space whose networks build in milliseconds: of all stage dimensions, and of `se` if it has values."""
+    choices = CHOICES | ({"se": se} if se else {})
+    return Space("small", "micro", Skeleton(**{"planes": (4, 8), **FRAME, **frame}), choices, per_stage)
 
 
 def images(batch: int = 2, size: int = 8) -> Tensor:
@@ -32,7 +36,17 @@ def difference(a: Tensor, b: Tensor) -> float:
     return ((a - b).abs().max() / b.abs().max()).item()
 
 
-def paper_block(block: ElasticBlock, x: Tensor, stage: Stage, stride: int, first: bool, convolves_all: bool) -> Tensor:
+def gated(block: ElasticBlock, x: Tensor, reduction: int) -> Tensor:
+    """Squeeze-and-excitation written out with the leading hidden channels, of which there are a multiple of 8."""
+    if not reduction:
+        return x
+    hidden = max(8, int(x.shape[1] / reduction + 4) // 8 * 8)
+    squeeze, excite = block.se.fc1, block.se.fc2
+    inner = F.linear(x.mean((2, 3)), squeeze.weight[:hidden, :, 0, 0], squeeze.bias[:hidden]).relu()
+    return x * F.linear(inner, excite.weight[:, :hidden, 0, 0], excite.bias).sigmoid()[:, :, None, None]
+
+
+def paper_block(block: ElasticBlock, x: Tensor, arch: Arch, stage: Stage, stride: int, first: bool) -> Tensor:
     """A block written out in the paper's order from the shared tensors, each group by itself: the oracle."""
 
     def norm(values: nn.Module, y: Tensor, split: int) -> Tensor:
@@ -55,7 +69,7 @@ def paper_block(block: ElasticBlock, x: Tensor, stage: Stage, stride: int, first
         return norm(block.norms[own], out, order[split]).relu()
 
     splits = [norm(block.norms1[own], torch.einsum("nchw,oc->nohw", x, block.conv1[i, :w]), i).relu() for i in order]
-    if stage.scale == 1 or (first and convolves_all):
+    if stage.scale == 1 or (first and block.convolves_all):
         outs = [convolve(y, i, stride) for i, y in enumerate(splits)]
     elif first:
         outs = [F.avg_pool2d(splits[0], 3, stride, 1), *[convolve(y, i, stride) for i, y in enumerate(splits) if i]]
@@ -64,9 +78,7 @@ def paper_block(block: ElasticBlock, x: Tensor, stage: Stage, stride: int, first
         for i, y in enumerate(splits[1:], 1):
             outs.append(convolve(y + outs[-1] if i > 1 else y, i, 1))
     out = sum(torch.einsum("nchw,oc->nohw", y, block.conv3[:, i, :w]) for i, y in zip(order, outs, strict=True))
-    out = block.bn3(out)
-    if block.se is not None:
-        out = block.se(out)
+    out = gated(block, block.bn3(out), arch.se)
     return (out + (x if block.downsample is None else block.downsample(x))).relu()
 
 
@@ -75,13 +87,13 @@ def paper_network(net: ElasticRes2Net, arch: Arch, x: Tensor) -> Tensor:
     for i, stage in enumerate(arch.stages, 1):
         for j in range(stage.depth):
             block = net.get_submodule(f"layer{i}")[j]
-            x = paper_block(block, x, stage, stage.stride if j == 0 else 1, j == 0, net.arch.first_block == "conv")
+            x = paper_block(block, x, arch, stage, stage.stride if j == 0 else 1, j == 0)
     return net.fc(x.mean((2, 3)))
 
 
 @pytest.mark.parametrize("own", [True, False])
 @pytest.mark.parametrize("per_stage", [False, True])
-@pytest.mark.parametrize("frame", [{}, {"first_block": "conv"}, {"shortcut": "avgpool", "se": 4}])
+@pytest.mark.parametrize("frame", [{}, {"first_block": "conv"}, {"shortcut": "avgpool"}, {"se": (0, 2)}, {"se": (4,)}])
 class TestMembers:
     def test_are_the_slices_that_the_paper_s_order_gives(self, frame: dict, per_stage: bool, own: bool) -> None:
         allowed = small(per_stage, **frame)
@@ -99,6 +111,27 @@ class TestMembers:
             assert (type(alone), alone.arch, alone.training) == (Res2Net, arch, False)
             assert sum(p.numel() for p in alone.parameters()) == cost(arch, 8).params
             assert difference(alone(images()), net(images(), arch)) < 1e-9, arch
+
+
+@given(
+    st.sets(st.sampled_from(REDUCTIONS)),
+    st.sampled_from(REDUCTIONS),
+    st.booleans(),
+    st.integers(0, 99),
+)
+@settings(max_examples=25)
+def test_squeeze_and_excitation_is_shared(se: set[int], fixed: int, per_stage: bool, seed: int) -> None:
+    """Compare each member's forward with the member written out, and extracted. `se` is fixed if it has no choices."""
+    frame = Skeleton((8,), (1,), (1,), width=64, depth=1, stem_channels=4, se=fixed)
+    allowed = Space("gates", "none", frame, {"scale": (1, 2)} | ({"se": tuple(se)} if se else {}), per_stage)
+    net = randomised(ElasticRes2Net(allowed), seed)
+    for params in allowed.all_params():
+        arch = allowed.arch(params)
+        assert arch.se == params.get("se", fixed)
+        out, alone = net(images(), arch), net.extract(arch)
+        assert difference(out, paper_network(net, arch, images())) < 1e-9
+        assert difference(alone(images()), out) < 1e-9
+        assert sum(p.numel() for p in alone.parameters()) == cost(arch, 8).params
 
 
 class TestSharing:
@@ -198,6 +231,15 @@ class TestRefusals:
         other = replace(arch, stages=(replace(arch.stages[0], **change), *arch.stages[1:]))
         with pytest.raises(UserError, match=said):
             ElasticRes2Net(allowed).extract(other)
+
+    @pytest.mark.parametrize(
+        ("choices", "se", "said"),
+        [((0, 4, 16), 2, "se is 2; accepted: 0, or at least 4"), ((0,), 16, "se is 16; accepted: 0$")],
+    )
+    def test_more_hidden_channels_than_the_shared_ones(self, choices: tuple[int, ...], se: int, said: str) -> None:
+        allowed = small(se=choices)
+        with pytest.raises(UserError, match=said):
+            ElasticRes2Net(allowed).check(replace(allowed.largest(), se=se))
 
     def test_another_head_is_another_network(self) -> None:
         allowed = small()

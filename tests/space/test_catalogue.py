@@ -83,9 +83,10 @@ def test_cifar_has_members_below_300_million_macs() -> None:
 @pytest.mark.parametrize(
     ("name", "base", "message"),
     [
-        ("scal_card", "micro", "--space: unknown value 'scal_card'; did you mean 'scale_card'"),
+        ("scal_card", "micro", "`space`: unknown value 'scal_card'; did you mean 'scale_card'"),
         ("zzz", None, "accepted: scale, scale_card, scale_depth, scale_card_depth, scale_card_depth_width, FILE.yaml"),
-        ("scale", "cifr", "--base: unknown value 'cifr'; did you mean 'cifar'. accepted: micro, cifar, imagenet"),
+        ("scale", "cifr", "`base`: unknown value 'cifr'; did you mean 'cifar'. accepted: micro, cifar, imagenet"),
+        ("scale", "", "`base`: unknown value ''; accepted: micro, cifar, imagenet"),
     ],
 )
 def test_unknown_names_are_an_error(name: str, base: str | None, message: str) -> None:

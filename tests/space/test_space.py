@@ -25,6 +25,7 @@ VALUES = {
     "cardinality": st.integers(1, 8),
     "depth": st.integers(1, 4),
     "width": st.integers(32, 96),  # at the least planes drawn, a split then holds the largest cardinality
+    "se": st.sampled_from((0, 2, 4, 16, 64)),  # at the planes drawn, 16 and 64 may have equally many hidden channels
 }
 
 
@@ -44,14 +45,13 @@ def skeletons(draw: st.DrawFn) -> Skeleton:
         stem_channels=16,
         first_block=draw(st.sampled_from(("pool", "conv"))),
         shortcut=draw(st.sampled_from(("conv", "avgpool"))),
-        se=draw(st.sampled_from((0, 16))),
         image_size=draw(st.integers(8, 40)),
     )
 
 
 @st.composite
 def spaces(draw: st.DrawFn, most: int = 3, per_stage: bool | None = None) -> Space:
-    searched = draw(st.sets(st.sampled_from(DIMENSIONS), min_size=1))
+    searched = draw(st.sets(st.sampled_from(tuple(DIMENSIONS)), min_size=1))
     choices = {d: draw(st.lists(VALUES[d], min_size=1, max_size=most, unique=True)) for d in searched}
     each = draw(st.booleans()) if per_stage is None else per_stage
     return Space("drawn", "none", draw(skeletons()), choices, each)
@@ -86,6 +86,7 @@ def test_a_network_of_other_integers_is_no_member(allowed: Space, seed: int) -> 
     ):
         assert not allowed.contains(replace(arch, stages=(*arch.stages[:-1], replace(last, **change))))
     assert not allowed.contains(replace(arch, num_classes=7))
+    assert not allowed.contains(replace(arch, se=3))
     assert not allowed.contains(replace(arch, in_channels=1))
     assert not allowed.contains(replace(arch, stages=(*arch.stages, last)))
 
@@ -100,8 +101,9 @@ def test_contains_is_exact(allowed: Space) -> None:
     for arch in itertools.islice(members, 10):
         for change in ({"depth": 1}, {"scale": 2}, {"width": 32, "cardinality": 4}, {"cardinality": 1}):
             stages = tuple(replace(s, **change) for s in arch.stages)
-            other = allowed.skeleton.arch(stages)
-            assert allowed.contains(other) == (other in members)
+            for se in {arch.se, 0, 16}:
+                other = allowed.skeleton.arch(stages, se=se)
+                assert allowed.contains(other) == (other in members)
 
 
 @given(spaces())
@@ -113,6 +115,28 @@ def test_json_and_pickle_round_trips(allowed: Space) -> None:
     assert pickle.loads(pickle.dumps(allowed)) == allowed
     unordered = json.loads(json.dumps(allowed.to_dict(), sort_keys=True))
     assert list(Space.from_dict(unordered).parameters) == list(allowed.parameters)
+
+
+@given(spaces(), st.integers(0, 99))
+def test_a_dimension_of_the_whole_network_is_one_parameter(allowed: Space, seed: int) -> None:
+    """In per-stage spaces, too."""
+    arch = allowed.arch(drawn(allowed, seed))
+    assert [name for name in allowed.parameters if name.startswith("se")] == ["se"] * ("se" in allowed.choices)
+    assert arch.se in allowed.choices.get("se", (allowed.skeleton.se,))
+
+
+@given(spaces())
+def test_the_envelope_contains_every_member(allowed: Space) -> None:
+    """In each dimension; the least reduction other than 0 has the most hidden channels of squeeze-and-excitation."""
+    envelope = allowed.envelope()
+    for params in itertools.islice(allowed.all_params(), 30):
+        arch = allowed.arch(params)
+        assert arch.se == 0 or 0 < envelope.se <= arch.se
+        for stage, most in zip(arch.stages, envelope.stages, strict=True):
+            assert (stage.planes, stage.stride, most.cardinality) == (most.planes, most.stride, 1)
+            assert stage.depth <= most.depth
+            assert stage.width <= most.width
+            assert stage.scale <= most.scale
 
 
 @given(spaces(per_stage=False))
@@ -153,10 +177,9 @@ def test_the_solved_width_is_the_nearest(allowed: Space, seed: int, aim: int) ->
     """Against every width up to one that is too wide; the target is near what some width costs."""
     params = drawn(allowed, seed)
     size = allowed.image_size
-    suffixes = sorted({f"_{i + 1}" if allowed.per_stage else "" for i in range(len(allowed.skeleton.planes))})
 
     def at(width: int) -> int:
-        return cost(allowed._build(params | {f"width{s}": width for s in suffixes}), size).macs
+        return cost(allowed._grid.build(params | dict.fromkeys(allowed._grid.names_of("width"), width)), size).macs
 
     target = round(at(aim) * 1.03)
     every = [at(w) for w in range(1, 2 * aim + 20)]
@@ -196,7 +219,7 @@ def test_parameters_of_the_width_are_ignored_when_macs_are_matched() -> None:
 
 
 def test_macs_that_no_width_meets_are_an_error() -> None:
-    with pytest.raises(UserError, match=r"match-macs: 1,000 MACs cannot be met with scale=8; the nearest has"):
+    with pytest.raises(UserError, match=r"`match_macs`: 1,000 MACs cannot be met with scale=8; the nearest has"):
         space.get("scale", "micro").at_macs({"scale": 8}, 1000)
 
 

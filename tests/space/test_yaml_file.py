@@ -53,6 +53,16 @@ def test_what_the_file_says_wins_except_the_classes(tmp_path: Path) -> None:
     assert space.get(path, num_classes=9).skeleton.num_classes == 9
 
 
+def test_squeeze_and_excitation_is_a_choice_or_a_fixed_value(tmp_path: Path) -> None:
+    searched = space.get(write(tmp_path, "choices: {scale: [1, 2], se: [16, 0]}"), "micro", True)
+    assert searched.parameters["se"] == (0, 16)
+    assert list(searched.parameters) == ["scale_1", "scale_2", "scale_3", "se"]
+    assert [searched.arch(p).se for p in (searched.cheapest()[0], searched.dearest()[0])] == [0, 16]
+    fixed = space.get(write(tmp_path, "choices: {scale: [1, 2]}\nse: 8"), "micro")
+    assert fixed.arch({"scale": 1}).se == fixed.envelope().se == 8
+    assert Space.from_dict(searched.to_dict()) == searched
+
+
 def test_other_stages_than_the_base_s_have_no_pattern(tmp_path: Path) -> None:
     path = write(tmp_path, "base: imagenet\nplanes: [32, 64]\nstrides: [1, 2]\nchoices: {depth: [2]}")
     assert [s.depth for s in space.get(path).arch({"depth": 2}).stages] == [2, 2]
@@ -64,7 +74,7 @@ WRONG = {
     "choices: [": "not YAML",
     "choices: {scale: [1]}\nname: 2020-13-45": "not YAML",
     "name: a": "key 'choices' is missing",
-    "choices: {}": "choices is empty; accepted: a table of scale, cardinality, depth, width",
+    "choices: {}": "choices is empty; accepted: a table of scale, cardinality, depth, width, se, each",
     "choices: [1]": r"choices: \[1\] is not a table",
     "choices: {scal: [1]}": "choices: key: unknown value 'scal'; did you mean 'scale'",
     "choices: {scale: 4}": "choices: scale is 4; accepted: a list of whole numbers of at least 1",
@@ -73,13 +83,25 @@ WRONG = {
     "choices: {scale: [1.5]}": r"choices: scale is \[1.5\]; accepted",
     "choices: {scale: [true]}": r"choices: scale is \[True\]; accepted",
     "choices: {scale: [four]}": r"choices: scale is \['four'\]; accepted",
+    "choices: {se: [-1]}": r"choices: se is \[-1\]; accepted: a list of whole numbers of at least 0",
+    "choices: {se: 16}": "choices: se is 16; accepted: a list of whole numbers of at least 0",
     "choices: {scale: [1, 1]}": r"choices: scale is \[1, 1\]; accepted: every value once",
+    "choices: {scale: [99999999999]}": "choices: scale 99999999999 gives a network of too many convolutions; accepted",
+    "choices: {scale: [1, 99999999999]}\nper_stage: true": "choices: scale 99999999999 gives",
+    "choices: {depth: [1000000, 1]}": "choices: depth 1000000 gives a network of too many convolutions",
+    "choices: {width: [1000000]}": "choices: width 1000000 gives a network of too many parameters",
+    "choices: {scale: [1]}\ndefaults: {depth: 1000000}": "defaults: depth 1000000 gives",
+    "choices: {scale: [8], depth: [9], width: [1500]}": "choices: scale 8 with depth 9 with width 1500 gives",
+    "choices: {scale: [1]}\nnum_classes: 99999999999": "num_classes 99999999999, image_size 32 gives a network",
+    "choices: {scale: [1]}\nimage_size: 99999": "image_size 99999 gives a network of too many activations; accepted",
+    "choices: {scale: [1%s]}" % ("0" * 4290): "gives a network of too many convolutions",
     "choices: {cardinality: [64]}": "cardinality 64 is more than the channels of a split at 64 planes, at most 48",
     "choices: {scale: [1]}\ndefault: {}": "space: key: unknown value 'default'; did you mean 'defaults'",
     "choices: {scale: [1]}\n1: 2": "space: key: unknown value '1'",
     "choices: {scale: [1]}\ndefaults: {width: wide}": "width is 'wide'; accepted: a whole number of at least 1",
     "choices: {scale: [1]}\ndefaults: {widht: 8}": "defaults: key: unknown value 'widht'; did you mean 'width'",
     "choices: {scale: [1]}\ndefaults: 8": "defaults: 8 is not a table",
+    "choices: {scale: [1]}\nbase: ''": "base: unknown value ''; accepted: micro, cifar, imagenet",
     "choices: {scale: [1]}\nbase: imagnet": "base: unknown value 'imagnet'; did you mean 'imagenet'",
     "choices: {scale: [1]}\nbase: [cifar]": "base: unknown value",
     "choices: {scale: [1]}\nper_stage: 1": "per_stage is 1; accepted: true or false",
@@ -103,8 +125,15 @@ def test_a_mistake_is_one_line_that_names_the_file(tmp_path: Path, text: str) ->
     path = write(tmp_path, text)
     with pytest.raises(UserError, match=WRONG[text]) as caught:
         space.get(path)
-    assert str(caught.value).startswith(f"--space {path}: ")
+    assert str(caught.value).startswith(f"`space` {path}: ")
     assert "\n" not in str(caught.value)
+
+
+def test_an_empty_base_is_refused(tmp_path: Path) -> None:
+    """Even if the file has a base of its own."""
+    for text in ("choices: {scale: [1]}", "choices: {scale: [1]}\nbase: micro"):
+        with pytest.raises(UserError, match=r"^`base`: unknown value ''; accepted: micro, cifar, imagenet$"):
+            space.get(write(tmp_path, text), "")
 
 
 @pytest.mark.parametrize("name", ["missing.yaml", "missing.yml", "some/where", "."])

@@ -1,0 +1,56 @@
+"""Refuse spaces with members that no machine could build or train, before anything enumerates or builds them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from res2net.arch import Arch
+from res2net.cost import cost
+from res2net.errors import UserError
+from space.dimensions import DIMENSIONS
+from space.skeleton import Skeleton
+
+# Parameters, or activations of one image: either alone fills 8 GiB in float32, before gradients and optimizer state.
+MOST_ELEMENTS = 2**31
+# Each convolution is a Python module: more take minutes to build, and gigabytes even if they have few parameters.
+MOST_CONVOLUTIONS = 2**16
+ACCEPTED = (
+    f"members of at most {MOST_CONVOLUTIONS:,} convolutions, {MOST_ELEMENTS:,} parameters "
+    f"and {MOST_ELEMENTS:,} activations of one image"
+)
+
+
+def check_buildable(skeleton: Skeleton, choices: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise `UserError` if the largest member cannot be built. Name the value at fault, or else the whole member.
+
+    The check is fast for any number of members: it computes the cost of a few networks, and builds none.
+    Per-stage spaces need no check of their own, because they have the same largest member.
+    """
+    largest = {name: DIMENSIONS[name].container(values) for name, values in choices.items()}
+    if "cardinality" in choices:
+        largest["cardinality"] = choices["cardinality"][0]  # the container, 1, may belong to no member
+    # The message gives no count: Python refuses to print integers of more than 4300 digits.
+    if unit := _excess(skeleton.network(largest), skeleton.image_size):
+        raise UserError(f"{_culprit(skeleton, largest)} gives a network of too many {unit}; accepted: {ACCEPTED}")
+
+
+def _culprit(skeleton: Skeleton, largest: Mapping[str, int]) -> str:
+    """Return the smallest part of the space that is too large by itself, as the subject of the error."""
+    least = {name: dimension.least for name, dimension in DIMENSIONS.items()}
+    if _excess(skeleton.network(least), skeleton.image_size):
+        names = ("planes", "stem_channels", "num_classes", "image_size")
+        return ", ".join(f"{name} {getattr(skeleton, name)}" for name in names)
+    for name, value in {**skeleton.fixed, **largest}.items():
+        if _excess(skeleton.network(least | {name: value}), skeleton.image_size):
+            return f"{'choices' if name in largest else 'defaults'}: {name} {value}"
+    return "choices: " + " with ".join(f"{name} {value}" for name, value in largest.items())
+
+
+def _excess(arch: Arch, image_size: int) -> str | None:
+    """Return the first quantity that exceeds its limit."""
+    if sum(s.depth * (s.convs_per_block + 2) for s in arch.stages) > MOST_CONVOLUTIONS:
+        return "convolutions"
+    price = cost(arch, image_size)
+    if price.params > MOST_ELEMENTS:
+        return "parameters"
+    return "activations" if price.activations > MOST_ELEMENTS else None
