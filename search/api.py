@@ -72,7 +72,7 @@ def search(
         new = not (folder / runs.RUN_FILE).exists()
         runs.check_study(join(settings.storage, settings.study, runs.described(settings, space), new), settings, space)
     with runs.disk_watched(folder), runs.locked(folder), reached(settings.storage):
-        number = runs.open_run(folder, settings, space, _describe(data))
+        number = runs.open_run(folder, settings, space, data.describe())
         session = _Session(number, settings, folder, space, data, progress or Silent(), work)
         with contextlib.closing(session.study):
             return session.run()
@@ -170,15 +170,3 @@ class _Session:
 def _where(settings: Settings) -> dict[str, Any]:
     """The settings that are Ray's."""
     return {name: getattr(settings, name) for name in RESOURCES}
-
-
-def _describe(data: Data) -> dict[str, object]:
-    return {
-        "name": data.name,
-        "classes": list(data.classes),
-        "train_images": len(data.train.labels),
-        "val_images": len(data.val.labels),
-        "mean": list(data.mean),
-        "std": list(data.std),
-        "image_size": data.image_size,
-    }

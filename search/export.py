@@ -155,7 +155,8 @@ def tested(folder: Path, record: Record, data_dir: str | None) -> float:
 
     run = runs.read(folder)
     settings = Settings.from_dict(run["settings"])
-    size = run["data"].get("image_size") if settings.data == "folder" else None
+    resizable = trainers.datasets.data.get(settings.data).resizable
+    size = run["data"].get("image_size") if resizable else None
     classes = tuple(run["data"]["classes"])
     there = data_dir or settings.data_dir
     split = trainers.datasets.data.load_test(settings.data, there, image_size=size, classes=classes)

@@ -19,7 +19,7 @@ from res2net.errors import UserError
 from res2net.files import write_atomic
 from search.settings import FREE_OF_DRIVERS, Settings
 from space import Space
-from trainers.datasets.data import Data
+from trainers.datasets.data import Data, get
 from trainers.meta import environment
 
 RUN_FILE, LOCK_FILE, WEIGHTS, ARTIFACTS = "run.json", ".lock", "weights", "artifacts"
@@ -29,7 +29,8 @@ KEEP_BYTES = 2 * 2**30  # of weights; beyond it those of dominated networks go, 
 def new_name(settings: Settings) -> str:
     """A name for a run that was given none: the space, the data and the time."""
     space = Path(settings.space).stem
-    return f"{space}-{settings.data}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    data = get(settings.data).name  # an import path holds a colon, which some file systems refuse
+    return f"{space}-{data}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -65,7 +66,7 @@ def space_for(folder: Path, settings: Settings, data: Data) -> Space:
         and (folder / RUN_FILE).exists()
     ):
         return space_of(folder)
-    return settings.get_space(data.num_classes, data.image_size)
+    return settings.get_space(data.num_classes, data.image_size, data.in_channels)
 
 
 def check(folder: Path, settings: Settings, space: Space) -> None:

@@ -27,8 +27,6 @@ EXECUTORS = ("tune", "local")
 EVALUATORS = ("scratch", "supernet", "inherit")
 CONFIRM_BY = ("tune", "scratch")
 TUNED = 5  # what tunes a slice of shared weights has a peak rate so many times lower than what trained them
-BASE_OF_DATA = {"shapes": "micro", "cifar10": "cifar", "cifar100": "cifar", "folder": "cifar"}
-IMAGENET_SIZE = 128  # images of at least so many pixels along a side suit the base `imagenet`
 
 # What may differ when a search goes on: how long and where, not what is searched or how it is scored.
 RESOURCES = ("workers", "cpus_per_trial", "gpus_per_trial", "ray_address")
@@ -89,7 +87,7 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _choice("--data", self.data, trainers.datasets.data.names())
+        dataset = trainers.datasets.data.get(self.data)
         _choice("--sampler", self.sampler, SAMPLERS)
         _choice("--scheduler", self.scheduler, SCHEDULERS)
         _choice("--executor", self.executor, EXECUTORS)
@@ -97,7 +95,7 @@ class Settings:
         _choice("--confirm-by", self.confirm_by, CONFIRM_BY)
         _check_storage(self)
         if self.image_size is not None:
-            trainers.datasets.data.check_image_size(self.data, self.image_size)
+            dataset.check_image_size(self.image_size)
         if self.match_macs and self.evaluator != "scratch":
             raise UserError(
                 f"--match-macs: its widths are none of the supernet's, which --evaluator {self.evaluator} needs; "
@@ -131,11 +129,11 @@ class Settings:
                 "accepted: at most that"
             )
 
-    def get_space(self, num_classes: int, image_size: int | None = None) -> Space:
+    def get_space(self, num_classes: int, image_size: int | None = None, in_channels: int | None = None) -> Space:
         """The space, on the base that was asked for or that suits the data set; costs are of images of that size."""
-        large = self.data == "folder" and (image_size or 0) >= IMAGENET_SIZE
-        base = self.base or ("imagenet" if large else BASE_OF_DATA[self.data])
-        return spaces.get(self.space, base, self.per_stage, num_classes=num_classes, image_size=image_size)
+        base = self.base or trainers.datasets.data.get(self.data).base(image_size)
+        known = {"num_classes": num_classes, "image_size": image_size, "in_channels": in_channels}
+        return spaces.get(self.space, base, self.per_stage, **known)
 
     def load_data(self, console: Console | None = None) -> Data:
         """What the search may see of the data set; `console` shows a decoding that takes long."""

@@ -232,7 +232,7 @@ def _main(args: argparse.Namespace) -> int:
     with joined("auto") as (group, device):
         console = Console(quiet=group.rank > 0)
         data = settings.load_data(console)
-        space = settings.get_space(data.num_classes, data.image_size)
+        space = settings.get_space(data.num_classes, data.image_size, data.in_channels)
         try:
             train(settings, space, data, out, console, group, device)
         except KeyboardInterrupt:

@@ -22,11 +22,12 @@ def get(
     *,
     num_classes: int | None = None,
     image_size: int | None = None,
+    in_channels: int | None = None,
 ) -> Space:
     """The space of that name (see `names`), or of a YAML file: a name with a path separator or ending in .yaml or .yml.
 
     base: one of `BASES`, `cifar` if None. per_stage: each stage has its own parameters. What a file itself says about
-    these two wins. num_classes, image_size: of the data set, instead of the base's or the file's.
+    these two wins. num_classes, image_size, in_channels: of the data set, instead of the base's or the file's.
     `UserError` for what does not exist or cannot be.
     """
     text = os.fspath(name_or_yaml)
@@ -34,5 +35,5 @@ def get(
         space = load(Path(text).expanduser(), base, per_stage)
     else:
         space = named(text, base or DEFAULT_BASE, per_stage)
-    known = {"num_classes": num_classes, "image_size": image_size}
+    known = {"num_classes": num_classes, "image_size": image_size, "in_channels": in_channels}
     return replace(space, skeleton=replace(space.skeleton, **{k: v for k, v in known.items() if v is not None}))

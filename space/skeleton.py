@@ -38,6 +38,7 @@ class Skeleton:
     se: int = 0
     num_classes: int = 10
     image_size: int = 32
+    in_channels: int = 3
 
     def __post_init__(self) -> None:
         for name in PER_STAGE_LISTS:
@@ -66,7 +67,14 @@ class Skeleton:
     def arch(self, stages: tuple[Stage, ...]) -> Arch:
         """The network of those stages in canonical form."""
         return Arch(
-            stages, self.stem, self.stem_channels, self.first_block, self.shortcut, self.se, self.num_classes
+            stages,
+            self.stem,
+            self.stem_channels,
+            self.first_block,
+            self.shortcut,
+            self.se,
+            self.num_classes,
+            self.in_channels,
         ).canonical()
 
 

@@ -177,7 +177,8 @@ class Space:
         """The reverse of `to_dict`; `UserError` for a key that is unknown or missing, or a value that cannot be."""
         keys = tuple(f.name for f in fields(cls) if f.init)
         data = checked_keys(data, keys, "space", required=keys)
-        skeleton = checked_keys(data["skeleton"], SKELETON_KEYS, "space: skeleton", required=SKELETON_KEYS)
+        required = tuple(key for key in SKELETON_KEYS if key != "in_channels")  # earlier versions did not write it
+        skeleton = checked_keys(data["skeleton"], SKELETON_KEYS, "space: skeleton", required=required)
         return cls(**{**data, "skeleton": Skeleton(**skeleton)})
 
     def _groups(self) -> list[tuple[str, list[int]]]:

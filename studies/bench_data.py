@@ -36,7 +36,9 @@ from torch.utils.data import DataLoader, Dataset
 from res2net.errors import Parser, run_main
 from studies.bench import check_positive, threads
 from studies.bench_trainer import Seconds
-from trainers.datasets.folder import MEAN, STD, Files, check_size, scan
+from trainers.datasets import Files
+from trainers.datasets.files import MEAN, STD
+from trainers.datasets.folder import Folder
 from trainers.meta import environment
 from trainers.stream import Stream
 
@@ -56,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def bench(args: argparse.Namespace) -> None:
     """The command's body."""
     check_positive(args, "images", "large_images", "batch_size", "repeats", "workers", "passes")
-    check_size(args.size)
+    Folder.check_image_size(args.size)
     hardware = environment()["hardware"]
     print(
         f"{hardware['cpu']}, {hardware['cores']} cores; torch {torch.__version__}, Pillow {PIL.__version__}, "
@@ -89,7 +91,7 @@ def parser() -> Parser:
 def sets(args: argparse.Namespace, temporary: Path) -> Iterable[tuple[str, Files]]:
     """Each set's name and files; each file is there so many times as there are passes."""
     if args.data_dir:
-        files = scan(args.data_dir, "train", args.size)[1]
+        files = Folder(args.data_dir, args.size).train()
         chosen = np.random.default_rng(0).permutation(len(files))[: args.images]
         yield "given", files.take(np.tile(chosen, args.passes))
         return

@@ -80,7 +80,7 @@ def compare(args: argparse.Namespace, seed: int, folder: Path, console: Console)
     data = base.load_data(console)
     weights, begun = folder / "weights", time.monotonic()
     how = replace(base, epochs=base.supernet_epochs)
-    supernet.train(how, base.get_space(data.num_classes, data.image_size), data, weights, console)
+    supernet.train(how, base.get_space(data.num_classes, data.image_size, data.in_channels), data, weights, console)
     trained = time.monotonic() - begun
     shared = replace(base, evaluator="supernet", supernet=str(weights), trials=args.trials)
     rows, fronts, longest = [], [], 0.0

@@ -296,7 +296,7 @@ def _main(args: argparse.Namespace) -> None:
         raise UserError(f"--members: {args.members} is too small; accepted: at least 3")
     settings = _settings(args)
     data = settings.load_data()
-    space = settings.get_space(data.num_classes, data.image_size)
+    space = settings.get_space(data.num_classes, data.image_size, data.in_channels)
     study = Study(args.out, choose(space, args.members, args.seed), data.image_size, args.workers, console)
     begun = time.monotonic()
     shared_settings = replace(settings, epochs=args.supernet_epochs)

@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainers.datasets.data import Data, Split
-from trainers.datasets.folder import Files
+from trainers.datasets.base import Data, Files, Split
 from trainers.stream import Stream
 
 

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from res2net.errors import UserError
-from trainers.datasets.folder import Damaged, Files
+from trainers.datasets.base import Files
+from trainers.datasets.files import Damaged
 from trainers.decode import centre_view, decode, decoders, random_view
 from trainers.meta import cores
 

@@ -89,7 +89,10 @@ def test_the_base_is_what_suits_the_size() -> None:
         (["--data", "folder"], "--data-dir: None"),
         (["--image-size", "64"], "--image-size: 64, but shapes has a size of its own"),
         (["--data", "folder", "--image-size", "3"], "--image-size: 3 is too small"),
-        (["--data", "folder", "--data-dir", "/tmp", "--download"], "--download: there is none of --data folder"),
+        (
+            ["--data", "folder", "--data-dir", "/tmp", "--download"],
+            "--download: folder cannot be downloaded; accepted: --data-dir with its files",
+        ),
     ],
 )
 def test_mistakes_are_one_line(options: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from studies import bench_data
-from trainers.datasets.folder import Files
+from trainers.datasets import Files
 from trainers.decode import View, decode
 
 OPTIONS = [
