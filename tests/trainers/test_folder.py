@@ -383,6 +383,39 @@ class TestStream:
             loss.backward()
             assert weight.grad.item() == pytest.approx(expected, rel=1e-4, abs=1e-2)
 
+    @pytest.mark.parametrize("hold", ["a view", "another tensor", "an autograd graph"])
+    def test_a_batch_stays_as_it_is_for_as_long_as_anything_holds_it(self, hold: str, files: Files) -> None:
+        batches = stream(files).epoch(rng(4), parts(21, 2))
+        x, _ = next(batches)
+        expected, weight = x.sum().item(), torch.ones((), requires_grad=True)
+        holders = {
+            "a view": lambda x: x[1:, 0],
+            "another tensor": lambda x: x.detach(),
+            "an autograd graph": lambda x: (x * weight).sum(),
+        }
+        kept = holders[hold](x)
+        before = kept.detach().clone()
+        del x
+        for other, _ in batches:
+            other.zero_()
+        assert torch.equal(kept, before)
+        if hold == "an autograd graph":
+            kept.backward()
+            assert weight.grad.item() == pytest.approx(expected, rel=1e-4, abs=1e-2)
+
+    def test_memory_is_given_back_in_any_order(self, files: Files) -> None:
+        """Held batches get memory of their own; the ring has room again once they are dropped."""
+        images, held, places = stream(files), [], set()
+        for x, _ in images.epoch(rng(), parts(21, 3)):
+            held.append(x)
+        assert len({x.data_ptr() for x in held}) == 7
+        ring = {x.data_ptr() for x in held[:3]}
+        held.clear()
+        del x
+        for x, _ in images.epoch(rng(), parts(21, 3)):
+            places.add(x.data_ptr())
+        assert places <= ring
+
     def test_an_early_end_leaves_no_thread(self, files: Files) -> None:
         before = threading.active_count()
         torch_threads = torch.get_num_threads()
