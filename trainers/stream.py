@@ -172,7 +172,8 @@ class Stream:
             # Bytes cross the bus, not floats: a quarter of the traffic.
             floats = x.to(self.device, non_blocking=self.device.type == "cuda").to(torch.float32)
             if self.device.type == "cuda":
-                pixels.read = torch.cuda.current_stream(self.device).record_event()
+                pixels.read = torch.cuda.Event()
+                pixels.read.record(torch.cuda.current_stream(self.device))
         floats = floats.sub_(self._shift).mul_(self._factor)
         return floats.view(len(x), self.size, self.size, 3).permute(0, 3, 1, 2)
 
