@@ -144,7 +144,10 @@ def _same(folder: Path, settings: Settings, space: Space, names: Sequence[str], 
     path = folder / ABOUT_FILE
     try:
         about = json.loads(path.read_text())
-        theirs, their_space = {"image_size": None} | about["settings"], about["space"]  # earlier ones lack it
+        theirs, their_space = (
+            {"image_size": None} | about["settings"],
+            Space.from_dict(about["space"]),
+        )  # earlier ones lack it
         different = [
             f"--{n.replace('_', '-')} {theirs[n]}, not {getattr(settings, n)}"
             for n in names
@@ -152,7 +155,7 @@ def _same(folder: Path, settings: Settings, space: Space, names: Sequence[str], 
         ]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not what a supernet was trained with ({error!r})") from None
-    if not different and their_space != space.to_dict():
+    if not different and their_space.to_dict() != space.to_dict():
         different = [f"another space than {space.name} ({space.base})"]
     if different:
         raise UserError(

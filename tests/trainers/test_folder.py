@@ -199,6 +199,23 @@ class TestSplits:
         assert "`train_images` up to about 16" in text
         assert data.load("folder", root, image_size=SIZE, train_images=16)
 
+    def test_free_memory_is_asked_for_in_each_system_s_way(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def missing(path: Path) -> str:
+            raise FileNotFoundError(path)
+
+        assert decoding._free_memory() > 2**20
+        monkeypatch.setattr(Path, "read_text", missing)  # macOS has no /proc
+        monkeypatch.setattr(
+            os, "sysconf", lambda name: {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 1000}[name], raising=False
+        )
+        assert decoding._free_memory() == 4_096_000
+        monkeypatch.delattr(os, "sysconf")  # nor Windows this
+        assert decoding._free_memory() is None
+
+    def test_no_limit_where_the_system_does_not_say(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(decoding, "_free_memory", lambda: None)
+        assert data.load("folder", root, image_size=SIZE)
+
 
 class TestPixels:
     def decoded(self, path: Path, size: int, choose: Callable[[int, int], View]) -> np.ndarray:

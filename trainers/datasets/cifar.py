@@ -9,9 +9,9 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from res2net.errors import UserError
-from trainers.datasets import safe_pickle
 from trainers.datasets.archive import Archive, fetch
 from trainers.datasets.base import DataSet, Split
+from trainers.datasets.safe_pickle import Array, Forbidden, loads
 
 SHAPE = (3, 32, 32)  # one image: the red, green and blue planes
 PIXELS = 3 * 32 * 32  # bytes of one image
@@ -164,8 +164,8 @@ class Cifar(DataSet):
         if actual < least:
             raise UserError(f"`data_dir`: {path} has {actual} bytes; expected more than {least}")
         try:
-            found = safe_pickle.loads(path.read_bytes())
-        except safe_pickle.Forbidden as error:
+            found = loads(path.read_bytes())
+        except Forbidden as error:
             raise UserError(
                 f"`data_dir`: {path} asks for {error}; accepted: the official file, which needs only numpy arrays"
             ) from None
@@ -186,7 +186,7 @@ class Cifar(DataSet):
             raise UserError(f"{where} has keys {sorted(map(str, record))}; expected also {sorted(missing)}")
         data, labels = record["data"], record[self.label_key]
         shape = getattr(getattr(data, "values", None), "shape", None)
-        if not isinstance(data, safe_pickle.Array) or shape != (records, PIXELS):
+        if not isinstance(data, Array) or shape != (records, PIXELS):
             raise UserError(f"{where}: data is {shape or type(data).__name__}; expected uint8 {(records, PIXELS)}")
         if not isinstance(labels, list) or len(labels) != records or any(type(label) is not int for label in labels):
             size = f" of {len(labels)}" if isinstance(labels, list) else ""
