@@ -114,7 +114,7 @@ def search(
         new = not (folder / runs.RUN_FILE).exists()
         runs.check_study(join(storage, name, directions, runs.described(settings, space), new), settings, space)
     with runs.disk_watched(folder), locked(folder), connection_watched(storage):
-        number = runs.open_run(folder, settings, space, _describe(data))
+        number = runs.open_run(folder, settings, space, data.describe())
         here = {"host": socket.gethostname(), "folder": str(folder.absolute())}
         url, name = storage or sqlite_url(folder), name or folder.absolute().name
         make = sampler or factory(settings.budget.sampler)
@@ -208,16 +208,3 @@ class _Session:
         figure = interactive_front(shown, books, self.folder.name, self.settings)
         dashboard.show_front(self.study, figure)
         return trials
-
-
-def _describe(data: Data) -> dict[str, object]:
-    """Return what `run.json` says of the data."""
-    return {
-        "name": data.name,
-        "classes": list(data.classes),
-        "train_images": len(data.train.labels),
-        "val_images": len(data.val.labels),
-        "mean": list(data.mean),
-        "std": list(data.std),
-        "image_size": data.image_size,
-    }

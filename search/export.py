@@ -152,7 +152,7 @@ def tested(folder: Path, record: Record, data_dir: str | None) -> float:
     run = runs.read(folder)
     settings = Settings.from_dict(run["settings"])
     scope = settings.scope
-    size = run["data"].get("image_size") if scope.data == "folder" else None
+    size = run["data"].get("image_size") if trainers.datasets.data.get(scope.data).resizable else None
     classes = tuple(run["data"]["classes"])
     split = trainers.datasets.data.load_test(scope.data, data_dir or scope.data_dir, image_size=size, classes=classes)
     model = create(record.arch)

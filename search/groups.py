@@ -28,8 +28,6 @@ from trainers.recipes import Config
 EXECUTORS = ("tune", "local")
 CONFIRM_BY = ("tune", "scratch")
 MAX_GPUS = 16  # of one trial
-BASE_OF_DATA = {"shapes": "micro", "cifar10": "cifar", "cifar100": "cifar", "folder": "cifar"}
-IMAGENET_SIZE = 128  # images of at least so many pixels along a side suit the base `imagenet`
 
 
 def option(default: Any, text: str, metavar: str | None = None, **more: Any) -> Any:
@@ -80,12 +78,12 @@ class Scope:
     seed: int = option(0, "the seed of the split, of proposals and of training", "N")
 
     def __post_init__(self) -> None:
-        _check_choice("data", self.data, trainers.datasets.data.names())
+        dataset = trainers.datasets.data.get(self.data)
         if self.base is not None and self.base not in spaces.BASES:
             raise unknown("`base`", self.base, spaces.BASES)
         cost_objective(self.objective)
         if self.image_size is not None:
-            trainers.datasets.data.check_image_size(self.data, self.image_size)
+            dataset.check_image_size(self.image_size)
         check_least("train_images", self.train_images)
         self.limits.check_order()
 
@@ -104,14 +102,14 @@ class Scope:
         """Whether, and at how many MACs, networks are compared at equal MACs."""
         return Matching(self.match_macs)
 
-    def get_space(self, num_classes: int, image_size: int | None = None) -> Space:
+    def get_space(self, num_classes: int, image_size: int | None = None, in_channels: int | None = None) -> Space:
         """Return the space on the base that was asked for, or that suits the data set.
 
         image_size: pixels along a side of the images that costs are counted for; the base's if None.
         """
-        large = self.data == "folder" and (image_size or 0) >= IMAGENET_SIZE
-        base = self.base or ("imagenet" if large else BASE_OF_DATA[self.data])
-        return spaces.get(self.space, base, self.per_stage, num_classes=num_classes, image_size=image_size)
+        base = self.base or trainers.datasets.data.get(self.data).base(image_size)
+        known = {"num_classes": num_classes, "image_size": image_size, "in_channels": in_channels}
+        return spaces.get(self.space, base, self.per_stage, **known)
 
     def load_data(self, console: Console | None = None) -> Data:
         """Return what the search may see of the data set; `console` shows a decoding that takes long."""

@@ -18,7 +18,7 @@ from res2net.files import write_atomic
 from search.lock import LOCK_FILE
 from search.settings import FREE, FREE_OF_DRIVERS, Settings
 from space import Space
-from trainers.datasets.data import Data
+from trainers.datasets.data import Data, get
 from trainers.meta import environment
 
 RUN_FILE, WEIGHTS, ARTIFACTS = "run.json", "weights", "artifacts"
@@ -28,7 +28,7 @@ KEEP_BYTES = 2 * 2**30  # of weights; beyond it the weights of dominated network
 def new_name(settings: Settings) -> str:
     """Return a name for a run without one: the space, the data and the time."""
     space = Path(settings.scope.space).stem
-    data = settings.scope.data.replace(":", "-")
+    data = get(settings.scope.data).name  # an import path holds a colon, which some file systems refuse
     return f"{space}-{data}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
 
 
@@ -64,7 +64,7 @@ def space_for(folder: Path, settings: Settings, data: Data) -> Space:
     path = settings.scope.space
     if path.endswith((".yaml", ".yml")) and not Path(path).exists() and (folder / RUN_FILE).exists():
         return space_of(folder)
-    return settings.scope.get_space(data.num_classes, data.image_size)
+    return settings.scope.get_space(data.num_classes, data.image_size, data.in_channels)
 
 
 def check(folder: Path, settings: Settings, space: Space) -> None:

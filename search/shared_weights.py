@@ -143,14 +143,12 @@ def _check_same(folder: Path, scope: Scope, scoring: Scoring, space: Space, name
     path, ours = folder / ABOUT_FILE, asdict(scope) | asdict(scoring)
     try:
         about = json.loads(path.read_text())
-        theirs, their_space = (
-            {"image_size": None} | about["settings"],
-            about["space"],
-        )  # files of early versions lack it
+        # Files of early versions lack the image size, and newer fields of the space.
+        theirs, their_space = {"image_size": None} | about["settings"], Space.from_dict(about["space"])
         different = [f"`{n}` {theirs[n]}, not {ours[n]}" for n in names if theirs[n] != ours[n]]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not what a supernet was trained with ({error!r})") from None
-    if not different and their_space != space.to_dict():
+    if not different and their_space.to_dict() != space.to_dict():
         different = [f"another space than {space.name} ({space.base})"]
     if different:
         raise UserError(

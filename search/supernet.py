@@ -39,7 +39,7 @@ def _main(args: argparse.Namespace) -> int:
     with joined("auto") as (group, device):
         console = Console(quiet=group.rank > 0)
         data = settings.scope.load_data(console)
-        space = settings.scope.get_space(data.num_classes, data.image_size)
+        space = settings.scope.get_space(data.num_classes, data.image_size, data.in_channels)
         try:
             train(settings.scope, settings.scoring, space, data, out, console, group, device)
         except KeyboardInterrupt:

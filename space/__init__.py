@@ -23,13 +23,14 @@ def get(
     *,
     num_classes: int | None = None,
     image_size: int | None = None,
+    in_channels: int | None = None,
 ) -> Space:
     """Return a named space (see `names`), or the space of a YAML file.
 
     name_or_yaml: a text is a file's path if it contains a path separator or ends in .yaml or .yml.
     base: one of `BASES`; `cifar` if None. A file's own `base` takes precedence.
     per_stage: whether each stage has its own parameters. A file's own `per_stage` takes precedence.
-    num_classes, image_size: of the data set. They take precedence over the base and the file.
+    num_classes, image_size, in_channels: of the data set. They take precedence over the base and the file.
     Raise `UserError` for an unknown name, an unreadable file or an invalid space.
     """
     if base is None:
@@ -41,5 +42,5 @@ def get(
         space = load(Path(text).expanduser(), base, per_stage)
     else:
         space = named(text, base, per_stage)
-    known = {"num_classes": num_classes, "image_size": image_size}
+    known = {"num_classes": num_classes, "image_size": image_size, "in_channels": in_channels}
     return replace(space, skeleton=replace(space.skeleton, **{k: v for k, v in known.items() if v is not None}))

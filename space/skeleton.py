@@ -59,6 +59,7 @@ class Skeleton:
     se: int = 0
     num_classes: int = 10
     image_size: int = 32
+    in_channels: int = 3
 
     def __post_init__(self) -> None:
         for name in PER_STAGE_LISTS:

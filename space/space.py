@@ -168,7 +168,8 @@ class Space:
         """Return the space of a `to_dict`. Raise `UserError` for an unknown or missing key, or an invalid value."""
         keys = tuple(f.name for f in fields(cls) if f.init)
         data = checked_keys(data, keys, "space", required=keys)
-        skeleton = checked_keys(data["skeleton"], SKELETON_KEYS, "space: skeleton", required=SKELETON_KEYS)
+        required = tuple(key for key in SKELETON_KEYS if key != "in_channels")  # earlier versions did not write it
+        skeleton = checked_keys(data["skeleton"], SKELETON_KEYS, "space: skeleton", required=required)
         return cls(**{**data, "skeleton": Skeleton(**skeleton)})
 
     def _checked(self, params: Mapping[str, int]) -> Params:

@@ -1,14 +1,14 @@
-"""Decoded training images a second of our loader, beside the `DataLoader` over Pillow that most people write.
+"""Measure decoded training images per second: our loader against a plain `DataLoader` over Pillow.
 
-    python -m studies.bench_data --data-dir ~/imagenet        # or none: photographs are made up, small and large ones
+    python -m studies.bench_data --data-dir ~/imagenet        # without it: generated photographs, small and large
 
-Both give batches of the same form from the same files: random resized crops of the same distribution at the same size,
-mirrored half of the time, normalised float32 on a CPU; both with the same number of decoders (threads of ours, worker
-processes of the `DataLoader`), in turns in one run.
+Both loaders return batches of the same form from the same files: random resized crops of the same distribution and
+size, mirrored with probability 1/2, as normalised float32 on the CPU. Both have the same number of decoders: our
+threads or the worker processes of the `DataLoader`. They run in turns within one process.
 
-On one core of an EPYC that other work shared: 2.3 times as many images for each second of processor time with files of
-500 x 375 pixels (84 KB), 2.1 times with 2000 x 1500 (1.1 MB; n = 3 epochs of each). Undoing the JPEGs' entropy coding
-is two thirds of decoding, which is two thirds of our time, and both sides pay for it alike.
+On one shared core of an EPYC, our loader returned 2.3 times as many images per second of processor time from files of
+500 x 375 pixels (84 KB), and 2.1 times as many from 2000 x 1500 (1.1 MB), n = 3 epochs each. Entropy decoding of the
+JPEGs takes two thirds of the decoding time, decoding takes two thirds of our time, and both loaders share that cost.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from __future__ import annotations
 import argparse
 import io
 import math
+import os
 import random
-import resource
 import statistics
 import sys
 import tempfile
@@ -36,60 +36,67 @@ from torch.utils.data import DataLoader, Dataset
 from res2net.commands import Parser, run_main
 from studies.bench import check_positive, threads
 from studies.bench_trainer import Seconds
-from trainers.datasets.folder import MEAN, STD, Files, check_size, scan
+from trainers.datasets import Files
+from trainers.datasets.files import MEAN, STD
+from trainers.datasets.folder import Folder
 from trainers.meta import environment
 from trainers.stream import Stream
 
+try:
+    import resource
+except ImportError:  # Windows has no such module
+    resource = None
+
 PROG = "python -m studies.bench_data"
-# Width, height and quality. The first are like ImageNet's files: 110 KB on average, and about as many pixels.
+# Width, height and JPEG quality. The small files resemble ImageNet's: about as many pixels, and 110 KB on average.
 KINDS = {"small": (500, 375, 92), "large": (2000, 1500, 90)}
-OBJECTS = 12  # in a made-up photograph
-ROUGHNESS = 0.76  # of the clouds' amplitude, what the next finer ones have
-GRAIN = 9.0  # standard deviation of the noise on each pixel, of 255
+OBJECTS = 12  # in a generated photograph
+ROUGHNESS = 0.76  # amplitude of clouds relative to clouds of twice the size
+GRAIN = 9.0  # standard deviation of the noise on each pixel, in 0..255
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print both rates and their ratio for each set of files."""
+    """Print the rates of both loaders and their ratio for each set of files."""
     return run_main(bench, parser, argv)
 
 
 def bench(args: argparse.Namespace) -> None:
-    """The command's body."""
+    """Run the command with parsed options."""
     check_positive(args, "images", "large_images", "batch_size", "repeats", "workers", "passes")
-    check_size(args.size)
+    Folder.check_image_size(args.image_size)
     hardware = environment()["hardware"]
     print(
         f"{hardware['cpu']}, {hardware['cores']} cores; torch {torch.__version__}, Pillow {PIL.__version__}, "
         f"simplejpeg {simplejpeg.__version__}; seed 0"
     )
     print(
-        f"random crops at {args.size} x {args.size}, batches of {args.batch_size}, {args.workers} decoder(s) a side; "
-        f"medians of n = {args.repeats} epochs of each, in turns\n"
+        f"random crops at {args.image_size} x {args.image_size}, batches of {args.batch_size}, {args.workers} "
+        f"decoder(s) each; medians of n = {args.repeats} epochs each, in turns\n"
     )
-    print(f"{'files':>28} {'plain/s':>8} {'ours/s':>8} {'ratio':>6}  {'plain, ours a CPU second':>25} {'ratio':>6}")
+    print(f"{'files':>28} {'plain/s':>8} {'ours/s':>8} {'ratio':>6}  {'plain, ours per CPU second':>26} {'ratio':>6}")
     with threads(1), tempfile.TemporaryDirectory() as temporary:
         for name, files in sets(args, Path(temporary)):
             report(name, files, args)
 
 
 def parser() -> Parser:
-    """The command's options."""
-    out = Parser(prog=PROG, description=__doc__.splitlines()[0])
-    out.add_argument("--data-dir", metavar="DIR", help="a folder of images instead, of which the train part is read")
-    out.add_argument("--images", type=int, default=256, help="small files, or files of --data-dir")
-    out.add_argument("--large-images", type=int, default=16, help="large files")
-    out.add_argument("--passes", type=int, default=4, help="times that each file is read in an epoch")
-    out.add_argument("--size", type=int, default=224, help="pixels along a side of a crop")
-    out.add_argument("--batch-size", type=int, default=64, help="images a batch")
-    out.add_argument("--workers", type=int, default=1, help="threads of ours, worker processes of the plain loader")
-    out.add_argument("--repeats", type=int, default=5, help="epochs timed of each, in turns, after one that is not")
+    """Return the parser of the options."""
+    out = Parser(prog=PROG, description=(__doc__ or "").partition("\n")[0])
+    out.add_argument("--data-dir", metavar="DIR", help="read train/ of this folder instead of generated photographs")
+    out.add_argument("--images", type=int, default=256, help="number of small files, or of files from --data-dir")
+    out.add_argument("--large-images", type=int, default=16, help="number of large files")
+    out.add_argument("--passes", type=int, default=4, help="how often an epoch reads each file")
+    out.add_argument("--size", type=int, default=224, dest="image_size", help="pixels along a side of a crop")
+    out.add_argument("--batch-size", type=int, default=64, help="images per batch")
+    out.add_argument("--workers", type=int, default=1, help="our threads, and worker processes of the plain loader")
+    out.add_argument("--repeats", type=int, default=5, help="timed epochs of each loader, after one untimed epoch")
     return out
 
 
 def sets(args: argparse.Namespace, temporary: Path) -> Iterable[tuple[str, Files]]:
-    """Each set's name and files; each file is there so many times as there are passes."""
+    """Yield the name and the files of each set; every file appears `--passes` times."""
     if args.data_dir:
-        files = scan(args.data_dir, "train", args.size)[1]
+        files = Folder(args.data_dir, args.image_size).train()
         chosen = np.random.default_rng(0).permutation(len(files))[: args.images]
         yield "given", files.take(np.tile(chosen, args.passes))
         return
@@ -99,11 +106,14 @@ def sets(args: argparse.Namespace, temporary: Path) -> Iterable[tuple[str, Files
         for i in range(count):
             (folder / f"{i}.jpg").write_bytes(photograph(*KINDS[name], rng))
         paths = tuple(f"{i}.jpg" for i in range(count)) * args.passes
-        yield name, Files(folder, paths, np.arange(len(paths)) % 10, args.size)
+        yield name, Files(folder, paths, np.arange(len(paths)) % 10, args.image_size)
 
 
 def photograph(width: int, height: int, quality: int, rng: np.random.Generator) -> bytes:
-    """A JPEG with a photograph's spectrum: clouds of every size, objects with edges over them, grain."""
+    """Return a JPEG with the spectrum of a photograph: clouds of every size, objects with edges, grain.
+
+    The cost of decoding depends on the spectrum: plain noise or smooth colours would be far from ImageNet's files.
+    """
     canvas = np.full((height, width, 3), 128, np.float32)
     side, amplitude = 2, 45.0
     while side < width:
@@ -126,7 +136,7 @@ def photograph(width: int, height: int, quality: int, rng: np.random.Generator) 
 
 
 def report(name: str, files: Files, args: argparse.Namespace) -> None:
-    """Time both sides and print a row."""
+    """Time both loaders on a set of files and print its row."""
     sizes = [(files.root / path).stat().st_size for path in set(files.paths)]
     plain, ours = time_both(files, args)
     seen = [[len(files) / statistics.median(t[i] for t in times) for times in (plain, ours)] for i in (0, 1)]
@@ -134,13 +144,13 @@ def report(name: str, files: Files, args: argparse.Namespace) -> None:
     what = f"{name}, {len(sizes)} of {statistics.mean(sizes) / 1000:,.0f} KB"
     print(
         f"{what:>28} {seen[0][0]:8,.0f} {seen[0][1]:8,.0f} {ratios[0]:6.2f}  "
-        f"{seen[1][0]:15,.0f}, {seen[1][1]:8,.0f} {ratios[1]:6.2f}",
+        f"{seen[1][0]:16,.0f}, {seen[1][1]:8,.0f} {ratios[1]:6.2f}",
         flush=True,
     )
 
 
 def time_both(files: Files, args: argparse.Namespace) -> tuple[list[Seconds], list[Seconds]]:
-    """Seconds of each epoch of the plain loader and of ours, in turns; each side's first one is not counted."""
+    """Return the times of each epoch of the plain loader and of ours, in turns; the first of each is dropped."""
     torch.manual_seed(0)
     plain = DataLoader(Plain(files), args.batch_size, shuffle=True, num_workers=args.workers)
     ours = Stream(files, MEAN, STD, torch.device("cpu"), args.workers)
@@ -160,21 +170,23 @@ def time_both(files: Files, args: argparse.Namespace) -> tuple[list[Seconds], li
 
 
 def timed(batches: Callable[[], Iterable[tuple[Tensor, Tensor]]], files: Files) -> Seconds:
-    """How long an epoch takes by the clock, and the processor's time in it, of worker processes too."""
+    """Return the wall-clock time and the processor time of one epoch, worker processes included."""
     wall, cpu = time.perf_counter(), processor_time()
     check(batches(), files)
     return time.perf_counter() - wall, processor_time() - cpu
 
 
 def processor_time() -> float:
-    """Seconds of this process and of its children that have ended, finer than `os.times` counts them."""
-    return sum(
-        u.ru_utime + u.ru_stime for u in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    )
+    """Return the processor seconds of this process and its finished children (on Windows, without the children)."""
+    if resource is None:
+        return sum(os.times()[:4])
+    # Rather than `os.times`, whose clock ticks are 10 ms.
+    used = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(u.ru_utime + u.ru_stime for u in used)
 
 
 def check(batches: Iterable[tuple[Tensor, Tensor]], files: Files) -> None:
-    """Take all batches: each image is there, in the form that a network takes."""
+    """Consume all batches; assert their form and the number of images."""
     seen = 0
     for x, y in batches:
         assert x.shape == (len(y), 3, files.image_size, files.image_size)
@@ -184,7 +196,7 @@ def check(batches: Iterable[tuple[Tensor, Tensor]], files: Files) -> None:
 
 
 class Plain(Dataset):
-    """Pillow images with the usual transforms, one image at a time."""
+    """The plain data set: one image at a time by Pillow, with the usual transforms."""
 
     def __init__(self, files: Files) -> None:
         self.files, self.size = files, files.image_size
@@ -206,7 +218,7 @@ class Plain(Dataset):
 
     @staticmethod
     def crop(width: int, height: int) -> tuple[int, int, int, int]:
-        """As torchvision's RandomResizedCrop: left, top, width and height."""
+        """Return left, top, width and height of a random crop, as torchvision's RandomResizedCrop draws it."""
         for _ in range(10):
             area = width * height * random.uniform(0.08, 1)
             ratio = math.exp(random.uniform(math.log(3 / 4), math.log(4 / 3)))

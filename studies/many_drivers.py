@@ -23,7 +23,7 @@ from pathlib import Path
 from res2net.commands import Parser, run_main
 from res2net.errors import UserError
 from search import runs
-from search.study.storage import read
+from search.study.storage import home_of, read
 from search.study.trials import FAILED, ORPHAN, SCORED, Record
 from studies.bench import check_positive
 from studies.postgres import server

@@ -1,10 +1,15 @@
-"""One image file into pixels: which part of it, how large, mirrored or not; and threads that do so.
+"""Decode one image file into pixels: cut a box, resize it, mirror it. And a pool of threads that decode.
 
-JPEGs are decoded by libjpeg-turbo through simplejpeg (the same pixels as Pillow's, in two thirds of the time, without
-the interpreter's lock), at 1/2, 1/4 or 1/8 of the size where that still holds more pixels than are asked for. Where
-images are scored it holds twice as many along a side, since coarse pixels would show beside Pillow's; for training the
-transforms may round (a mean difference of 1 in 255, less than any augmentation's). All else, CMYK too, goes through
-Pillow. Resizing is torch's antialiased one, on bytes. EXIF's turns are ignored, as ImageNet's users do.
+JPEGs are decoded by libjpeg-turbo through simplejpeg. It gives Pillow's pixels in two thirds of the time and releases
+the interpreter's lock. It can decode at 1/2, 1/4 or 1/8 of the size, which is faster still:
+
+- Scored images are reduced only if twice the requested pixels along a side remain, because coarser pixels would differ
+  visibly from Pillow's.
+- Training images are reduced if the requested pixels remain, and with rounded transforms. The mean difference is
+  1 in 255, less than that of any augmentation.
+
+All other files, CMYK JPEGs among them, go through Pillow. Resizing is torch's antialiased bilinear one, on bytes. The
+EXIF orientation is ignored, as usual on ImageNet.
 """
 
 from __future__ import annotations
@@ -26,34 +31,35 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-SCALE = (0.08, 1.0)  # of a random crop's area, as a share of the image's
-RATIO = (3 / 4, 4 / 3)  # of its width to its height
-TRIES = 10  # before the centre is taken
-LONGEST = 4  # sides of more than so many times the shorter one are cut before all else: they bound the memory
-MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # a header may claim any size; beyond this one Pillow refuses it
-MAX_BUFFER = 64 * 2**20  # bytes that a thread keeps for its next image
+# Random crops are those of torchvision's RandomResizedCrop, with its defaults.
+SCALE = (0.08, 1.0)  # range of the area of a crop, as a share of the image
+RATIO = (3 / 4, 4 / 3)  # range of width by height, uniform in the logarithm
+TRIES = 10  # draws that may not fit the image; after them, the centre is taken
+LONGEST = 4  # longer side of a scored image, in shorter sides; the rest is cut off before resizing, to bound the memory
+MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # a header may claim any size; Pillow refuses larger images as well
+MAX_BUFFER = 64 * 2**20  # bytes; a thread frees a larger buffer after its image
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A box of the image, in its pixels; what it is resized to, of which the centre is kept; mirrored or not."""
+    """A box of an image, the size that it is resized to, and whether it is mirrored. The centre square is kept."""
 
-    left: int
+    left: int  # pixels of the image
     top: int
     width: int
     height: int
     resized: tuple[int, int]  # height, width
     flip: bool = False
-    exact: bool = False  # pixels as Pillow's, for what is scored; what is trained on may be off by a little
+    exact: bool = False  # Pillow's pixels, for scoring; training tolerates small differences
 
 
-Choose = Callable[[int, int], View]  # from the image's width and height
+Choose = Callable[[int, int], View]  # called with the width and the height of the image
 
 
 def random_view(size: int, flip: bool, seed: int, width: int, height: int) -> View:
-    """A random part of random proportions, mirrored half of the time: all from the seed."""
+    """Return a random crop, mirrored with probability 1/2 if `flip`. It depends on the seed and the size alone."""
     rng = random.Random(seed)
-    mirrored = rng.random() < 0.5 and flip
+    mirrored = rng.random() < 0.5 and flip  # drawn in any case: `flip` must not move the crop
     area, ratios = width * height, (math.log(RATIO[0]), math.log(RATIO[1]))
     for _ in range(TRIES):
         target, ratio = area * rng.uniform(*SCALE), math.exp(rng.uniform(*ratios))
@@ -61,13 +67,14 @@ def random_view(size: int, flip: bool, seed: int, width: int, height: int) -> Vi
         if 0 < w <= width and 0 < h <= height:
             left, top = int(rng.random() * (width - w + 1)), int(rng.random() * (height - h + 1))
             return View(left, top, w, h, (size, size), mirrored)
+    # The image is too long for most crops: take the largest centre within the range of ratios.
     w = min(width, max(1, round(height * RATIO[1])))
     h = min(height, max(1, round(width / RATIO[0])))
     return View((width - w) // 2, (height - h) // 2, w, h, (size, size), mirrored)
 
 
 def centre_view(resize: int, width: int, height: int) -> View:
-    """The image with its shorter side resized."""
+    """Return the whole image with its shorter side resized to `resize` pixels; of a very long image, the middle."""
     short = min(width, height)
     w, h = min(width, LONGEST * short), min(height, LONGEST * short)
     return View(
@@ -76,13 +83,15 @@ def centre_view(resize: int, width: int, height: int) -> View:
 
 
 def decode(path: str, choose: Choose, out: Tensor) -> None:
-    """Read the part of an image that `choose` chooses into uint8 `[size, size, 3]`; any exception is a damaged file."""
+    """Decode the view that `choose` returns into `out`, uint8 [size, size, 3]. A damaged file may raise anything."""
     data = _read(path)
     view, pixels, by = _jpeg(data, choose) or _other(data, choose)
     size = len(out)
+    # The box in reduced pixels. Rounding may push it over an edge by one pixel.
     top, left, height, width = (round(x / by) for x in (view.top, view.left, view.height, view.width))
     top, left = min(top, pixels.shape[0] - height), min(left, pixels.shape[1] - width)
-    # A contiguous batch of one that torch knows for channels-last: other strides would be turned into planes and back.
+    # torch resizes channels-last bytes without a copy only if they are contiguous. From a strided view of the image, it
+    # would make planes and turn them back. So copy the box into a buffer first.
     part = np.frombuffer(_buffer("part", 3 * height * width), np.uint8, 3 * height * width).reshape(height, width, 3)
     np.copyto(part, pixels[top : top + height, left : left + width])
     x = F.interpolate(torch.from_numpy(part)[None].permute(0, 3, 1, 2), view.resized, mode="bilinear", antialias=True)
@@ -93,7 +102,7 @@ def decode(path: str, choose: Choose, out: Tensor) -> None:
 
 
 def _read(path: str) -> memoryview:
-    """A file's bytes, in memory of this thread's."""
+    """Return the bytes of a file, in a buffer of this thread that the next file overwrites."""
     with open(path, "rb", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
         data, count = memoryview(_buffer("file", size)), 0
@@ -102,31 +111,38 @@ def _read(path: str) -> memoryview:
     return data[:count]
 
 
-Decoded = tuple[View, np.ndarray, int]  # pixels [H, W, 3], and by how much they are reduced
+Decoded = tuple[View, np.ndarray, int]  # the view, uint8 pixels [H, W, 3], and the factor of their reduction
 
 
 def _jpeg(data: memoryview, choose: Choose) -> Decoded | None:
-    """A JPEG's pixels; None for what is none, or is damaged, or needs Pillow's care with inks."""
-    if data[:2] != b"\xff\xd8":
+    """Decode a JPEG; None for another format, a damaged file, or colours that need Pillow (CMYK)."""
+    if data[:2] != b"\xff\xd8":  # the marker that starts every JPEG
         return None
     try:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        found_height, found_width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        height, width = int(found_height), int(found_width)
         if colours not in ("YCbCr", "Gray") or width * height > MAX_PIXELS:
             return None
         view = choose(width, height)
         by = reduction(view)
-        h, w = -(-height // by), -(-width // by)
-        fast = {"fastdct": not view.exact, "fastupsample": not view.exact}
-        pixels = simplejpeg.decode_jpeg(data, min_height=h, min_width=w, buffer=_buffer("image", 3 * w * h), **fast)
+        h, w = -(-height // by), -(-width // by)  # libjpeg-turbo rounds reduced sides up
+        pixels = simplejpeg.decode_jpeg(
+            data,
+            fastdct=not view.exact,
+            fastupsample=not view.exact,
+            min_height=h,
+            min_width=w,
+            buffer=_buffer("image", 3 * w * h),
+        )
     except ValueError:
-        return None  # Pillow is patient with small faults, and says what the others are
+        return None  # Pillow forgives small faults, and its errors name the others
     return view, pixels, by
 
 
 def reduction(view: View) -> int:
-    """By how much a JPEG may be reduced as it is decoded, so that the view is still as large as it must be.
+    """Return the largest factor (1, 2, 4 or 8) to reduce a JPEG by that leaves the view enough pixels.
 
-    Powers of two alone: libjpeg-turbo has no quick transforms for the factors between them.
+    libjpeg-turbo has no fast transforms for the factors between powers of two.
     """
     height, width = view.resized
     margin = 2 if view.exact else 1
@@ -134,6 +150,7 @@ def reduction(view: View) -> int:
 
 
 def _other(data: memoryview, choose: Choose) -> Decoded:
+    """Decode any format that Pillow reads, at full size."""
     with Image.open(io.BytesIO(data)) as image:
         view = choose(*image.size)
         return view, np.asarray(image.convert("RGB")), 1
@@ -143,7 +160,10 @@ _local = threading.local()
 
 
 def _buffer(use: str, size: int) -> bytearray:
-    """Memory of this thread's for one image: fresh pages for each would cost a fifth of its time."""
+    """Return a buffer of this thread of at least `size` bytes; the next call with the same `use` reuses it.
+
+    Without reuse, the page faults of fresh memory take a fifth of the decoding time.
+    """
     kept = vars(_local).get(use, b"")
     if len(kept) < size:
         kept = bytearray(size)
@@ -154,7 +174,9 @@ def _buffer(use: str, size: int) -> bytearray:
 
 @contextlib.contextmanager
 def decoders(count: int) -> Iterator[ThreadPoolExecutor]:
-    """A pool of threads in each of which torch computes with one; what has not begun when it is left is dropped."""
+    """Return a pool of `count` threads in which torch computes on one core each. Leaving drops all waiting tasks."""
+    # torch's number of threads belongs to the calling thread, but new threads inherit the last value set anywhere. So
+    # set it in each thread, keep all threads busy until the last has set it, and set the old value again.
     here = torch.get_num_threads()
     ready = threading.Barrier(count + 1)
 
@@ -165,10 +187,10 @@ def decoders(count: int) -> Iterator[ThreadPoolExecutor]:
     pool = ThreadPoolExecutor(count, "decode")
     try:
         for _ in range(count):
-            pool.submit(alone)  # each starts a thread, since none is idle before the barrier
+            pool.submit(alone)  # starts one thread per task, because no thread is idle before the barrier
         ready.wait()
-        torch.set_num_threads(here)  # what the next thread that anybody starts would inherit
+        torch.set_num_threads(here)
         yield pool
     finally:
-        ready.abort()  # where not every thread could be started, those that wait for it would wait for ever
+        ready.abort()  # if a thread failed to start, the others would wait at the barrier for ever
         pool.shutdown(wait=True, cancel_futures=True)

@@ -82,8 +82,9 @@ def _trained_on(folder: Path) -> dict[str, Any]:
 
 def _test_data(args: argparse.Namespace, trained: dict[str, Any], model: Network) -> Data:
     """The test split, its images to be normalised as the network's training images were."""
-    size = args.image_size or (trained.get("image_size") if args.data == "folder" else None)
-    cropped = args.data == "folder" and trained.get("crop", "resized") == "resized"
+    dataset = trainers.datasets.data.get(args.data)
+    size = args.image_size or (trained.get("image_size") if dataset.resizable else None)
+    cropped = dataset.streamable and trained.get("crop", "resized") == "resized"
     test = trainers.datasets.data.load_test(args.data, args.data_dir, image_size=size, stream=cropped)
     classes = trainers.datasets.data.classes_of(args.data, args.data_dir)
     if len(classes) != model.arch.num_classes:

@@ -46,8 +46,7 @@ from res2net.model import Res2Net
 from res2net.named import named
 from trainers import resume
 from trainers.card import code, machine, model_card
-from trainers.datasets.data import Data, Split
-from trainers.datasets.folder import Files
+from trainers.datasets.data import Data, Files, Split
 from trainers.ddp import Group, joined
 from trainers.device import PRECISIONS, device_of, out_of_memory, uses_bf16
 from trainers.evaluate import Scores, evaluate
@@ -279,9 +278,10 @@ def read_data(args: argparse.Namespace, config: Config, console: Console) -> tup
         if args.data_dir is None:
             raise UserError("--download: needs --data-dir, the folder to put the data set in")
         trainers.datasets.data.download(args.data, args.data_dir)
-    if config.crop == "resized" and args.data != "folder":
+    dataset = trainers.datasets.data.get(args.data)
+    if config.crop == "resized" and not dataset.streamable:
         raise UserError(f"crop: 'resized' needs image files, not {args.data}; accepted: with --data folder; auto, pad")
-    how = {"image_size": args.image_size, "stream": args.data == "folder" and config.crop != "pad"}
+    how = {"image_size": args.image_size, "stream": dataset.streamable and config.crop != "pad"}
     data = trainers.datasets.data.load(
         args.data,
         args.data_dir,
@@ -291,7 +291,7 @@ def read_data(args: argparse.Namespace, config: Config, console: Console) -> tup
         console=console,
         **how,
     )
-    how["image_size"] = data.image_size if args.data == "folder" else None
+    how["image_size"] = data.image_size if dataset.resizable else None
     return data, trainers.datasets.data.load_test(args.data, args.data_dir, classes=data.classes, **how)
 
 

@@ -1,4 +1,4 @@
-"""Images that live on the device: cropped, flipped and normalised there, a batch as one tensor."""
+"""Images that live on the device: cropped, mirrored and normalised there, each batch as one tensor."""
 
 from __future__ import annotations
 
@@ -9,22 +9,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainers.datasets.data import Data, Split
-from trainers.datasets.folder import Files
+from trainers.datasets.base import Data, Files, Split
 from trainers.stream import Stream
 
 
 class Images:
-    """A split on the device: uint8 `[N, H, W, C]`, normalised batch by batch into channels-last `[B, C, H, W]`."""
+    """A split on the device, as uint8 [N, H, W, C]. Its batches are normalised float32 [B, C, H, W], channels-last.
+
+    padding: pixels that a random crop may shift an image by, in each direction; 0 for scored images.
+    """
 
     def __init__(self, split: Split, data: Data, device: torch.device, padding: int = 0) -> None:
         self.labels = _tensor(split.labels).to(device, torch.int64)
         pixels = _tensor(split.images).to(device).permute(0, 2, 3, 1)
         self.size = pixels.shape[1]
-        self.positions = 2 * padding + 1  # of a crop, along a side
+        self.positions = 2 * padding + 1  # places of a crop along a side
         self.pixels = _pad(pixels, padding, data.mean) if padding else pixels.contiguous()
-        # Every position of the crop as a view: [N, 2p+1, 2p+1, C, size, size], reordered to end in [.., size, size, C].
+        # All crops as one strided view [N, 2p+1, 2p+1, size, size, C]: a batch is one index operation, not a loop.
         self.crops = self.pixels.unfold(1, self.size, 1).unfold(2, self.size, 1).permute(0, 1, 2, 4, 5, 3)
+        # Mean and std of bytes: normalising takes one subtraction and one product.
         self.shift = 255 * torch.tensor(data.mean, device=device)
         self.factor = 1 / (255 * torch.tensor(data.std, device=device))
 
@@ -34,9 +37,11 @@ class Images:
     def epoch(
         self, rng: torch.Generator, parts: Sequence[slice], shard: tuple[int, int] = (0, 1), flip: bool = True
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """One pass in a random order drawn from `rng`: a batch for each part of it, of which the shard's images.
+        """Yield one pass in a random order drawn from `rng`, with one batch for each slice of that order.
 
-        shard: (rank, world). What an image gets follows from `rng` alone, however many share the work.
+        Each image is cropped at a random place, and mirrored with probability 1/2 if `flip`.
+        shard: (rank, world); the batch holds every `world`-th image of its slice, from `rank` on. The crop of an image
+        does not depend on the shard, because every process draws the numbers of all images.
         """
         n, device, (rank, world) = len(self), self.labels.device, shard
         order = torch.randperm(n, generator=rng, device=device)
@@ -47,14 +52,14 @@ class Images:
             yield self.batch(order[own], offsets[:, own], None if flips is None else flips[own])
 
     def batch(self, index: Tensor, offsets: Tensor, flips: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Images `index`, each cropped at its row and column of `offsets` `[2, B]` and mirrored where `flips`."""
+        """Return images by row: cropped at `offsets` [2, B] (row, column), mirrored where `flips` [B] is true."""
         x = self.crops[index, offsets[0], offsets[1]]
         if flips is not None:
             x = torch.where(flips[:, None, None, None], x.flip(2), x)
         return self._normalise(x), self.labels[index]
 
     def batches(self, size: int, shard: tuple[int, int] = (0, 1)) -> Iterator[tuple[Tensor, Tensor]]:
-        """All images in order, unchanged (for images that were not padded); of each batch the shard's."""
+        """Yield all images in order, uncropped, in batches of `size` before sharding. Needs `padding` 0."""
         for i in range(0, len(self), size):
             own = slice(i + shard[0], min(i + size, len(self)), shard[1])
             yield self._normalise(self.pixels[own]), self.labels[own]
@@ -65,13 +70,13 @@ class Images:
 
 def _tensor(array: np.ndarray) -> Tensor:
     with warnings.catch_warnings():
-        # Arrays shared between processes are read-only, and so are our uses of them.
+        # Arrays that Ray shares between processes are read-only, and no code here writes to them.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(array)
 
 
 def _pad(pixels: Tensor, padding: int, mean: tuple[float, ...]) -> Tensor:
-    """Frame each image with the mean colour, which is zero once normalised."""
+    """Add a border of the mean colour, which is zero once normalised."""
     n, h, w, c = pixels.shape
     colour = torch.tensor([round(255 * m) for m in mean], dtype=torch.uint8, device=pixels.device)
     padded = colour.expand(n, h + 2 * padding, w + 2 * padding, c).contiguous()
@@ -85,9 +90,9 @@ Source = Images | Stream
 def source(
     split: Split | Files, data: Data, device: torch.device, padding: int = 0, workers: int | None = None
 ) -> Source:
-    """What gives a split's batches: on the device where the images are in memory, else read from files as they go.
+    """Return the batches of a split: from the device for images in memory, else decoded from files on demand.
 
-    padding: pixels that training images are shifted by at most. workers: threads that decode files.
+    padding: pixels that a random crop may shift an image by. workers: threads that decode files; one per core if None.
     """
     if isinstance(split, Files):
         return Stream(split, data.mean, data.std, device, workers)

@@ -1,4 +1,4 @@
-"""What a figure was measured with: versions, hardware, commit."""
+"""The circumstances of a measurement: versions, hardware, commit."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ PACKAGES = ("torch", "numpy", "optuna", "ray", "pandas", "safetensors")
 
 
 def environment() -> dict[str, Any]:
-    """Versions, hardware and commit of this process, as plain JSON values."""
+    """Return the versions, the hardware and the commit of this process, as plain JSON values."""
     return {"versions": _versions(), "hardware": _hardware(), "commit": _commit()}
 
 
 def cores() -> int:
-    """Cores that this process may run on."""
+    """Return the number of cores that this process may use."""
+    # Containers and batch systems restrict the affinity on Linux; other systems do not have it.
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -40,6 +41,7 @@ def _hardware() -> dict[str, Any]:
 
 
 def _cpu_name() -> str:
+    # `platform.processor()` is empty or only the architecture on Linux.
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -48,16 +50,17 @@ def _cpu_name() -> str:
 
 
 def _commit() -> str | None:
-    """The checkout's commit, with `+` where files differ from it; None outside a checkout of this code."""
+    """Return the commit of this checkout, with a `+` if tracked files differ from it; None outside a checkout."""
     here = Path(__file__)
 
     def git(*args: str) -> str:
+        # Without optional locks: `git status` would otherwise write the index while others use the repository.
         command = ["git", "--no-optional-locks", *args]
         done = subprocess.run(command, cwd=here.parent, capture_output=True, text=True, timeout=10, check=True)
         return done.stdout.strip()
 
     try:
-        git("ls-files", "--error-unmatch", here.name)  # not in a repository that it is only installed inside of
+        git("ls-files", "--error-unmatch", here.name)  # fails if installed within a repository of another project
         return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.SubprocessError):
         return None

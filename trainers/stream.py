@@ -1,11 +1,12 @@
-"""Image files as normalised batches on the device: decoded by threads, a few batches ahead of what is trained.
+"""Image files as normalised batches on the device, decoded by threads a few batches ahead of the training.
 
-The decoders release the interpreter's lock, so that threads are enough: no copies of the list of files, no pickling,
-and what an image gets depends on its seed alone, never on the threads.
+The decoders release the interpreter's lock, so threads suffice: worker processes would copy the list of files and
+pickle every batch. The pixels of an image depend on its seed alone, never on the number of threads.
 """
 
 from __future__ import annotations
 
+import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,36 +18,42 @@ import torch
 from torch import Tensor
 
 from res2net.errors import UserError
-from trainers.datasets.folder import Damaged, Files
+from trainers.datasets.base import Files
+from trainers.datasets.files import Damaged
 from trainers.decode import centre_view, decode, decoders, random_view
 from trainers.meta import cores
 
-CHUNK = 8  # images that a thread decodes at a time
-KEPT = 3  # batches on a CPU whose memory is used again: the one trained on, the next, one that is still looked at
+CHUNK = 8  # images that a thread decodes per task
+KEPT = 3  # float batches whose memory is reused on a CPU: the current one, the next one, and one that is still held
 Batch = tuple[Tensor, Tensor]  # float32 [B, 3, H, W] channels-last, int64 [B]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Job:
-    """The images of a batch, and a seed for each; without seeds their centre is taken."""
+    """The images of one batch: their rows and a seed for each crop. Without seeds, the centre is taken."""
 
-    index: np.ndarray
-    seeds: np.ndarray | None = None
+    index: np.ndarray  # int64 [B]
+    seeds: np.ndarray | None = None  # int64 [B]
 
 
 @dataclass(slots=True, eq=False)
 class _Pixels:
-    """Memory of one batch as bytes; `read` is when the device has them."""
+    """Memory for one batch of decoded bytes."""
 
     bytes: Tensor  # uint8 [B, H, W, 3]
-    read: torch.cuda.Event | None = None
+    read: torch.cuda.Event | None = None  # set once the GPU has copied the bytes; before, they must not change
 
 
 class Stream:
-    """Image files, decoded as they are asked for. A damaged one is left out of its batch, and named on stderr.
+    """Batches of image files, decoded on demand.
 
-    A batch of which nothing is left ends a training, and is left out of what is scored. `resize`: the shorter side that
-    the centre is cut from.
+    A damaged file is left out of its batch and named on stderr. A training batch that loses all its images raises
+    `UserError`; a scored one is skipped.
+
+    A batch is never overwritten while any tensor or autograd graph shares its memory.
+
+    workers: decoding threads; one per core if None.
+    resize: pixels of the shorter side before the centre is cut; 256/224 of `image_size` if None, as usual on ImageNet.
     """
 
     def __init__(
@@ -64,8 +71,8 @@ class Stream:
         self.labels = torch.from_numpy(files.labels).to(device)
         self._damaged = Damaged(len(files))
         self._spare: list[_Pixels] = []
-        self._floats: list[tuple[Tensor, int]] = []
-        # As long as a row of an image: with three values alone, the arithmetic's inner loop would be three long.
+        self._floats = _Floats()
+        # Repeated over a row of pixels: with three values, the inner loop of the arithmetic would have length three.
         self._shift = 255 * torch.tensor(mean, dtype=torch.float32, device=device).repeat(self.size)
         self._factor = 1 / (255 * torch.tensor(std, dtype=torch.float32, device=device).repeat(self.size))
 
@@ -75,18 +82,20 @@ class Stream:
     def epoch(
         self, rng: torch.Generator, parts: Sequence[slice], shard: tuple[int, int] = (0, 1), flip: bool = True
     ) -> Iterator[Batch]:
-        """One pass in a random order drawn from `rng`: for each part of it a batch, of it the images `rank::world`.
+        """Return one pass in a random order drawn from `rng`, with one batch for each slice of that order.
 
-        Each image is a random crop, mirrored half of the time if `flip`.
+        Each image is a random crop, mirrored with probability 1/2 if `flip`.
+        shard: (rank, world); the batch holds every `world`-th image of its slice, from `rank` on.
         """
-        # Here, not at the first batch: what follows depends on the generator's state at the call alone.
+        # Drawn here rather than in a generator function, whose body runs at the first batch only: the images must
+        # depend on the state of `rng` at the call.
         n, rank, world = len(self), *shard
         order = torch.randperm(n, generator=rng, device=rng.device).cpu().numpy()
         seeds = torch.randint(2**63 - 1, (n,), generator=rng, device=rng.device).cpu().numpy()
         return self._batches([_Job(order[p][rank::world], seeds[p][rank::world]) for p in parts], flip)
 
     def batches(self, size: int, shard: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
-        """All images in order: resized, the centre; of each batch the shard's."""
+        """Return all images in order, resized and cut to the centre, in batches of `size` before sharding."""
         rank, world = shard
         rows = np.arange(len(self))
         return self._batches([_Job(rows[i : i + size][rank::world]) for i in range(0, len(self), size)])
@@ -94,8 +103,10 @@ class Stream:
     def _batches(self, jobs: Sequence[_Job], flip: bool = False) -> Iterator[Batch]:
         jobs = [job for job in jobs if len(job.index)]
         most = max((len(job.index) for job in jobs), default=1)
-        ahead = 1 + -(-2 * CHUNK * self.workers // most)  # enough for every thread, also where batches are small
+        # Two chunks per thread wait in the queue, so that no thread is idle even where batches are small.
+        ahead = 1 + -(-2 * CHUNK * self.workers // most)
         waiting: deque[tuple[_Job, _Pixels, list[Future[list[int]]]]] = deque()
+        # A consumer that stops early closes this generator, and leaving the block stops the threads.
         with decoders(self.workers) as pool:
             for job in [*jobs, *[None] * ahead]:
                 if job is not None:
@@ -107,24 +118,25 @@ class Stream:
                     self._spare.append(pixels)
                     if batch is not None:
                         yield batch
-                        del batch
+                        del batch  # or this frame would hold the batch and keep its memory from being reused
 
     def _memory(self, count: int) -> _Pixels:
-        """Memory for a batch of so many: what an earlier one has left, if it is large enough."""
+        """Return memory for a batch of bytes: that of an earlier batch if it is large enough."""
         while self._spare:
             if len((pixels := self._spare.pop(0)).bytes) >= count:
                 return pixels
         shape = (count, self.size, self.size, 3)
+        # Pinned, so that the copy to the GPU does not block this thread.
         return _Pixels(torch.empty(shape, dtype=torch.uint8, pin_memory=self.device.type == "cuda"))
 
     def _start(self, pool: ThreadPoolExecutor, job: _Job, pixels: _Pixels, flip: bool) -> list[Future[list[int]]]:
         if pixels.read is not None:
-            pixels.read.synchronize()
+            pixels.read.synchronize()  # the copy of the previous batch in this memory may still be running
         starts = range(0, len(job.index), CHUNK)
         return [pool.submit(self._decode, job, pixels.bytes, start, flip) for start in starts]
 
     def _decode(self, job: _Job, pixels: Tensor, start: int, flip: bool) -> list[int]:
-        """Decode one chunk of a batch into its rows; the rows that could not be."""
+        """Decode one chunk of a batch into its rows of `pixels`; return the rows of damaged files."""
         lost = []
         for row in range(start, min(start + CHUNK, len(job.index))):
             path = f"{self.files.root}/{self.files.paths[job.index[row]]}"
@@ -134,42 +146,58 @@ class Stream:
                 choose = partial(random_view, self.size, flip, int(job.seeds[row]))
             try:
                 decode(path, choose, pixels[row])
-            except Exception as error:  # a damaged file raises almost anything
+            except Exception as error:  # decoders raise almost anything on a damaged file
                 self._damaged.add(path, error)
                 lost.append(row)
         return lost
 
     def _finish(self, job: _Job, pixels: _Pixels, chunks: list[Future[list[int]]]) -> Batch | None:
-        """The batch on the device, when its last image is there."""
+        """Wait for the chunks of a batch and return it on the device; None if it is scored and empty."""
         lost = [row for chunk in chunks for row in chunk.result()]
         index, n = np.delete(job.index, lost), len(job.index) - len(lost)
         if not n and job.seeds is not None:
-            raise UserError(f"--batch-size: none of a batch's {len(lost)} images can be read; accepted: a larger one")
+            raise UserError(f"`batch_size`: none of a batch's {len(lost)} images can be read; accepted: a larger one")
         if not n:
             return None
         if lost:
             pixels.bytes[:n] = pixels.bytes[torch.from_numpy(np.delete(np.arange(len(job.index)), lost))]
         x, y = pixels.bytes[:n].view(n, self.size, 3 * self.size), torch.from_numpy(self.files.labels[index])
-        if self.device.type == "cuda":
-            x, y = x.to(self.device, non_blocking=True), y.pin_memory().to(self.device, non_blocking=True)
-            pixels.read = torch.cuda.current_stream(self.device).record_event()
-            x = x.to(torch.float32)
+        return self._normalised(x, pixels), self._on_device(y)
+
+    def _normalised(self, x: Tensor, pixels: _Pixels) -> Tensor:
+        """Return bytes [n, H, 3 W] as normalised floats [n, 3, H, W] on the device."""
+        if self.device.type == "cpu":
+            floats = self._floats.take((len(pixels.bytes), self.size, 3 * self.size))[: len(x)].copy_(x)
         else:
-            x = self._float(n, len(pixels.bytes)).copy_(x)
-        return x.sub_(self._shift).mul_(self._factor).view(n, self.size, self.size, 3).permute(0, 3, 1, 2), y
+            # Bytes cross the bus, not floats: a quarter of the traffic.
+            floats = x.to(self.device, non_blocking=self.device.type == "cuda").to(torch.float32)
+            if self.device.type == "cuda":
+                pixels.read = torch.cuda.Event()
+                pixels.read.record(torch.cuda.current_stream(self.device))
+        floats = floats.sub_(self._shift).mul_(self._factor)
+        return floats.view(len(x), self.size, self.size, 3).permute(0, 3, 1, 2)
 
-    def _float(self, count: int, most: int) -> Tensor:
-        """`count` rows on the CPU, of memory that nobody holds a view of: fresh pages cost more than the arithmetic."""
-        self._floats = [(tensor, idle) for tensor, idle in self._floats if len(tensor) == most]
-        for tensor, idle in self._floats:
-            if _uses(tensor) == idle:
-                return tensor[:count]
-        tensor = torch.empty(most, self.size, 3 * self.size)
-        if len(self._floats) < KEPT:
-            self._floats.append((tensor, _uses(tensor)))
-        return tensor[:count]
+    def _on_device(self, y: Tensor) -> Tensor:
+        return y.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else y.to(self.device)
 
 
-def _uses(tensor: Tensor) -> int:
-    """How many tensors share the memory, and the autograd graphs that saved one."""
-    return torch._C._storage_Use_Count(tensor.untyped_storage()._cdata)
+class _Floats:
+    """A ring of up to `KEPT` float buffers on the CPU, because fresh pages cost more than the normalisation.
+
+    Each loan is a new numpy view, which the tensor's storage owns. The storage lives as long as any tensor, view or
+    autograd graph that shares it. So a dead weak reference to the numpy view says that the buffer is free.
+    """
+
+    def __init__(self) -> None:
+        self._lent: list[tuple[np.ndarray, weakref.ref[np.ndarray]]] = []
+
+    def take(self, shape: tuple[int, ...]) -> Tensor:
+        """Return a float32 tensor of this shape with any content, whose memory nothing else uses."""
+        self._lent = [(buffer, loan) for buffer, loan in self._lent if buffer.shape == shape]
+        free = next((i for i, (_, loan) in enumerate(self._lent) if loan() is None), None)
+        # Allocated by torch, whose alignment suits vector instructions; numpy's allocator promises 16 bytes only.
+        buffer = torch.empty(shape, dtype=torch.float32).numpy() if free is None else self._lent.pop(free)[0]
+        view = buffer[:]
+        if len(self._lent) < KEPT:  # with all buffers in use, this one is freed with its batch
+            self._lent.append((buffer, weakref.ref(view)))
+        return torch.from_numpy(view)

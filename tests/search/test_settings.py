@@ -21,7 +21,7 @@ BEFORE = {"epochs": 8, "lr": 0.25}
 @pytest.mark.parametrize(
     ("changes", "option"),
     [
-        ({"data": "cifar11"}, "--data"),
+        ({"data": "cifar11"}, "`data`"),
         ({"sampler": "tpee"}, "--sampler"),
         ({"executor": "slurm"}, "--executor"),
         ({"trials": 0}, "--trials"),

@@ -1,4 +1,4 @@
-"""The benchmark of loading: both sides give the same form from the same files, and a row is printed for each set."""
+"""The benchmark of loading: both loaders return the same form from the same files, and each set prints a row."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from studies import bench_data
-from trainers.datasets.folder import Files
+from trainers.datasets import Files
 from trainers.decode import View, decode
 
 OPTIONS = [
@@ -67,7 +67,11 @@ def test_both_sides_see_the_same_pixels(tmp_path: Path, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize(
     ("options", "named"),
-    [(["--images", "0"], "--images"), (["--size", "1"], "--image-size"), (["--data-dir", "/no"], "--data-dir")],
+    [
+        (["--images", "0"], "--images"),
+        (["--size", "1"], "--size: 1 is too small"),
+        (["--data-dir", "/no"], "--data-dir"),
+    ],
 )
 def test_mistakes(options: list[str], named: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert bench_data.main(options) == 2

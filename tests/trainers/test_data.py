@@ -1,4 +1,4 @@
-"""The data room's promises: one cut for every layout, a test split that nobody else opens, errors of one line."""
+"""The promises of the data sets: one cut for every layout, a test split that nobody else opens, errors of one line."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import os
 import pickle
 import struct
 import tarfile
+import tracemalloc
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -20,11 +20,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from res2net.errors import UserError
-from trainers.datasets import cifar, data, shapes
+from trainers.datasets import archive as archives
+from trainers.datasets import data, shapes
+from trainers.datasets.cifar import Cifar, Cifar10, Cifar100
 
 TRAIN_RECORDS = {"cifar10": 40, "cifar100": 300}  # in each file, for a test
 TEST_RECORDS = 20
-CIFARS = ("cifar10", "cifar100")
+KINDS = {"cifar10": Cifar10, "cifar100": Cifar100}
+CIFARS = tuple(KINDS)
 
 
 class Python2Pickler(pickle._Pickler):
@@ -55,19 +58,19 @@ def numpy2(record: dict) -> bytes:
     return pickle.dumps({k.decode(): v for k, v in record.items()}, 4)
 
 
-def write(kind: cifar.Cifar, root: Path, layout: int, dump: Callable[[dict], bytes] = python2) -> Path:
-    """A data set's folder in its binary (0) or pickled (1) layout; an image's first two bytes are its number."""
+def write(kind: type[Cifar], root: Path, layout: int, dump: Callable[[dict], bytes] = python2) -> Path:
+    """Write a data set in its binary (0) or pickled (1) layout; the first two bytes of an image are its number."""
     rng = np.random.default_rng(7)
     at = kind.layouts[layout]
     folder = root / at.folder
     folder.mkdir(parents=True)
     number = 0
     for name in (*at.train, *at.test):
-        n = kind.records("test" if name in at.test else "train")
+        n = kind.test_records if name in at.test else kind.train_records
         pixels = rng.integers(0, 256, (n, 3072), np.uint8)
         pixels[:, :2] = np.stack(np.divmod(np.arange(number, number + n), 256), axis=1)
         number += n
-        labels = rng.permutation(np.arange(n) % len(kind.classes)).astype(np.uint8)
+        labels = rng.permutation(np.arange(n) % len(kind.class_names)).astype(np.uint8)
         coarse = np.full((n, kind.label_bytes - 1), 19, np.uint8)
         if at.pickled:
             record = {b"data": pixels, kind.label_key.encode(): labels.tolist(), b"batch_label": b"one of some"}
@@ -82,8 +85,8 @@ def small_files() -> Iterator[None]:
     """Files of few records: the real ones are 30 to 150 MB each."""
     with pytest.MonkeyPatch.context() as patch:
         for name, records in TRAIN_RECORDS.items():
-            small = replace(cifar.KINDS[name], train_records=records, test_records=TEST_RECORDS)
-            patch.setitem(cifar.KINDS, name, small)
+            patch.setattr(KINDS[name], "train_records", records)
+            patch.setattr(KINDS[name], "test_records", TEST_RECORDS)
         patch.setattr(shapes, "TRAIN_POOL", (100, 1))
         patch.setattr(shapes, "TEST_SET", (30, 2))
         yield
@@ -94,7 +97,7 @@ def home(small_files: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with both data sets in the binary layout."""
     root = tmp_path_factory.mktemp("data")
     for name in CIFARS:
-        write(cifar.KINDS[name], root, 0)
+        write(KINDS[name], root, 0)
     return root
 
 
@@ -131,7 +134,7 @@ def test_splits_have_the_promised_form(name: str, home: Path) -> None:
 @pytest.mark.parametrize("dump", [python2, numpy1, numpy2])
 @pytest.mark.parametrize("name", CIFARS)
 def test_binary_and_pickled_layouts_give_the_same_splits(name: str, dump: Callable, home: Path, tmp_path: Path) -> None:
-    write(cifar.KINDS[name], tmp_path, 1, dump)
+    write(KINDS[name], tmp_path, 1, dump)
     binary, pickled = data.load(name, home, seed=3), data.load(name, tmp_path, seed=3)
     assert same(binary.train, pickled.train)
     assert same(binary.val, pickled.val)
@@ -148,7 +151,7 @@ def test_a_class_is_the_fine_one_and_pixels_are_planes(home: Path) -> None:
 @pytest.mark.parametrize("layout", [0, 1])
 @pytest.mark.parametrize("name", CIFARS)
 def test_data_dir_may_be_the_folder_itself_also_renamed(name: str, layout: int, tmp_path: Path) -> None:
-    folder = write(cifar.KINDS[name], tmp_path, layout)
+    folder = write(KINDS[name], tmp_path, layout)
     around, itself = data.load(name, str(tmp_path)), data.load(name, folder)
     renamed = folder.rename(tmp_path / "renamed")
     assert same(around.val, itself.val)
@@ -208,10 +211,8 @@ def test_mean_and_std_are_those_of_the_train_images(home: Path) -> None:
 
 @pytest.mark.parametrize("layout", [0, 1])
 def test_only_the_files_of_a_split_are_opened(layout: int, tmp_path: Path) -> None:
-    folder = write(cifar.KINDS["cifar100"], tmp_path, layout)
-    train, test = (
-        folder / (files[0]) for files in (cifar.CIFAR100.layouts[layout].train, cifar.CIFAR100.layouts[layout].test)
-    )
+    folder = write(Cifar100, tmp_path, layout)
+    train, test = (folder / (files[0]) for files in (Cifar100.layouts[layout].train, Cifar100.layouts[layout].test))
     kept = test.read_bytes()
     test.unlink()
     data.load("cifar100", tmp_path)
@@ -222,17 +223,17 @@ def test_only_the_files_of_a_split_are_opened(layout: int, tmp_path: Path) -> No
 
 def test_unknown_name() -> None:
     for call in (data.load, data.load_test, lambda name: data.download(name, None)):
-        assert "--data: unknown value 'cifar1O'; did you mean 'cifar10'?" in message(lambda call=call: call("cifar1O"))
+        assert "`data`: unknown value 'cifar1O'; did you mean 'cifar10'?" in message(lambda call=call: call("cifar1O"))
 
 
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"train_images": 81}, "--train-images: 81; accepted: 1 to 80"),
-        ({"train_images": 0}, "--train-images: 0; accepted: 1 to 80"),
-        ({"val_fraction": 1.0}, "--val-fraction: 1.0; accepted: 0 up to"),
-        ({"val_fraction": float("nan")}, "--val-fraction: nan; accepted: 0 up to"),
-        ({"seed": -1}, "--seed: -1; accepted: 0 or more"),
+        ({"train_images": 81}, "`train_images`: 81; accepted: 1 to 80"),
+        ({"train_images": 0}, "`train_images`: 0; accepted: 1 to 80"),
+        ({"val_fraction": 1.0}, "`val_fraction`: 1.0; accepted: 0 up to"),
+        ({"val_fraction": float("nan")}, "`val_fraction`: nan; accepted: 0 up to"),
+        ({"seed": -1}, "`seed`: -1; accepted: 0 or more"),
     ],
 )
 def test_options_out_of_range(options: dict, text: str) -> None:
@@ -242,8 +243,8 @@ def test_options_out_of_range(options: dict, text: str) -> None:
 @pytest.mark.parametrize("call", [data.load, data.load_test, data.download])
 def test_no_data_dir(call: Callable) -> None:
     text = message(lambda: call("cifar100", None))
-    assert text.startswith("--data-dir: None")
-    assert "--download" in text
+    assert text.startswith("`data_dir`: None")
+    assert "`download`" in text
 
 
 def test_missing_folder_says_what_was_looked_for(tmp_path: Path) -> None:
@@ -254,15 +255,15 @@ def test_missing_folder_says_what_was_looked_for(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("layout", [0, 1])
 def test_missing_file(layout: int, tmp_path: Path) -> None:
-    folder = write(cifar.KINDS["cifar10"], tmp_path, layout)
-    gone = folder / cifar.CIFAR10.layouts[layout].train[3]
+    folder = write(Cifar10, tmp_path, layout)
+    gone = folder / Cifar10.layouts[layout].train[3]
     gone.unlink()
     assert f"{gone} is missing" in message(lambda: data.load("cifar10", tmp_path))
 
 
 @pytest.mark.parametrize("change", [-1, 1, -40 * 3073])
 def test_binary_file_of_the_wrong_size(change: int, tmp_path: Path) -> None:
-    file = write(cifar.KINDS["cifar10"], tmp_path, 0) / "data_batch_2.bin"
+    file = write(Cifar10, tmp_path, 0) / "data_batch_2.bin"
     file.write_bytes((file.read_bytes() + b"\0")[: 40 * 3073 + change])
     text = message(lambda: data.load("cifar10", tmp_path))
     assert f"{file} has {40 * 3073 + change} bytes; expected {40 * 3073}" in text
@@ -270,7 +271,7 @@ def test_binary_file_of_the_wrong_size(change: int, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("left", [0, 100, 40 * 3072 + 200])
 def test_pickled_file_cut_short(left: int, tmp_path: Path) -> None:
-    file = write(cifar.KINDS["cifar10"], tmp_path, 1) / "data_batch_2"
+    file = write(Cifar10, tmp_path, 1) / "data_batch_2"
     file.write_bytes(file.read_bytes()[:left])
     text = message(lambda: data.load("cifar10", tmp_path))
     assert str(file) in text
@@ -278,7 +279,7 @@ def test_pickled_file_cut_short(left: int, tmp_path: Path) -> None:
 
 
 def test_label_out_of_range(tmp_path: Path) -> None:
-    file = write(cifar.KINDS["cifar10"], tmp_path, 0) / "test_batch.bin"
+    file = write(Cifar10, tmp_path, 0) / "test_batch.bin"
     raw = bytearray(file.read_bytes())
     raw[3 * 3073] = 10
     file.write_bytes(raw)
@@ -305,7 +306,7 @@ LABELS = [0] * TEST_RECORDS
     ],
 )
 def test_pickled_record_of_the_wrong_form(record: object, text: str, tmp_path: Path) -> None:
-    file = write(cifar.KINDS["cifar10"], tmp_path, 1) / "test_batch"
+    file = write(Cifar10, tmp_path, 1) / "test_batch"
     file.write_bytes(pickle.dumps(record, 2).ljust(70_000, b"\0"))
     found = message(lambda: data.load_test("cifar10", tmp_path))
     assert text in found
@@ -335,7 +336,7 @@ class Calls:
 def test_the_unpickler_calls_nothing_that_a_file_names(
     call: Calls, refused: str, protocol: int, tmp_path: Path
 ) -> None:
-    file = write(cifar.KINDS["cifar10"], tmp_path, 1) / "test_batch"
+    file = write(Cifar10, tmp_path, 1) / "test_batch"
     mark = tmp_path / "mark"
     function, arguments = call.reduced
     filled = [a.format(mark=mark) if isinstance(a, str) else a for a in arguments]
@@ -347,10 +348,24 @@ def test_the_unpickler_calls_nothing_that_a_file_names(
     assert not mark.exists()
 
 
-def test_a_pickle_gets_no_memory_for_a_mere_number(tmp_path: Path) -> None:
-    file = write(cifar.KINDS["cifar10"], tmp_path, 1) / "test_batch"
-    file.write_bytes((b"\x80\x02}r" + struct.pack("<I", 2**32 - 1) + b".").ljust(70_000, b"\0"))  # 64 GB, if believed
-    assert "has keys []" in message(lambda: data.load_test("cifar10", tmp_path))
+@pytest.mark.parametrize(
+    ("opcodes", "says"),
+    [
+        (b"}r" + struct.pack("<I", 2**32 - 1), "memo index 4294967295"),  # LONG_BINPUT: a memo of 64 GiB
+        (b"}p4294967295\n", "memo index 4294967295"),  # PUT, in decimal
+        (b"\x8e" + struct.pack("<Q", 2**40), "expected 1099511627776 bytes"),  # BINBYTES8
+        (b"T" + struct.pack("<i", 2**31 - 1), "expected 2147483647 bytes"),  # BINSTRING
+    ],
+)
+def test_a_pickle_gets_no_memory_for_a_mere_number(opcodes: bytes, says: str, tmp_path: Path) -> None:
+    file = write(Cifar10, tmp_path, 1) / "test_batch"
+    file.write_bytes((b"\x80\x02" + opcodes + b".").ljust(70_000, b"\0"))
+    tracemalloc.start()
+    try:
+        assert says in message(lambda: data.load_test("cifar10", tmp_path))
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
 
 
 @given(place=st.integers(0, 400), value=st.integers(0, 255))
@@ -368,7 +383,7 @@ def test_a_damaged_pickle_is_read_or_refused(place: int, value: int, tmp_path_fa
 @pytest.fixture
 def archive(tmp_path: Path) -> Path:
     """An archive of the binary layout, as the official one is packed."""
-    folder = write(cifar.KINDS["cifar10"], tmp_path / "packed", 0)
+    folder = write(Cifar10, tmp_path / "packed", 0)
     path = tmp_path / "cifar-10-binary.tar.gz"
     with tarfile.open(path, "w:gz") as tar:
         tar.add(folder, folder.name)
@@ -378,8 +393,8 @@ def archive(tmp_path: Path) -> Path:
 def publish(patch: pytest.MonkeyPatch, path: Path, **changes: object) -> None:
     """Let `download` fetch that file in the official archive's place."""
     content = path.read_bytes() if path.exists() else b""
-    entry = cifar.Archive(path.as_uri(), len(content), hashlib.md5(content).hexdigest())
-    patch.setitem(cifar.KINDS, "cifar10", replace(cifar.KINDS["cifar10"], archive=replace(entry, **changes)))
+    entry = {"url": path.as_uri(), "size": len(content), "md5": hashlib.md5(content).hexdigest()}
+    patch.setattr(Cifar10, "archive", archives.Archive(**{**entry, **changes}))
 
 
 def test_download_gives_the_binary_layout_and_is_done_once(
@@ -417,7 +432,7 @@ def test_a_wrong_download_leaves_nothing(
     root = tmp_path / "data"
     found = message(lambda: data.download("cifar10", root))
     assert text in found
-    assert cifar.KINDS["cifar10"].archive.url in found
+    assert Cifar10.archive.url in found
     assert not list(root.iterdir())
 
 
@@ -438,9 +453,10 @@ def test_shapes_need_no_download() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif("RES2NET_CIFAR10_DIR" not in os.environ, reason="RES2NET_CIFAR10_DIR does not name a folder")
 def test_real_cifar10(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(cifar.KINDS, "cifar10", cifar.CIFAR10)
+    monkeypatch.setattr(Cifar10, "train_records", 10_000)
+    monkeypatch.setattr(Cifar10, "test_records", 10_000)
     root = Path(os.environ["RES2NET_CIFAR10_DIR"])
-    loaded = [data.load("cifar10", root / at.folder) for at in cifar.CIFAR10.layouts if (root / at.folder).is_dir()]
+    loaded = [data.load("cifar10", root / at.folder) for at in Cifar10.layouts if (root / at.folder).is_dir()]
     assert loaded
     for one in loaded:
         assert same(one.val, loaded[0].val)

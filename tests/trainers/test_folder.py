@@ -20,8 +20,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from res2net.errors import UserError
-from trainers.datasets import cifar, data, folder
-from trainers.datasets.folder import MEAN, STD, Files, scan
+from trainers.datasets import Files, data
+from trainers.datasets import files as decoding
+from trainers.datasets.cifar import Cifar10
+from trainers.datasets.files import MEAN, STD
+from trainers.datasets.folder import Folder
 from trainers.decode import View, centre_view, decode, random_view, reduction
 from trainers.stream import Stream
 
@@ -59,7 +62,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def files(root: Path) -> Files:
-    return scan(root, "train", SIZE)[1]
+    return Folder(root, SIZE).train()
 
 
 def stream(files: Files, **options: object) -> Stream:
@@ -90,13 +93,13 @@ def message(call: Callable[[], object]) -> str:
 
 class TestScanning:
     def test_classes_are_folders_and_files_are_sorted(self, root: Path) -> None:
-        classes, found = scan(root, "train", SIZE)
+        classes, found = Folder(root).classes(), Folder(root, SIZE).train()
         assert classes == ("ant", "bee", "cat")
         assert found.paths[:2] == ("ant/0.JPEG", "ant/1.JPEG")
         assert list(found.paths) == sorted(found.paths)
         assert found.labels.tolist() == [0] * 7 + [1] * 7 + [2] * 7
         assert found.labels.dtype == np.int64
-        assert (len(scan(root, "test", SIZE)[1]), found.image_size) == (9, SIZE)
+        assert (len(Folder(root, SIZE).test()), found.image_size) == (9, SIZE)
 
     def test_nested_upper_case_and_hidden(self, tmp_path: Path) -> None:
         make(tmp_path, train=1)
@@ -105,15 +108,15 @@ class TestScanning:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(b"")
         (tmp_path / "train" / ".git").mkdir()
-        classes, found = scan(tmp_path, "train", SIZE)
+        classes, found = Folder(tmp_path).classes(), Folder(tmp_path, SIZE).train()
         assert classes == ("ant", "bee", "cat")
         assert [p for p in found.paths if p.startswith("bee")] == ["bee/0.JPEG", "bee/deep/er/x.PNG", "bee/y.Jpg"]
 
     def test_the_size_is_the_median_shorter_side_up_to_224(self, root: Path, tmp_path: Path) -> None:
-        assert scan(root, "train")[1].image_size == 60 + 3 * 3
+        assert Folder(root).train().image_size == 60 + 3 * 3
         for name in ("a", "b"):
             write(tmp_path / "train" / name / "0.jpg", photo(0, 400, 300))
-        assert scan(tmp_path, "train")[1].image_size == 224
+        assert Folder(tmp_path).train().image_size == 224
 
     @pytest.mark.parametrize(
         ("spoil", "says"),
@@ -131,12 +134,12 @@ class TestScanning:
         make(tmp_path, train=1)
         spoil(tmp_path)
         text = message(lambda: data.load("folder", tmp_path))
-        assert text.startswith("--data-dir: ")
+        assert text.startswith("`data_dir`: ")
         assert says in text
         assert "accepted: " in text
 
     def test_no_folder(self, tmp_path: Path) -> None:
-        assert "--data-dir: None" in message(lambda: data.load("folder"))
+        assert "`data_dir`: None" in message(lambda: data.load("folder"))
         assert "is no folder" in message(lambda: data.load("folder", tmp_path / "none"))
         assert "holds no val/" in message(lambda: data.load_test("folder", _without_val(tmp_path)))
 
@@ -154,10 +157,10 @@ class TestScanning:
         assert f"with {2 if change == 'bee' else 4} classes" in text
 
     def test_the_size_must_be_sensible(self, root: Path) -> None:
-        assert message(lambda: data.load("folder", root, image_size=2)).startswith("--image-size: 2 is too small")
-        assert message(lambda: data.load("shapes", image_size=64)).startswith("--image-size: 64, but shapes")
-        assert message(lambda: data.load_test("shapes", image_size=64)).startswith("--image-size: 64, but shapes")
-        assert message(lambda: data.download("folder", root)).startswith("--download: ")
+        assert message(lambda: data.load("folder", root, image_size=2)).startswith("`image_size`: 2 is too small")
+        assert message(lambda: data.load("shapes", image_size=64)).startswith("`image_size`: 64, but shapes")
+        assert message(lambda: data.load_test("shapes", image_size=64)).startswith("`image_size`: 64, but shapes")
+        assert message(lambda: data.download("folder", root)).startswith("`download`: ")
 
 
 def _without_val(folder: Path) -> Path:
@@ -190,11 +193,28 @@ class TestSplits:
         assert "'bee'" in message(lambda: data.load_test("folder", root, SIZE, classes=("ant", "cat")))
 
     def test_more_than_the_memory_is_one_line(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(folder, "_available", lambda: 100_000)
+        monkeypatch.setattr(decoding, "_free_memory", lambda: 100_000)
         text = message(lambda: data.load("folder", root, image_size=SIZE))
-        assert text.startswith("--image-size: 19 images of 32 x 32")
-        assert "--train-images up to about 16" in text
+        assert text.startswith("`image_size`: 19 images of 32 x 32")
+        assert "`train_images` up to about 16" in text
         assert data.load("folder", root, image_size=SIZE, train_images=16)
+
+    def test_free_memory_is_asked_for_in_each_system_s_way(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def missing(path: Path) -> str:
+            raise FileNotFoundError(path)
+
+        assert decoding._free_memory() > 2**20
+        monkeypatch.setattr(Path, "read_text", missing)  # macOS has no /proc
+        monkeypatch.setattr(
+            os, "sysconf", lambda name: {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 1000}[name], raising=False
+        )
+        assert decoding._free_memory() == 4_096_000
+        monkeypatch.delattr(os, "sysconf")  # nor Windows this
+        assert decoding._free_memory() is None
+
+    def test_no_limit_where_the_system_does_not_say(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(decoding, "_free_memory", lambda: None)
+        assert data.load("folder", root, image_size=SIZE)
 
 
 class TestPixels:
@@ -348,7 +368,7 @@ class TestStream:
         for name in ("a", "b"):
             for i in range(16):
                 write(tmp_path / "train" / name / f"{i}.png", Image.fromarray(np.ascontiguousarray(ramp)))
-        images = stream(scan(tmp_path, "train", SIZE)[1])
+        images = stream(Folder(tmp_path, SIZE).train())
         for flip in (False, True):
             x, _ = taken(images.epoch(rng(), parts(32, 8), flip=flip))
             mirrored = (x[:, 0, 0, 0] > x[:, 0, 0, -1]).sum().item()
@@ -379,6 +399,39 @@ class TestStream:
             weight.grad = None
             loss.backward()
             assert weight.grad.item() == pytest.approx(expected, rel=1e-4, abs=1e-2)
+
+    @pytest.mark.parametrize("hold", ["a view", "another tensor", "an autograd graph"])
+    def test_a_batch_stays_as_it_is_for_as_long_as_anything_holds_it(self, hold: str, files: Files) -> None:
+        batches = stream(files).epoch(rng(4), parts(21, 2))
+        x, _ = next(batches)
+        expected, weight = x.sum().item(), torch.ones((), requires_grad=True)
+        holders = {
+            "a view": lambda x: x[1:, 0],
+            "another tensor": lambda x: x.detach(),
+            "an autograd graph": lambda x: (x * weight).sum(),
+        }
+        kept = holders[hold](x)
+        before = kept.detach().clone()
+        del x
+        for other, _ in batches:
+            other.zero_()
+        assert torch.equal(kept, before)
+        if hold == "an autograd graph":
+            kept.backward()
+            assert weight.grad.item() == pytest.approx(expected, rel=1e-4, abs=1e-2)
+
+    def test_memory_is_given_back_in_any_order(self, files: Files) -> None:
+        """Held batches get memory of their own; the ring has room again once they are dropped."""
+        images, held, places = stream(files), [], set()
+        for x, _ in images.epoch(rng(), parts(21, 3)):
+            held.append(x)
+        assert len({x.data_ptr() for x in held}) == 7
+        ring = {x.data_ptr() for x in held[:3]}
+        held.clear()
+        del x
+        for x, _ in images.epoch(rng(), parts(21, 3)):
+            places.add(x.data_ptr())
+        assert places <= ring
 
     def test_an_early_end_leaves_no_thread(self, files: Files) -> None:
         before = threading.active_count()
@@ -418,7 +471,7 @@ class TestDamage:
         return tmp_path
 
     def test_files_are_named_once_and_left_out(self, spoilt: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        files = scan(spoilt, "train", SIZE)[1]
+        files = Folder(spoilt, SIZE).train()
         (spoilt / "gone.jpg").unlink()
         images = stream(files)
         for _ in range(2):
@@ -440,13 +493,13 @@ class TestDamage:
         make(tmp_path, train=12, classes=("ant", "bee"))
         for path in (tmp_path / "train" / "bee").iterdir():
             path.write_text("no image")
-        files = scan(tmp_path, "train", SIZE)[1]
+        files = Folder(tmp_path, SIZE).train()
         for call in (
             lambda: taken(stream(files).batches(4)),
             lambda: data.load("folder", tmp_path, val_fraction=0, image_size=SIZE),
         ):
             text = message(call)
-            assert text.startswith("--data-dir: 11 of 24 images cannot be read, the last is ")
+            assert text.startswith("`data_dir`: 11 of 24 images cannot be read, the last is ")
             assert "accepted: at most 10" in text
 
     def test_a_small_fault_that_pillow_forgives_is_forgiven(
@@ -455,7 +508,7 @@ class TestDamage:
         make(tmp_path, train=1)
         path = tmp_path / "train" / "ant" / "0.JPEG"
         path.write_bytes(path.read_bytes()[:-2] + b"\0\0\0\xff\xd9")
-        assert len(taken(stream(scan(tmp_path, "train", SIZE)[1]).batches(3))[0]) == 3
+        assert len(taken(stream(Folder(tmp_path, SIZE).train()).batches(3))[0]) == 3
         assert capsys.readouterr().err == ""
 
     def test_a_header_that_claims_too_much_is_refused(self, tmp_path: Path) -> None:
@@ -470,9 +523,10 @@ class TestDamage:
 @pytest.mark.slow
 @pytest.mark.skipif("RES2NET_CIFAR10_DIR" not in os.environ, reason="RES2NET_CIFAR10_DIR does not name a folder")
 def test_photographs_of_cifar10_come_back(tmp_path: Path) -> None:
-    images, labels = cifar.read(cifar.CIFAR10, os.environ["RES2NET_CIFAR10_DIR"], "test")
+    test = Cifar10(os.environ["RES2NET_CIFAR10_DIR"]).test()
+    images, labels = test.images, test.labels
     for i in range(200):
-        name = cifar.CIFAR10_CLASSES[labels[i]]
+        name = Cifar10.class_names[labels[i]]
         write(tmp_path / "train" / name / f"{i:04}.png", Image.fromarray(images[i].transpose(1, 2, 0)))
     loaded = data.load("folder", tmp_path, val_fraction=0)
     assert loaded.image_size == 32

@@ -1,25 +1,20 @@
-"""CIFAR-10 and CIFAR-100 from the official files: the binary layout, or the pickled one read without trusting it."""
+"""CIFAR-10 and CIFAR-100 from the official files, in the binary or the pickled layout."""
 
 from __future__ import annotations
 
-import hashlib
-import http.client
-import os
-import pickle
-import tarfile
-import tempfile
-import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
 from res2net.errors import UserError
+from trainers.datasets.archive import Archive, fetch
+from trainers.datasets.base import DataSet, Split
+from trainers.datasets.safe_pickle import Array, Forbidden, loads
 
-SHAPE = (3, 32, 32)  # one image: red, green and blue planes
+SHAPE = (3, 32, 32)  # one image: the red, green and blue planes
 PIXELS = 3 * 32 * 32  # bytes of one image
-CHUNK = 1 << 20  # bytes read at once from the network
 
 # fmt: off
 CIFAR10_CLASSES = (
@@ -39,305 +34,200 @@ CIFAR100_CLASSES = (
 )
 # fmt: on
 
+Part = Literal["train", "test"]
+Arrays = tuple[np.ndarray, np.ndarray]  # images uint8 [N, 3072], class numbers [N]
+
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """A folder of one official archive, and the files that hold each part."""
+    """The folder of one official archive, and the files of each part in it."""
 
     folder: str
     train: tuple[str, ...]
     test: tuple[str, ...]
     pickled: bool
 
-
-@dataclass(frozen=True, slots=True)
-class Archive:
-    """An official archive of the binary layout, as its publisher lists it."""
-
-    url: str
-    size: int  # bytes
-    md5: str
+    def files(self, part: Part) -> tuple[str, ...]:
+        """Return the names of the files of a part."""
+        return self.train if part == "train" else self.test
 
 
-@dataclass(frozen=True, slots=True)
-class Cifar:
-    """One of the two data sets: its classes, its layouts and what a whole file holds."""
+class Cifar(DataSet):
+    """The two data sets have the same files, which differ in the numbers below."""
 
-    name: str
-    classes: tuple[str, ...]
-    label_bytes: int  # ahead of each image in the binary layout; the last one is the class
-    label_key: str  # of the class numbers in the pickled layout
-    train_records: int  # images in each training file
-    test_records: int
-    layouts: tuple[Layout, ...]  # the first found is read: the binary one needs no unpickling
-    archive: Archive
+    class_names: ClassVar[tuple[str, ...]]
+    label_bytes: ClassVar[int]  # before each image in the binary layout; the last one is the class
+    label_key: ClassVar[str]  # of the class numbers in the pickled layout
+    train_records: ClassVar[int]  # images in each training file
+    test_records: ClassVar[int]  # images in the test file
+    layouts: ClassVar[tuple[Layout, ...]]  # in order of preference: the binary layout needs no unpickling
+    archive: ClassVar[Archive]  # of the first layout
 
-    def records(self, part: Part) -> int:
-        """Images in each file of the part."""
+    def classes(self) -> tuple[str, ...]:
+        """Return the class names; CIFAR-100's are the fine ones."""
+        return self.class_names
+
+    def train(self) -> Split:
+        """Return the training images; the test file is not opened."""
+        return self._read("train")
+
+    def test(self) -> Split:
+        """Return the test images; the training files are not opened."""
+        return self._read("test")
+
+    def download(self) -> None:
+        """Fetch the binary archive into `data_dir`, unless it is there and whole."""
+        folder = self._root() / self.layouts[0].folder
+        if folder.exists():
+            self._check_sizes(folder)
+        else:
+            fetch(self.archive, folder, self._check_sizes)
+
+    def _read(self, part: Part) -> Split:
+        layout, folder = self._find()
+        files, records = layout.files(part), self._records(part)
+        images = np.empty((len(files) * records, PIXELS), np.uint8)
+        labels = np.empty(len(files) * records, np.int64)
+        read_file = self._read_pickled if layout.pickled else self._read_binary
+        for i, name in enumerate(files):
+            rows = slice(i * records, (i + 1) * records)
+            images[rows], labels[rows] = read_file(folder / name, records)
+            self._check_labels(folder / name, labels[rows])
+        return Split(images.reshape(-1, *SHAPE), labels)
+
+    def _records(self, part: Part) -> int:
+        """Return the number of images in each file of a part."""
         return self.train_records if part == "train" else self.test_records
 
+    def _root(self) -> Path:
+        if self.data_dir is None:
+            raise UserError(
+                f"`data_dir`: None; {self.name} needs a folder; accepted: a folder that holds {self._folders()}, "
+                f"or any folder with `download`"
+            )
+        return Path(self.data_dir).expanduser()
 
-Part = Literal["train", "test"]
-Arrays = tuple[np.ndarray, np.ndarray]  # images uint8 [N, 3, 32, 32], labels int64 [N]
+    def _folders(self) -> str:
+        return " or ".join(layout.folder for layout in self.layouts)
 
-CIFAR10 = Cifar(
-    name="cifar10",
-    classes=CIFAR10_CLASSES,
-    label_bytes=1,
-    label_key="labels",
-    train_records=10_000,
-    test_records=10_000,
-    layouts=(
+    def _find(self) -> tuple[Layout, Path]:
+        """Return the first layout in `data_dir`, and its folder; `data_dir` may be that folder itself."""
+        root = self._root()
+        for layout in self.layouts:
+            if (root / layout.folder).is_dir():
+                return layout, root / layout.folder
+        for layout in self.layouts:
+            # By a file as well as by name: the folder may be renamed, or be a link.
+            if root.is_dir() and (root.name == layout.folder or (root / layout.train[0]).is_file()):
+                return layout, root
+        state = "holds no" if root.is_dir() else "is no folder; looked in it for"
+        raise UserError(
+            f"`data_dir`: {root} {state} {self._folders()}; "
+            f"accepted: the folder that holds one of them, or that folder itself (`download` fetches the first)"
+        )
+
+    def _check_sizes(self, folder: Path) -> None:
+        """Raise `UserError` unless every file of the binary layout is there and whole."""
+        for part in ("train", "test"):
+            for name in self.layouts[0].files(part):
+                self._check_size(folder / name, self._records(part))
+
+    def _check_size(self, path: Path, records: int) -> None:
+        expected = records * (self.label_bytes + PIXELS)
+        if not path.is_file():
+            raise UserError(f"`data_dir`: {path} is missing; accepted: the official file of {expected} bytes")
+        if (actual := path.stat().st_size) != expected:
+            raise UserError(f"`data_dir`: {path} has {actual} bytes; expected {expected}")
+
+    def _check_labels(self, path: Path, labels: np.ndarray) -> None:
+        classes = len(self.class_names)
+        wrong = np.flatnonzero((labels < 0) | (labels >= classes))
+        if wrong.size:
+            raise UserError(
+                f"`data_dir`: {path}, record {wrong[0]}: label {labels[wrong[0]]}; accepted: 0 to {classes - 1}"
+            )
+
+    def _read_binary(self, path: Path, records: int) -> Arrays:
+        """Return the images and class numbers of a file whose records are label bytes, then pixels."""
+        self._check_size(path, records)
+        try:
+            rows = np.fromfile(path, np.uint8).reshape(records, self.label_bytes + PIXELS)
+        except OSError as error:
+            raise UserError(f"`data_dir`: {path} cannot be read: {error}") from error
+        return rows[:, self.label_bytes :], rows[:, self.label_bytes - 1]
+
+    def _read_pickled(self, path: Path, records: int) -> Arrays:
+        """Return the images and class numbers of a pickled dictionary."""
+        if not path.is_file():
+            raise UserError(f"`data_dir`: {path} is missing; accepted: the official pickled file of {records} records")
+        least, actual = records * PIXELS, path.stat().st_size
+        if actual < least:
+            raise UserError(f"`data_dir`: {path} has {actual} bytes; expected more than {least}")
+        try:
+            found = loads(path.read_bytes())
+        except Forbidden as error:
+            raise UserError(
+                f"`data_dir`: {path} asks for {error}; accepted: the official file, which needs only numpy arrays"
+            ) from None
+        except Exception as error:  # a damaged pickle raises almost anything
+            cause = " ".join((str(error) or type(error).__name__).split())
+            raise UserError(
+                f"`data_dir`: {path} ({actual} bytes) is no whole pickle of {records} records: {cause}"
+            ) from error
+        return self._checked_record(found, f"`data_dir`: {path}", records)
+
+    def _checked_record(self, found: object, where: str, records: int) -> Arrays:
+        """Return `data` and the class numbers of an unpickled dictionary; `UserError` for any other form."""
+        if not isinstance(found, dict):
+            raise UserError(f"{where} holds a {type(found).__name__}; expected a dictionary")
+        # Python 2 wrote the official files, so their strings arrive as bytes; copies by Python 3 have text.
+        record = {k.decode("latin1") if isinstance(k, bytes) else k: v for k, v in found.items()}
+        if missing := {"data", self.label_key} - record.keys():
+            raise UserError(f"{where} has keys {sorted(map(str, record))}; expected also {sorted(missing)}")
+        data, labels = record["data"], record[self.label_key]
+        shape = getattr(getattr(data, "values", None), "shape", None)
+        if not isinstance(data, Array) or shape != (records, PIXELS):
+            raise UserError(f"{where}: data is {shape or type(data).__name__}; expected uint8 {(records, PIXELS)}")
+        if not isinstance(labels, list) or len(labels) != records or any(type(label) is not int for label in labels):
+            size = f" of {len(labels)}" if isinstance(labels, list) else ""
+            raise UserError(
+                f"{where}: {self.label_key} is a {type(labels).__name__}{size}; expected a list of {records} integers"
+            )
+        # Clipped, because a pickled integer of any length must reach the check of labels, not overflow int64.
+        return data.values, np.clip(labels, -1, np.iinfo(np.int64).max).astype(np.int64)
+
+
+class Cifar10(Cifar):
+    """CIFAR-10: 50,000 training and 10,000 test images of 32 x 32 pixels in 10 classes."""
+
+    name = "cifar10"
+    class_names = CIFAR10_CLASSES
+    label_bytes = 1
+    label_key = "labels"
+    train_records = 10_000
+    test_records = 10_000
+    layouts = (
         Layout("cifar-10-batches-bin", tuple(f"data_batch_{i}.bin" for i in range(1, 6)), ("test_batch.bin",), False),
         Layout("cifar-10-batches-py", tuple(f"data_batch_{i}" for i in range(1, 6)), ("test_batch",), True),
-    ),
-    archive=Archive(
+    )
+    archive = Archive(
         "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz", 170_052_171, "c32a1d4ab5d03f1284b67883e8d87530"
-    ),
-)
-CIFAR100 = Cifar(
-    name="cifar100",
-    classes=CIFAR100_CLASSES,
-    label_bytes=2,  # the coarse class, then the fine one
-    label_key="fine_labels",
-    train_records=50_000,
-    test_records=10_000,
-    layouts=(
-        Layout("cifar-100-binary", ("train.bin",), ("test.bin",), False),
-        Layout("cifar-100-python", ("train",), ("test",), True),
-    ),
-    archive=Archive(
-        "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz", 168_513_733, "03b5dce01913d631647c71ecec9e9cb8"
-    ),
-)
-KINDS = {kind.name: kind for kind in (CIFAR10, CIFAR100)}
-
-
-def read(cifar: Cifar, data_dir: str | Path | None, part: Part) -> Arrays:
-    """The images and labels of one part, opening that part's files only."""
-    layout, folder = _find(cifar, data_dir)
-    files = _files(layout, part)
-    records = cifar.records(part)
-    images = np.empty((len(files) * records, PIXELS), np.uint8)
-    labels = np.empty(len(files) * records, np.int64)
-    read_file = _read_pickled if layout.pickled else _read_binary
-    for i, name in enumerate(files):
-        rows = slice(i * records, (i + 1) * records)
-        images[rows], labels[rows] = read_file(cifar, folder / name, records)
-        _check_labels(folder / name, labels[rows], len(cifar.classes))
-    return images.reshape(-1, *SHAPE), labels
-
-
-def download(cifar: Cifar, data_dir: str | Path | None) -> None:
-    """Fetch the official binary archive into `data_dir`; nothing is left there unless all of it is right."""
-    root = _root(cifar, data_dir)
-    layout = cifar.layouts[0]
-    if (root / layout.folder).exists():
-        _check_sizes(cifar, layout, root / layout.folder)
-        return
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        # Inside data_dir, so that the last step is a rename on one file system.
-        with tempfile.TemporaryDirectory(prefix=f".{layout.folder}-", dir=root) as temporary:
-            archive = Path(temporary) / "archive"
-            _fetch(cifar.archive, archive)
-            with tarfile.open(archive, "r:gz") as tar:
-                tar.extractall(temporary, filter="data")
-            _check_sizes(cifar, layout, Path(temporary) / layout.folder)
-            os.rename(Path(temporary) / layout.folder, root / layout.folder)
-    except (OSError, http.client.HTTPException, tarfile.TarError) as error:
-        raise UserError(
-            f"--download: {cifar.archive.url} could not be fetched into {root}: {error or type(error).__name__}; "
-            f"accepted: a network that reaches it, or --data-dir with {_folders(cifar)}"
-        ) from error
-
-
-def _fetch(archive: Archive, to: Path) -> None:
-    """Write the archive's bytes, having checked their number and MD5."""
-    digest = hashlib.md5(usedforsecurity=False)
-    size = 0
-    with urllib.request.urlopen(archive.url, timeout=60) as source, to.open("wb") as sink:
-        # One byte too many is enough to know: an endless answer does not fill the disk.
-        while size <= archive.size and (chunk := source.read(CHUNK)):
-            sink.write(chunk)
-            digest.update(chunk)
-            size += len(chunk)
-    if size != archive.size:
-        more = " or more" if size > archive.size else ""
-        raise UserError(f"--download: {archive.url} gave {size}{more} bytes; expected {archive.size}")
-    if digest.hexdigest() != archive.md5:
-        raise UserError(f"--download: {archive.url} has MD5 {digest.hexdigest()}; expected {archive.md5}")
-
-
-def _root(cifar: Cifar, data_dir: str | Path | None) -> Path:
-    if data_dir is None:
-        raise UserError(
-            f"--data-dir: None, and {cifar.name} needs a folder; accepted: one that holds {_folders(cifar)}, "
-            f"or any with --download to fetch it there"
-        )
-    return Path(data_dir).expanduser()
-
-
-def _folders(cifar: Cifar) -> str:
-    return " or ".join(layout.folder for layout in cifar.layouts)
-
-
-def _files(layout: Layout, part: Part) -> tuple[str, ...]:
-    return layout.train if part == "train" else layout.test
-
-
-def _find(cifar: Cifar, data_dir: str | Path | None) -> tuple[Layout, Path]:
-    """The first layout that `data_dir` holds, or is."""
-    root = _root(cifar, data_dir)
-    for layout in cifar.layouts:
-        if (root / layout.folder).is_dir():
-            return layout, root / layout.folder
-    for layout in cifar.layouts:
-        # By content as well as by name, since a folder may have been renamed or be a link.
-        if root.is_dir() and (root.name == layout.folder or (root / layout.train[0]).is_file()):
-            return layout, root
-    state = "holds no" if root.is_dir() else "is no folder; looked in it for"
-    raise UserError(
-        f"--data-dir: {root} {state} {_folders(cifar)}; "
-        f"accepted: the folder that holds one of them, or that folder itself (--download fetches the first)"
     )
 
 
-def _check_sizes(cifar: Cifar, layout: Layout, folder: Path) -> None:
-    """Every file of a binary layout is there and whole."""
-    for part in ("train", "test"):
-        for name in _files(layout, part):
-            _check_size(folder / name, cifar.records(part) * (cifar.label_bytes + PIXELS))
+class Cifar100(Cifar):
+    """CIFAR-100: 50,000 training and 10,000 test images of 32 x 32 pixels in 100 classes."""
 
-
-def _check_size(path: Path, expected: int) -> None:
-    if not path.is_file():
-        raise UserError(f"--data-dir: {path} is missing; accepted: the official file of {expected} bytes")
-    if (actual := path.stat().st_size) != expected:
-        raise UserError(f"--data-dir: {path} has {actual} bytes; expected {expected}")
-
-
-def _check_labels(path: Path, labels: np.ndarray, classes: int) -> None:
-    wrong = np.flatnonzero((labels < 0) | (labels >= classes))
-    if wrong.size:
-        raise UserError(
-            f"--data-dir: {path}, record {wrong[0]}: label {labels[wrong[0]]}; accepted: 0 to {classes - 1}"
-        )
-
-
-def _read_binary(cifar: Cifar, path: Path, records: int) -> Arrays:
-    _check_size(path, records * (cifar.label_bytes + PIXELS))
-    try:
-        rows = np.fromfile(path, np.uint8).reshape(records, cifar.label_bytes + PIXELS)
-    except OSError as error:
-        raise UserError(f"--data-dir: {path} cannot be read: {error}") from error
-    return rows[:, cifar.label_bytes :], rows[:, cifar.label_bytes - 1]
-
-
-def _read_pickled(cifar: Cifar, path: Path, records: int) -> Arrays:
-    """One pickled dictionary: `data` [records, 3072] and the list of class numbers."""
-    if not path.is_file():
-        raise UserError(f"--data-dir: {path} is missing; accepted: the official pickled file of {records} records")
-    least, actual = records * PIXELS, path.stat().st_size
-    if actual < least:
-        raise UserError(f"--data-dir: {path} has {actual} bytes; expected more than {least}")
-    try:
-        with path.open("rb") as file:
-            found = _Unpickler(file, path).load()
-    except UserError:
-        raise
-    except Exception as error:  # a damaged pickle raises almost anything
-        cause = str(error) or type(error).__name__
-        raise UserError(
-            f"--data-dir: {path} ({actual} bytes) is no whole pickle of {records} records: {cause}"
-        ) from error
-    return _checked_record(found, cifar, path, records)
-
-
-def _checked_record(found: object, cifar: Cifar, path: Path, records: int) -> Arrays:
-    where = f"--data-dir: {path}"
-    if not isinstance(found, dict):
-        raise UserError(f"{where} holds a {type(found).__name__}; expected a dictionary")
-    # Written by Python 2, so its strings arrive as bytes; a copy made by Python 3 has text.
-    record = {k.decode("latin1") if isinstance(k, bytes) else k: v for k, v in found.items()}
-    if missing := {"data", cifar.label_key} - record.keys():
-        raise UserError(f"{where} has keys {sorted(map(str, record))}; expected also {sorted(missing)}")
-    data, labels = record["data"], record[cifar.label_key]
-    shape = getattr(getattr(data, "values", None), "shape", None)
-    if not isinstance(data, _Array) or shape != (records, PIXELS):
-        raise UserError(f"{where}: data is {shape or type(data).__name__}; expected uint8 {(records, PIXELS)}")
-    if not isinstance(labels, list) or len(labels) != records or any(type(label) is not int for label in labels):
-        size = f" of {len(labels)}" if isinstance(labels, list) else ""
-        raise UserError(
-            f"{where}: {cifar.label_key} is a {type(labels).__name__}{size}; expected a list of {records} integers"
-        )
-    return data.values, np.clip(labels, -1, np.iinfo(np.int64).max).astype(np.int64)
-
-
-class _Dtype:
-    """Stands in for `numpy.dtype`: remembers the code that it was called with."""
-
-    __slots__ = ("code",)
-
-    def __init__(self, code: str | bytes, *_: object) -> None:
-        self.code = code.decode("latin1") if isinstance(code, bytes) else code
-
-    def __setstate__(self, state: object) -> None:
-        """Byte order and fields, of which single bytes have none."""
-
-
-class _Array:
-    """Stands in for `numpy.ndarray`: takes a pickled array's state, if it is plain bytes."""
-
-    __slots__ = ("values",)
-
-    def __setstate__(self, state: tuple[int, tuple[int, ...], _Dtype, bool, bytes]) -> None:
-        _, shape, dtype, fortran, raw = state
-        if dtype.code.lstrip("|") not in ("u1", "uint8"):
-            raise ValueError(f"an array of {dtype.code}, not of uint8")
-        self.values = np.frombuffer(raw, np.uint8).reshape(shape, order="F" if fortran else "C")
-
-
-def _reconstruct(kind: type, *_: object) -> _Array:
-    """Stands in for numpy's `_reconstruct`: the empty array that its state is then set on."""
-    if kind is not _Array:
-        raise ValueError("an array of an unknown kind")
-    return _Array()
-
-
-def _encode(text: str, encoding: str) -> bytes:
-    """Stands in for `_codecs.encode`, by which Python 3 writes bytes into old pickles."""
-    if encoding not in ("latin1", b"latin1"):
-        raise ValueError(f"encoding {encoding!r}")
-    return text.encode("latin1")
-
-
-# A pickle may name any callable of any module. These four are all that the official files name, and each gets a
-# stand-in of ours: not even numpy's own loading code, which trusts shapes and types, sees the file's values.
-_STAND_INS = {
-    ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
-    ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
-    ("numpy", "ndarray"): _Array,
-    ("numpy", "dtype"): _Dtype,
-    ("_codecs", "encode"): _encode,
-}
-
-
-class _Unpickler(pickle._Unpickler):
-    """An unpickler that resolves the stand-ins above and refuses every other name.
-
-    It is Python's, not the one in C, which makes room for as many objects as a damaged byte claims: tens of gigabytes.
-    """
-
-    def __init__(self, file: BinaryIO, path: Path) -> None:
-        super().__init__(file, encoding="bytes")
-        self._path = path
-
-    def find_class(self, module: str, name: str) -> object:
-        try:
-            return _STAND_INS[module, name]
-        except KeyError:
-            raise UserError(
-                f"--data-dir: {self._path} asks for {module}.{name}; accepted: the official file, which needs only "
-                f"numpy arrays"
-            ) from None
+    name = "cifar100"
+    class_names = CIFAR100_CLASSES
+    label_bytes = 2  # the coarse class, then the fine one
+    label_key = "fine_labels"
+    train_records = 50_000
+    test_records = 10_000
+    layouts = (
+        Layout("cifar-100-binary", ("train.bin",), ("test.bin",), False),
+        Layout("cifar-100-python", ("train",), ("test",), True),
+    )
+    archive = Archive(
+        "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz", 168_513_733, "03b5dce01913d631647c71ecec9e9cb8"
+    )

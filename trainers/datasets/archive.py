@@ -1,0 +1,66 @@
+"""Fetch an official archive: its size and MD5 checked, unpacked beside its final place, put there by one rename."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import os
+import tarfile
+import tempfile
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from res2net.errors import UserError
+
+CHUNK = 1 << 20  # bytes read at once from the network
+TIMEOUT = 60  # seconds without an answer
+
+
+@dataclass(frozen=True, slots=True)
+class Archive:
+    """A .tar.gz file as its publisher lists it."""
+
+    url: str
+    size: int  # bytes
+    md5: str
+
+
+def fetch(archive: Archive, folder: Path, check: Callable[[Path], None]) -> None:
+    """Download the archive and unpack the folder of the name `folder.name` from it to `folder`.
+
+    check: raises for a folder that is not whole. `UserError` for a failed download, which leaves nothing behind.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        # Beside the final place, so that the last step is a rename within one file system: it is atomic.
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
+            path = Path(temporary) / "archive"
+            _download(archive, path)
+            with tarfile.open(path, "r:gz") as tar:
+                tar.extractall(temporary, filter="data")  # refuses members that leave the folder
+            check(Path(temporary) / folder.name)
+            os.rename(Path(temporary) / folder.name, folder)
+    except (OSError, http.client.HTTPException, tarfile.TarError) as error:
+        raise UserError(
+            f"`download`: {archive.url} could not be fetched into {folder.parent}: {error or type(error).__name__}; "
+            f"accepted: a network that reaches it, or `data_dir` with {folder.name}"
+        ) from error
+
+
+def _download(archive: Archive, to: Path) -> None:
+    """Write the bytes of the archive to a file; `UserError` for another size or MD5 than the publisher's."""
+    digest = hashlib.md5(usedforsecurity=False)
+    size = 0
+    with urllib.request.urlopen(archive.url, timeout=TIMEOUT) as source, to.open("wb") as sink:
+        # Stop after the expected size: an endless answer must not fill the disk.
+        while size <= archive.size and (chunk := source.read(CHUNK)):
+            sink.write(chunk)
+            digest.update(chunk)
+            size += len(chunk)
+    if size != archive.size:
+        more = " or more" if size > archive.size else ""
+        raise UserError(f"`download`: {archive.url} gave {size}{more} bytes; expected {archive.size}")
+    if digest.hexdigest() != archive.md5:
+        raise UserError(f"`download`: {archive.url} has MD5 {digest.hexdigest()}; expected {archive.md5}")

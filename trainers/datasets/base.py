@@ -1,0 +1,156 @@
+"""The values that data sets give (`Split`, `Files`, `Data`) and the class that every data set derives from."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from res2net.errors import UserError
+
+MIN_SIZE = 8  # pixels along a side; smaller images leave nothing after the strides of a network
+IMAGENET_SIZE = 128  # pixels along a side; from this size on, the search base `imagenet` suits
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Split:
+    """Images in memory and their class numbers."""
+
+    images: np.ndarray  # uint8 [N, channels, size, size]
+    labels: np.ndarray  # int64 [N]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def image_size(self) -> int:
+        """Pixels along a side."""
+        return self.images.shape[-1]
+
+    @property
+    def in_channels(self) -> int:
+        """Colour channels."""
+        return self.images.shape[1]
+
+    def take(self, index: np.ndarray) -> Split:
+        """Return the images at these rows."""
+        return Split(self.images[index], self.labels[index])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Files:
+    """Image files and their class numbers; a training may decode them as it reads them."""
+
+    root: Path
+    paths: tuple[str, ...]  # relative to `root`, sorted
+    labels: np.ndarray  # int64 [N]
+    image_size: int  # pixels along a side of the decoded images
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def in_channels(self) -> int:
+        """Colour channels: decoding converts every image to RGB."""
+        return 3
+
+    def take(self, index: np.ndarray) -> Files:
+        """Return the files at these rows."""
+        return replace(self, paths=tuple(self.paths[i] for i in index.tolist()), labels=self.labels[index])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Data:
+    """The part of a data set that a search may see: everything but the test split."""
+
+    name: str
+    classes: tuple[str, ...]
+    train: Split | Files
+    val: Split | Files  # empty with a validation fraction of 0
+    mean: tuple[float, ...]  # per channel, of the training images, in 0..1; ImageNet's for `Files`
+    std: tuple[float, ...]
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, including classes that a small training split lacks."""
+        return len(self.classes)
+
+    @property
+    def image_size(self) -> int:
+        """Pixels along a side."""
+        return self.train.image_size
+
+    @property
+    def in_channels(self) -> int:
+        """Colour channels."""
+        return self.train.in_channels
+
+    def describe(self) -> dict[str, object]:
+        """Return the description of the data for `run.json`, as plain JSON values."""
+        return {
+            "name": self.name,
+            "classes": list(self.classes),
+            "train_images": len(self.train),
+            "val_images": len(self.val),
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "image_size": self.image_size,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class DataSet(ABC):
+    """A data set: its images, its classes, and the defaults that suit it.
+
+    To add a data set, derive from this class, set `name`, and write `classes`, `train` and `test`. A class in a module
+    of your own needs no registration: `--data my_package.my_module:MyData` finds it.
+    """
+
+    name: ClassVar[str]  # appears in reports and in the names of run folders
+    val_fraction: ClassVar[float] = 0.1  # default share of the training images for validation
+    resizable: ClassVar[bool] = False  # whether the option `image_size` applies
+    streamable: ClassVar[bool] = False  # whether `train` and `test` return `Files`
+
+    data_dir: str | Path | None = None
+    image_size: int | None = None  # pixels along a side; None for the data set's own size
+    trained_classes: tuple[str, ...] | None = None  # of a network to be scored; the test split must have the same
+
+    def __post_init__(self) -> None:
+        if self.image_size is not None:
+            self.check_image_size(self.image_size)
+
+    @abstractmethod
+    def classes(self) -> tuple[str, ...]:
+        """Return the class names, in the order of the class numbers."""
+
+    @abstractmethod
+    def train(self) -> Split | Files:
+        """Return all training images; `load` cuts the validation split from them."""
+
+    @abstractmethod
+    def test(self) -> Split | Files:
+        """Return the test images."""
+
+    def download(self) -> None:
+        """Fetch the files into `data_dir`, unless they are there; `UserError` if the data set cannot be fetched."""
+        raise UserError(f"`download`: {self.name} cannot be downloaded; accepted: `data_dir` with its files")
+
+    @classmethod
+    def base(cls, image_size: int | None) -> str:
+        """Return the search base (`space.BASES`) that suits images of this size; None for an unknown size."""
+        return "imagenet" if (image_size or 0) >= IMAGENET_SIZE else "cifar"
+
+    @classmethod
+    def check_image_size(cls, image_size: int) -> None:
+        """Raise `UserError` if the data set cannot give images of this size."""
+        if not cls.resizable:
+            raise UserError(
+                f"`image_size`: {image_size}, but {cls.name} has a size of its own; accepted: with `data` folder"
+            )
+        if image_size < MIN_SIZE:
+            raise UserError(
+                f"`image_size`: {image_size} is too small; accepted: at least {MIN_SIZE} pixels along a side"
+            )

@@ -1,0 +1,144 @@
+"""Image files into memory: decoded by threads, damaged files left out, the memory checked first."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from concurrent.futures import Future
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from res2net.errors import UserError
+from trainers.datasets.base import MIN_SIZE, Files, Split
+from trainers.decode import centre_view, decode, decoders
+from trainers.meta import cores
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, per channel, in 0..1
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+MAX_SIZE = 224  # pixels along a side; the guess for larger images
+PROBED = 100  # headers that the guess reads
+CHUNK = 16  # images that a thread decodes per task: large enough to hide the cost of a task
+SHOWN = 2000  # images; decoding fewer ends before a progress bar can be read
+
+
+def guess_size(files: Files) -> int:
+    """Return the median of the shorter sides of files spread over all, at most 224; only headers are read."""
+    sides = []
+    for i in np.unique(np.linspace(0, len(files) - 1, PROBED).round().astype(int)).tolist():
+        try:
+            with Image.open(files.root / files.paths[i]) as image:
+                sides.append(min(image.size))
+        except Exception:  # Pillow raises almost anything on a damaged file
+            continue
+    if not sides:
+        raise UserError(
+            f"`data_dir`: no image of {files.root} that was tried can be read; accepted: {', '.join(SUFFIXES)}"
+        )
+    return max(MIN_SIZE, min(MAX_SIZE, int(np.median(sides))))
+
+
+class Damaged:
+    """The unreadable files of a split: each is named once on stderr, and too many of them are an error."""
+
+    def __init__(self, total: int) -> None:
+        # At most 10 files or one in a thousand, and never all of them.
+        self.total, self.limit = total, min(max(10, total // 1000), max(0, total - 1))
+        self._names: set[str] = set()
+        self._lock = threading.Lock()  # decoding threads report at the same time
+        self._error: UserError | None = None
+
+    def add(self, path: str, error: Exception) -> None:
+        """Report a file as left out; `UserError` once the limit is passed."""
+        with self._lock:
+            if path not in self._names and self._error is None:
+                self._names.add(path)
+                self._report(path, error)
+            # Every later call raises the same error, so that its text does not depend on which thread is asked first.
+            if self._error is not None:
+                raise self._error
+
+    def _report(self, path: str, error: Exception) -> None:
+        # The text of this one names an object in memory, not the file.
+        unknown = isinstance(error, UnidentifiedImageError)
+        reason = "no image" if unknown else " ".join((str(error) or type(error).__name__).split())
+        print(f"{path}: left out, it cannot be read ({reason})", file=sys.stderr)
+        if len(self._names) > self.limit:
+            self._error = UserError(
+                f"`data_dir`: {len(self._names)} of {self.total} images cannot be read, the last is {path}; "
+                f"accepted: at most {self.limit}"
+            )
+
+
+def to_split(files: Files, console: Console | None = None) -> Split:
+    """Decode all files: shorter side resized to `image_size`, the centre square kept, damaged files left out.
+
+    console: shows a progress bar for many files. `UserError` if the images do not fit into memory.
+    """
+    size = files.image_size
+    _check_memory(len(files), size)
+    images = np.empty((len(files), 3, size, size), np.uint8)
+    damaged = Damaged(len(files))
+    columns = (TextColumn("decoding"), BarColumn(), MofNCompleteColumn(), TextColumn("images"), TimeRemainingColumn())
+    shown = console is not None and len(files) >= SHOWN
+    with Progress(*columns, console=console, transient=True, disable=not shown) as bar, decoders(cores()) as pool:
+        task = bar.add_task("", total=len(files))
+        starts = range(0, len(files), CHUNK)
+        chunks: list[Future[list[int]]] = [pool.submit(_fill, files, images, i, damaged) for i in starts]
+        lost: list[int] = []
+        for chunk in chunks:
+            lost += chunk.result()
+            bar.advance(task, CHUNK)
+    if not lost:
+        return Split(images, files.labels)
+    return Split(np.delete(images, lost, 0), np.delete(files.labels, lost))
+
+
+def _fill(files: Files, images: np.ndarray, start: int, damaged: Damaged) -> list[int]:
+    """Decode one chunk into its rows of `images`; return the rows of damaged files."""
+    size = files.image_size
+    pixels, lost = torch.empty(size, size, 3, dtype=torch.uint8), []
+    for row in range(start, min(start + CHUNK, len(files))):
+        path = f"{files.root}/{files.paths[row]}"
+        try:
+            decode(path, partial(centre_view, size), pixels)
+        except Exception as error:  # decoders raise almost anything on a damaged file
+            damaged.add(path, error)
+            lost.append(row)
+        images[row] = pixels.permute(2, 0, 1).numpy()
+    return lost
+
+
+def _check_memory(count: int, size: int) -> None:
+    """Raise `UserError` if the images need more than half of the free memory: the training needs the rest."""
+    free = _free_memory()
+    if free is None:
+        return
+    needed, room = count * 3 * size * size, free // 2
+    if needed > room:
+        fits, side = room // (3 * size * size), int((room / (3 * count)) ** 0.5)
+        raise UserError(
+            f"`image_size`: {count} images of {size} x {size} need {needed / 2**30:.1f} GiB, and half of the free "
+            f"memory is {room / 2**30:.1f} GiB; accepted: `train_images` up to about {fits}, or `image_size` up to "
+            f"{side}"
+        )
+
+
+def _free_memory() -> int | None:
+    """Return the bytes that processes may still allocate: all of the memory on macOS, None on Windows."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        # "Available" rather than "free": it counts the page cache, which Linux gives up on demand.
+        return next(int(x.split()[1]) * 1024 for x in lines if x.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        pass
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
