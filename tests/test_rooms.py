@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -86,7 +87,7 @@ def links(room: str) -> dict[str, set[str]]:
                 source = ".".join((*base, *filter(None, [node.module])))
                 found[module] |= {n if (n := f"{source}.{alias.name}") in known else source for alias in node.names}
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                found[module] |= {node.value.partition(":")[0]} if ":" in node.value else set()
+                found[module] |= {path[1]} if (path := re.fullmatch(r"([\w.]+):\w+", node.value)) else set()
         found[module] &= known.keys()
     return found
 
