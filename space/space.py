@@ -188,7 +188,7 @@ class Space:
         self, members: Grid, pick: Callable[..., Params], cost_field: str, image_size: int | None
     ) -> tuple[Params, Cost]:
         if cost_field not in Cost._fields:
-            raise unknown("cost", cost_field, Cost._fields)
+            raise unknown("`cost_field`", cost_field, Cost._fields)
         size = image_size or self.image_size
         best = members.extreme(pick, lambda arch: getattr(cost(arch, size), cost_field))
         return best, cost(members.build(best), size)

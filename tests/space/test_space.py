@@ -308,7 +308,7 @@ def test_wrong_parameters_are_an_error(params: dict, message: str) -> None:
 
 
 def test_an_unknown_cost_is_an_error() -> None:
-    with pytest.raises(UserError, match="did you mean 'macs'"):
+    with pytest.raises(UserError, match="`cost_field`: unknown value 'mac'; did you mean 'macs'"):
         space.get("scale").cheapest("mac")
 
 
