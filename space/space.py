@@ -66,7 +66,7 @@ class Space:
         return math.prod(map(len, self._grid.parameters.values()))
 
     def all_params(self) -> Iterator[Params]:
-        """Yield every combination of parameters. The number in a per-stage space exceeds any memory."""
+        """Yield every combination of parameters. A per-stage space has more combinations than memory can hold."""
         return combinations(self.parameters)
 
     def sample(self, rng: random.Random | np.random.Generator) -> Params:
