@@ -1,9 +1,13 @@
-"""Weights shared by all networks of a space: every depth, width, cardinality and scale is a slice of them.
+"""One set of weights for all networks of a space: each depth, width, cardinality, scale and reduction is a slice.
 
-In the order of equation 1 the first split passes through and the others are convolved: a block of k splits then
-computes exactly the first k splits of a block with more (section 3.1). Here the first two stand the other way round, so
-that a block of one split, which is convolved, is the first split of all others too: scale is cut from the front.
-The released order, in which the split that passes through is the last, is made as a member's weights are handed out.
+Order of the splits. In the paper (equation 1), the first split passes through and the others are convolved. A block of
+k splits then computes exactly the first k splits of a larger block (section 3.1). Three orders meet in this module:
+
+    paper      pass-through, 1st convolved, 2nd convolved, ...    the outputs of blocks with 2 or more splits nest
+    shared     1st convolved, pass-through, 2nd convolved, ...    blocks with 1 split, which is convolved, nest as well
+    released   1st convolved, 2nd convolved, ..., pass-through    `Res2Net` and its checkpoints
+
+Shared tensors are stored in the shared order, so each scale takes the leading splits. `released` then reorders them.
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,19 +32,19 @@ BUFFERS = (*STATISTICS, "num_batches_tracked")
 
 
 class SupernetSpace(Protocol):
-    """What a space tells its supernet (`space.Space` does)."""
+    """The part of `space.Space` that a supernet needs."""
 
     def envelope(self) -> Arch:
-        """The network, of cardinality 1, that no member exceeds in depth, width or scale of any stage."""
+        """Return the network, of cardinality 1, whose weights contain those of every member."""
         ...
 
     def cardinalities(self) -> tuple[tuple[int, ...], ...]:
-        """Each stage's cardinalities."""
+        """Return the cardinalities that each stage may have."""
         ...
 
 
 class SharedNorm(nn.Module):
-    """Batch norms of all splits: `[scale, width]` each of weight, bias, mean and variance."""
+    """The batch norms of all splits: weight, bias, mean and variance, each `[scale, width]`."""
 
     def __init__(self, scale: int, width: int) -> None:
         super().__init__()
@@ -49,17 +53,16 @@ class SharedNorm(nn.Module):
         self.register_buffer("running_mean", torch.zeros(scale, width))
         self.register_buffer("running_var", torch.ones(scale, width))
 
-    def tensors(self, statistics: bool) -> dict[str, Tensor]:
-        return {name: getattr(self, name) for name in ("weight", "bias", *(STATISTICS if statistics else ()))}
-
 
 class ElasticBlock(nn.Module):
-    """A block's shared weights, and the slices of them that are an ordinary block's.
+    """The shared weights of one block. Its generators yield a member's slices, by the names of an ordinary block.
 
-    What two members share of a block: rows of `conv1` and columns of `conv3` of the splits and channels that both
-    have, `bn3`, the shortcut and the squeeze-and-excitation, whose channels are the stage's and never cut. 3x3 kernels
-    are block diagonals of one dense kernel; with `own` norms around them and a correction of the kernel, zero at first,
-    are those of members of one cardinality alone. Scale 1, the plain bottleneck, is the first convolved split.
+    Two members share the splits and channels that both have: rows of `conv1`, columns of `conv3`. They also share the
+    hidden channels of squeeze-and-excitation that both have. All members share `bn3` and the shortcut, because the
+    output channels belong to the stage. 3x3 kernels are block diagonals of one dense kernel.
+
+    own: each cardinality has its own norms around the 3x3 kernels, and its own correction of the kernels, initially 0.
+    A block of scale 1, the plain bottleneck, is the first convolved split.
     """
 
     def __init__(
@@ -70,11 +73,14 @@ class ElasticBlock(nn.Module):
         self.convolves_all = first and arch.first_block == "conv"
         self.conv1 = nn.Parameter(torch.empty(scale, width, c_in))
         self.conv3 = nn.Parameter(torch.empty(stage.channels, scale, width))
+        # `init` does not know these parameters. The deviations are its own (Kaiming, fan out) for the largest member.
         nn.init.normal_(self.conv1, std=(2 / (scale * width)) ** 0.5)
         nn.init.normal_(self.conv3, std=(2 / stage.channels) ** 0.5)
-        self.kernel = nn.Parameter(torch.empty(scale, width, width * 9))  # of 5 dimensions, PyTorch would refuse it
+        # The kernel has three dimensions, because `Module.to(memory_format=torch.channels_last)` rejects five.
+        self.kernel = nn.Parameter(torch.empty(scale, width, width * 9))
         nn.init.normal_(self.kernel, std=(2 / (9 * width)) ** 0.5)
         names = [str(c) for c in cardinalities] if own else ["all"]
+        # Corrections start at 0, so all cardinalities start from the same kernel.
         self.own = nn.ParameterDict({c: torch.zeros_like(self.kernel) for c in names if own})
         self.norms1 = nn.ModuleDict({c: SharedNorm(scale, width) for c in names})
         self.norms = nn.ModuleDict({c: SharedNorm(scale, width) for c in names})
@@ -83,33 +89,35 @@ class ElasticBlock(nn.Module):
         self.downsample = shortcut(arch, stage, c_in) if first and has_projection(stage, c_in) else None
 
     def whole(self) -> Iterator[tuple[str, Tensor]]:
-        """What every member has as it is, by the names of an ordinary block."""
+        """Yield the tensors that all members share entirely."""
         for name in ("bn3", "downsample"):
             if (module := getattr(self, name)) is not None:
                 yield from module.state_dict(prefix=f"{name}.", keep_vars=True).items()
 
     def gates(self, reduction: int) -> Iterator[tuple[str, Tensor]]:
-        """Yield the leading hidden channels of squeeze-and-excitation, by their names in an ordinary block."""
+        """Yield the leading hidden channels of squeeze-and-excitation; nothing for a reduction of 0."""
         if self.se is None or not reduction:
             return
         hidden = se_channels(self.bn3.num_features, reduction)
-        axis = {"fc1.weight": 0, "fc1.bias": 0, "fc2.weight": 1}  # of the hidden channels; fc2's bias has none
+        axis = {"fc1.weight": 0, "fc1.bias": 0, "fc2.weight": 1}  # of the hidden channels; the bias of fc2 has none
         for name, value in self.se.named_parameters():
             yield f"se.{name}", leading(value, axis[name], hidden) if name in axis else value
 
     def sliced(self, stage: Stage, statistics: bool) -> Iterator[tuple[str, Tensor]]:
-        """What a member has a slice of, by the names of an ordinary block of that stage."""
+        """Yield the slices of the 1x1 and 3x3 convolutions and their norms. statistics: also means and variances."""
         s, w = stage.scale, stage.width
         own = str(stage.cardinality) if self.own else "all"
         yield "conv1.weight", leading(released(self.conv1, 0, s), 1, w).reshape(s * w, -1, 1, 1)
         yield "conv3.weight", leading(released(self.conv3, 1, s), 2, w).reshape(-1, s * w, 1, 1)
-        for name, value in self.norms1[own].tensors(statistics).items():
+        for name, value in norm_tensors(self.norms1[own], statistics):
             yield f"bn1.{name}", leading(released(value, 0, s), 1, w).reshape(s * w)
         dense = self.kernel + self.own[own] if self.own else self.kernel
         dense = self._convolved(dense, s).unflatten(2, (-1, 3, 3))
         kernels = block_diagonals(leading(leading(dense, 1, w), 2, w), stage.cardinality).unbind()
+        # One `unbind` per tensor: its backward pass stacks all splits once, where indexing would add them one by one.
         norms = {
-            n: leading(self._convolved(v, s), 1, w).unbind() for n, v in self.norms[own].tensors(statistics).items()
+            name: leading(self._convolved(value, s), 1, w).unbind()
+            for name, value in norm_tensors(self.norms[own], statistics)
         }
         for i, kernel in enumerate(kernels):
             conv, norm = ("conv2", "bn2") if s == 1 else (f"convs.{i}", f"bns.{i}")
@@ -118,45 +126,53 @@ class ElasticBlock(nn.Module):
                 yield f"{norm}.{name}", values[i]
 
     def _convolved(self, x: Tensor, scale: int) -> Tensor:
-        """Of a tensor with an entry a split, those of the splits that a block of that scale convolves."""
+        """Return the entries of the convolved splits, in the released order, from a tensor with one entry per split."""
         x = released(x, 0, scale)
-        return x if scale == 1 or self.convolves_all else x[:-1]
+        return x if scale == 1 or self.convolves_all else x[:-1]  # the last split passes through
+
+
+def norm_tensors(norm: nn.Module, statistics: bool) -> Iterator[tuple[str, Tensor]]:
+    """Yield the weight and the bias of a `SharedNorm`, and its mean and variance if asked for."""
+    for name in ("weight", "bias", *(STATISTICS if statistics else ())):
+        yield name, getattr(norm, name)
 
 
 def released(x: Tensor, dim: int, scale: int) -> Tensor:
-    """The first splits along a dimension in the released order: what passes through, here the second, is the last."""
+    """Return the leading splits along a dimension, moved from the shared order to the released order."""
     x = leading(x, dim, scale)
-    if scale <= 2:
+    if scale <= 2:  # both orders agree: there is one convolved split, and it comes first
         return x
+    # The pass-through, second in the shared order, becomes the last.
     return torch.cat([x.narrow(dim, 0, 1), x.narrow(dim, 2, scale - 2), x.narrow(dim, 1, 1)], dim)
 
 
 def leading(x: Tensor, dim: int, count: int) -> Tensor:
-    """The first entries along a dimension; the tensor itself for all, which saves its gradient a copy."""
+    """Return the first entries along a dimension. If these are all, return `x`: `narrow` would copy its gradient."""
     return x if x.shape[dim] == count else x.narrow(dim, 0, count)
 
 
 def block_diagonals(kernels: Tensor, groups: int) -> Tensor:
-    """Of dense kernels `[n, w, w, 3, 3]` those of a convolution in groups: `[n, w, w / groups, 3, 3]`."""
+    """Cut grouped kernels `[n, w, w / groups, 3, 3]` out of dense kernels `[n, w, w, 3, 3]`."""
     if groups == 1:
         return kernels
     n, w, part = len(kernels), kernels.shape[1], kernels.shape[1] // groups
     blocks = kernels.reshape(n, groups, part, groups, part, 3, 3).diagonal(0, 1, 3)
-    return blocks.permute(0, 5, 1, 2, 3, 4).reshape(n, w, part, 3, 3)
+    return blocks.permute(0, 5, 1, 2, 3, 4).reshape(n, w, part, 3, 3)  # `diagonal` put the groups last
 
 
 class ElasticRes2Net(nn.Module):
-    """All networks of a space in one set of weights: `model(x, arch)` gives the logits of a member.
+    """All networks of a space in one set of weights: `model(x, arch)` returns the logits of a member.
 
-    own_cardinality: whether each cardinality has norms and a correction of the 3x3 kernels of its own: a convolution in
-    groups that is cut out of a dense one is not what it would have become by itself. Memory grows with their number.
+    own_cardinality: give each cardinality its own norms and its own correction of the 3x3 kernels. A grouped
+    convolution cut out of a dense one differs from one that is trained alone. Memory grows with the number of
+    cardinalities.
 
-    While training, a member's batch norms take the batch's statistics and remember none, as they are of no other
-    member. In eval mode they take the shared ones, as `extract` does: give what was extracted statistics of its own
-    (`trainers.supernet.calibrate`) before it is used.
+    In training mode, the batch norms use the batch's statistics and store none: stored statistics would mix members.
+    In eval mode, `forward` and `extract` use the shared statistics, which suit no member. Recompute an extracted
+    member's statistics (`trainers.supernet.calibrate`) before use.
     """
 
-    norm: type[nn.BatchNorm2d] = nn.BatchNorm2d  # in training; one that sees the batches of other processes, say
+    norm: type[nn.BatchNorm2d] = nn.BatchNorm2d  # for training; distributed training sets one that sees all processes
 
     def __init__(self, space: SupernetSpace, own_cardinality: bool = True) -> None:
         super().__init__()
@@ -175,40 +191,42 @@ class ElasticRes2Net(nn.Module):
         self.apply(init)
 
     def forward(self, x: Tensor, arch: Arch) -> Tensor:
-        """The logits `[N, num_classes]` of a member for images `[N, C, H, W]`; `UserError` for what is no member."""
-        return functional_call(
-            _plain(arch, self.training, self.norm), self.weights(arch, statistics=not self.training), (x,)
-        )
+        """Return a member's logits `[N, num_classes]` for images `[N, C, H, W]`. Raise `UserError` for a non-member."""
+        weights = self.weights(arch, statistics=not self.training)
+        return functional_call(_plain(arch, self.training, self.norm), weights, (x,))
 
     def weights(self, arch: Arch, statistics: bool = True) -> dict[str, Tensor]:
-        """A member's state dict, cut from the shared weights: gradients flow back. Statistics: those of batch norms."""
+        """Return a member's state dict, cut from the shared weights. Gradients flow back to them.
+
+        statistics: include the means and variances of batch norms.
+        """
         self.check(arch)
         out: dict[str, Tensor] = {}
         for name in ("conv1", "bn1", "fc"):
             out |= getattr(self, name).state_dict(prefix=f"{name}.", keep_vars=True)
         for i, stage in enumerate(arch.stages, 1):
-            for j, block in enumerate(self.get_submodule(f"layer{i}")[: stage.depth]):
-                out |= {f"layer{i}.{j}.{name}": value for name, value in block.whole()}
-                out |= {f"layer{i}.{j}.{name}": value for name, value in block.sliced(stage, statistics)}
-                out |= {f"layer{i}.{j}.{name}": value for name, value in block.gates(arch.se)}
+            for j, block in enumerate(self._blocks(i)[: stage.depth]):
+                for parts in (block.whole(), block.sliced(stage, statistics), block.gates(arch.se)):
+                    out |= {f"layer{i}.{j}.{name}": value for name, value in parts}
+        # `state_dict` includes the buffers of ordinary batch norms; the training modules of `_plain` have no buffers.
         return out if statistics else {k: v for k, v in out.items() if not k.endswith(BUFFERS)}
 
     @torch.no_grad()
     def extract(self, arch: Arch) -> Res2Net:
-        """A member as an ordinary network with its own copy of the weights, in this one's mode (train or eval)."""
+        """Return a member as an ordinary network with a copy of its weights, in this module's mode (train or eval)."""
         weights = {name: value.detach().clone().contiguous() for name, value in self.weights(arch).items()}
         model = _on_meta(arch)
-        for name in model.state_dict().keys() - weights.keys():  # the norms' counts of batches
+        for name in model.state_dict().keys() - weights.keys():  # `num_batches_tracked`, which `SharedNorm` lacks
             weights[name] = torch.zeros((), dtype=torch.int64, device=self.bn1.weight.device)
-        model.load_state_dict(weights, assign=True)
+        model.load_state_dict(weights, assign=True)  # meta tensors hold no memory to copy into
         return model.requires_grad_(True).train(self.training)
 
     def check(self, arch: Arch) -> None:
-        """`UserError` for a network that is no slice of these weights, naming the stage and its value."""
+        """Raise `UserError` for a network that is not a slice of these weights. Name the stage and the value."""
         ours = self.arch
         alike = replace(arch, stages=ours.stages, se=ours.se)
         if all(s.scale == 1 for s in arch.stages):
-            alike = replace(alike, first_block=ours.first_block)  # which does nothing there
+            alike = replace(alike, first_block=ours.first_block)  # canonical networks of scale 1 have the default
         if alike != ours or len(arch.stages) != len(ours.stages):
             raise UserError(f"supernet: {arch} differs in more than its stages' sizes; accepted: members of its space")
         if arch.se and not 0 < ours.se <= arch.se:
@@ -223,6 +241,10 @@ class ElasticRes2Net(nn.Module):
             accepted = self.cardinalities[i - 1]
             _check(i, "cardinality", stage.cardinality, stage.cardinality in accepted, ", ".join(map(str, accepted)))
 
+    def _blocks(self, stage: int) -> list[ElasticBlock]:
+        """Return the blocks of a stage, counted from 1."""
+        return cast(list[ElasticBlock], list(self.get_submodule(f"layer{stage}").children()))
+
 
 def _check(stage: int, name: str, value: int, right: bool, accepted: object) -> None:
     if not right:
@@ -230,18 +252,19 @@ def _check(stage: int, name: str, value: int, right: bool, accepted: object) -> 
 
 
 def _on_meta(arch: Arch) -> Res2Net:
-    """A member's modules without weights: nothing is allocated, or drawn at random, for what is replaced."""
+    """Return a member's modules on the meta device: no memory is allocated, and no random number is drawn."""
     with torch.device("meta"):
         return Res2Net(arch)
 
 
+# `forward` runs the same members again and again, and modules without weights are small.
 @lru_cache(maxsize=512)
 def _plain(arch: Arch, training: bool, norm: type[nn.BatchNorm2d]) -> Res2Net:
-    """The member's modules without weights; in training its batch norms know no statistics but the batch's."""
+    """Return a member's modules without weights. In training, their batch norms use only the batch's statistics."""
     model = _on_meta(arch)
     for module in model.modules():
         if training and isinstance(module, nn.BatchNorm2d):
-            module.__class__ = norm
+            module.__class__ = norm  # both classes have the same attributes; a new module would draw weights
             module.track_running_stats = False
             module.running_mean = module.running_var = module.num_batches_tracked = None
     return model.train(training)

@@ -1,5 +1,7 @@
 """The dimensions that a space may search, and checks of choices and parameters.
 
+To add a dimension: a line in `DIMENSIONS`; a field in `Stage` (or `Arch`) and in `Skeleton`; a term in `res2net.cost`;
+a layer in the blocks of `res2net.model` and `res2net.elastic`.
 Every check raises a `UserError` that names the key, the value and the accepted values.
 """
 

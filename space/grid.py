@@ -15,7 +15,8 @@ from space.skeleton import Skeleton, Slot, stage
 class Group(NamedTuple):
     """Dimensions that are chosen together, for one stage or for the whole network.
 
-    suffix: of the parameters' names (`_1` for the first stage). values: dimension -> its values.
+    suffix: the end of the parameters' names (`_1` for the first stage, empty for the whole network).
+    values: dimension -> its values.
     stages: indices, from 0, of the stages that the values determine.
     """
 
@@ -30,7 +31,7 @@ class Group(NamedTuple):
 
 
 class Reader(NamedTuple):
-    """How one stage is built: its slot, and a function that reads its values, in order, from all parameters."""
+    """A stage's slot, and a function that reads the stage's values, in order, from all parameters."""
 
     slot: Slot
     read: Callable[[Mapping[str, int]], tuple[int, ...]]
@@ -42,9 +43,11 @@ class Grid:
 
     groups: one per stage in a per-stage space, then the group of the whole network.
     parameters: parameter -> its values in ascending order.
-    The other fields are what `build` needs, computed once because searches build tens of thousands of networks.
-    fixed: values of the stage dimensions that are not searched. whole: searched dimensions of the whole network.
-    frame: the fields of `Arch` that are the same in all members.
+    readers: one per stage.
+    fixed: values of the stage dimensions that are not searched.
+    frame: the fields of `Arch` that are equal in all members.
+    whole: searched dimensions of the whole network.
+    The last four fields only save `build` time: a search builds tens of thousands of networks.
     """
 
     groups: tuple[Group, ...]
@@ -79,8 +82,9 @@ class Grid:
     def extreme(self, pick: Callable[..., Params], price: Callable[[Arch], int]) -> Params:
         """Return the parameters of the network with the least (`pick=min`) or highest (`max`) price, exactly.
 
-        A stage's input and output are the skeleton's. Once the whole network's dimensions are set, a stage's price
-        therefore does not depend on the other stages, and each stage is optimised by itself.
+        The skeleton fixes the input and output channels of each stage. For given values of the whole network's
+        dimensions, the price of a stage therefore does not depend on other stages. The stages are optimised one by one,
+        for every combination of the whole network's dimensions.
         """
         *own, shared = self.groups
 

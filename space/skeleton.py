@@ -1,4 +1,4 @@
-"""The fixed part of all members of a space, and the stages that chosen values give."""
+"""The common part of all members of a space, and the stages built from chosen values."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 
 from res2net.arch import Arch, Stage
 from res2net.errors import UserError
-from space.dimensions import DIMENSIONS, STAGE_DIMENSIONS, is_whole
+from space.dimensions import DIMENSIONS, NETWORK_DIMENSIONS, STAGE_DIMENSIONS, is_whole
 
 PER_STAGE_LISTS = ("planes", "strides", "pattern")
 
 
 class Slot(NamedTuple):
-    """The fixed sizes of one stage: its base channels, its stride, and its blocks per `pattern_unit` of depth."""
+    """The fixed sizes of one stage. A depth of `pattern_unit` gives `pattern` blocks."""
 
     planes: int
     stride: int
@@ -97,10 +97,10 @@ class Skeleton:
         return Arch(stages, **{**self.frame, **whole}).canonical()
 
     def network(self, values: Mapping[str, int]) -> Arch:
-        """Return the canonical network whose stages share one value of each dimension. Missing ones are fixed."""
+        """Return the canonical network with one value per dimension in all stages. Missing values are fixed."""
         values = {**self.fixed, **values}
         stages = tuple(stage(slot, *(values[name] for name in STAGE_DIMENSIONS)) for slot in self.slots)
-        return self.arch(stages, **{name: values[name] for name in values.keys() & _FRAME})
+        return self.arch(stages, **{name: values[name] for name in NETWORK_DIMENSIONS})
 
 
 SKELETON_KEYS = tuple(f.name for f in fields(Skeleton))

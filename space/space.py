@@ -66,7 +66,7 @@ class Space:
         return math.prod(map(len, self._grid.parameters.values()))
 
     def all_params(self) -> Iterator[Params]:
-        """Yield every combination of parameters. The number in a per-stage space exceeds any memory."""
+        """Yield every combination of parameters. A per-stage space has more combinations than memory can hold."""
         return combinations(self.parameters)
 
     def sample(self, rng: random.Random | np.random.Generator) -> Params:
@@ -189,7 +189,7 @@ class Space:
         self, members: Grid, pick: Callable[..., Params], cost_field: str, image_size: int | None
     ) -> tuple[Params, Cost]:
         if cost_field not in Cost._fields:
-            raise unknown("cost", cost_field, Cost._fields)
+            raise unknown("`cost_field`", cost_field, Cost._fields)
         size = image_size or self.image_size
         best = members.extreme(pick, lambda arch: getattr(cost(arch, size), cost_field))
         return best, cost(members.build(best), size)

@@ -1,4 +1,4 @@
-"""Shared weights: every member is an exact slice of them, and scale is nested as equation 1 has it."""
+"""Shared weights: every member is an exact slice, and scales nest in the order of equation 1."""
 
 import random
 from dataclasses import replace
@@ -18,7 +18,7 @@ from space import Skeleton, Space
 
 FRAME = {"strides": (1, 2), "pattern": (1, 1), "width": 64, "depth": 2, "stem_channels": 4}
 CHOICES = {"scale": (1, 2, 3), "cardinality": (1, 2, 4), "depth": (1, 2), "width": (64, 96, 128)}
-REDUCTIONS = (0, 1, 2, 16)  # 32, 16 and 8 hidden channels in the stage of 32
+REDUCTIONS = (0, 1, 2, 16)  # with 32 channels: none, 32, 16 and 8 hidden channels
 
 
 def small(per_stage: bool = False, se: tuple[int, ...] = (), **frame: object) -> Space:
@@ -32,12 +32,12 @@ def images(batch: int = 2, size: int = 8) -> Tensor:
 
 
 def difference(a: Tensor, b: Tensor) -> float:
-    """The largest, relative to the largest value."""
+    """Return the largest difference, relative to the largest value of `b`."""
     return ((a - b).abs().max() / b.abs().max()).item()
 
 
 def gated(block: ElasticBlock, x: Tensor, reduction: int) -> Tensor:
-    """Squeeze-and-excitation written out with the leading hidden channels, of which there are a multiple of 8."""
+    """Return the output of squeeze-and-excitation, written out with the leading hidden channels: the oracle."""
     if not reduction:
         return x
     hidden = max(8, int(x.shape[1] / reduction + 4) // 8 * 8)
@@ -47,7 +47,7 @@ def gated(block: ElasticBlock, x: Tensor, reduction: int) -> Tensor:
 
 
 def paper_block(block: ElasticBlock, x: Tensor, arch: Arch, stage: Stage, stride: int, first: bool) -> Tensor:
-    """A block written out in the paper's order from the shared tensors, each group by itself: the oracle."""
+    """Return the output of a block, written out in the paper's order with one convolution per group: the oracle."""
 
     def norm(values: nn.Module, y: Tensor, split: int) -> Tensor:
         weight, bias, mean, var = (
@@ -57,7 +57,7 @@ def paper_block(block: ElasticBlock, x: Tensor, arch: Arch, stage: Stage, stride
         return (y - mean) / (var + 1e-5).sqrt() * weight + bias
 
     own = str(stage.cardinality) if block.own else "all"
-    order = [1, 0, *range(2, stage.scale)] if stage.scale > 1 else [0]  # where the paper's splits are kept
+    order = [1, 0, *range(2, stage.scale)] if stage.scale > 1 else [0]  # the shared index of each of the paper's splits
     w, part = stage.width, stage.width // stage.cardinality
 
     def convolve(y: Tensor, split: int, by: int) -> Tensor:
@@ -141,7 +141,7 @@ class TestSharing:
         x = torch.randn(2, 16, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
         def splits(scale: int) -> list[Tensor]:
-            """Of the second block, before its last convolution, in the paper's order."""
+            """Return the splits of the second block before its last convolution, in the paper's order."""
             block = net.extract(allowed.arch({"scale": scale})).layer1[1]
             out = block.middle(torch.relu(block.bn1(block.conv1(x)))).chunk(scale, 1)
             return [out[-1], *out[:-1]]
@@ -183,7 +183,7 @@ class TestSharing:
         assert block.conv1.grad[:2, :w].abs().sum() > 0
         assert block.conv1.grad[2:].abs().sum() == block.conv1.grad[:, w:].abs().sum() == 0
         assert block.kernel.grad[0].abs().sum() == block.own["2"].grad[0].abs().sum() > 0
-        assert block.kernel.grad[1].abs().sum() == 0  # of the split that passes through
+        assert block.kernel.grad[1].abs().sum() == 0  # the kernel of the split that passes through
         assert block.own["1"].grad is None
         assert all(p.grad is None for p in net.layer1[1].parameters())
 

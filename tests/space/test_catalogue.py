@@ -1,4 +1,4 @@
-"""The named spaces: what they hold, and what they promise to a search."""
+"""The named spaces: their members, and the ranges of cost that a search relies on."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_every_named_space(name: str, base: str, each: bool) -> None:
     assert Space.from_dict(allowed.to_dict()) == allowed
     stages = len(largest.stages)
     assert len(allowed.parameters) == len(allowed.choices) * (stages if each else 1)
-    # The supernet is cut to every member, so none may exceed the largest in any dimension.
+    # Members are slices of a supernet, so no member may exceed the largest in any dimension.
     smallest = allowed.arch(allowed.cheapest()[0])
     for a, b in zip(smallest.stages, largest.stages, strict=True):
         assert (a.width, a.scale, a.depth) <= (b.width, b.scale, b.depth)
@@ -63,7 +63,7 @@ def test_the_base_width_of_imagenet_is_the_paper_s() -> None:
 
 
 def test_micro_spans_what_a_cpu_can_search() -> None:
-    """MMACs: enough between the ends that a front has somewhere to go."""
+    """A front needs a wide range of MACs. The figures are MMACs."""
     reach = {}
     for name in space.names():
         allowed = space.get(name, "micro")

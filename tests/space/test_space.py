@@ -24,8 +24,8 @@ VALUES = {
     "scale": st.integers(1, 8),
     "cardinality": st.integers(1, 8),
     "depth": st.integers(1, 4),
-    "width": st.integers(32, 96),  # at the least planes drawn, a split then holds the largest cardinality
-    "se": st.sampled_from((0, 2, 4, 16, 64)),  # at the planes drawn, 16 and 64 may have equally many hidden channels
+    "width": st.integers(32, 96),  # at 16 planes, the fewest, a split has 8 channels or more: the largest cardinality
+    "se": st.sampled_from((0, 2, 4, 16, 64)),  # at these planes, 16 and 64 may give equal numbers of hidden channels
 }
 
 
@@ -94,7 +94,7 @@ def test_a_network_of_other_integers_is_no_member(allowed: Space, seed: int) -> 
 @settings(max_examples=50)
 @given(spaces(most=2))
 def test_contains_is_exact(allowed: Space) -> None:
-    """Against the list of all members, asked about neighbours of members that may or may not be members."""
+    """Compare `contains` with the list of all members, for members with one field changed."""
     if allowed.size > 1000:
         return
     members = {allowed.arch(p) for p in allowed.all_params()}
@@ -119,7 +119,7 @@ def test_json_and_pickle_round_trips(allowed: Space) -> None:
 
 @given(spaces(), st.integers(0, 99))
 def test_a_dimension_of_the_whole_network_is_one_parameter(allowed: Space, seed: int) -> None:
-    """In per-stage spaces, too."""
+    """This also holds in per-stage spaces."""
     arch = allowed.arch(drawn(allowed, seed))
     assert [name for name in allowed.parameters if name.startswith("se")] == ["se"] * ("se" in allowed.choices)
     assert arch.se in allowed.choices.get("se", (allowed.skeleton.se,))
@@ -127,7 +127,7 @@ def test_a_dimension_of_the_whole_network_is_one_parameter(allowed: Space, seed:
 
 @given(spaces())
 def test_the_envelope_contains_every_member(allowed: Space) -> None:
-    """In each dimension; the least reduction other than 0 has the most hidden channels of squeeze-and-excitation."""
+    """Check each dimension. The least reduction, apart from 0, has the most hidden channels."""
     envelope = allowed.envelope()
     for params in itertools.islice(allowed.all_params(), 30):
         arch = allowed.arch(params)
@@ -174,7 +174,7 @@ def test_extremes_of_a_large_per_stage_space_bound_its_samples() -> None:
 
 @given(spaces(), st.integers(0, 99), st.integers(2, 400))
 def test_the_solved_width_is_the_nearest(allowed: Space, seed: int, aim: int) -> None:
-    """Against every width up to one that is too wide; the target is near what some width costs."""
+    """Compare with every width up to one that is too wide. The target is 3 % above the MACs of some width."""
     params = drawn(allowed, seed)
     size = allowed.image_size
 
@@ -253,7 +253,7 @@ def test_no_member_is_wider_than_the_widest_choice(allowed: Space) -> None:
 
 
 def test_equal_networks_are_one_value() -> None:
-    """Two widths that are repaired to one, and a first block that is convolved where nothing is split."""
+    """Two widths are repaired to one, and `first_block` has no effect at scale 1."""
     frame = Skeleton((64,), (1,), (1,), width=16, depth=1, cardinality=8, first_block="conv", shortcut="avgpool")
     allowed = Space("s", "none", frame, {"scale": (1, 2), "width": (16, 17)})
     arch = [allowed.arch({"scale": 1, "width": w}) for w in (16, 17)]
@@ -307,8 +307,19 @@ def test_wrong_parameters_are_an_error(params: dict, message: str) -> None:
         space.get("scale_card").arch(params)
 
 
+def test_a_member_that_no_machine_could_build_is_an_error() -> None:
+    """For spaces made in Python and from JSON, too. `match_range` still tries wider members than can be built."""
+    largest = replace(space.get("scale_card_depth_width", "imagenet"), choices={"scale": (8,), "width": (256,)})
+    assert largest.match_range()[1][1].params > 2**31
+    with pytest.raises(UserError, match="choices: width 2048 gives a network of too many parameters"):
+        replace(largest, choices={"scale": (8,), "width": (2048,)})
+    data = space.get("scale", per_stage=True).to_dict()
+    with pytest.raises(UserError, match=r"^choices: scale 99999999999 gives a network of too many convolutions"):
+        Space.from_dict(data | {"choices": {"scale": [2, 99999999999]}})
+
+
 def test_an_unknown_cost_is_an_error() -> None:
-    with pytest.raises(UserError, match="did you mean 'macs'"):
+    with pytest.raises(UserError, match="`cost_field`: unknown value 'mac'; did you mean 'macs'"):
         space.get("scale").cheapest("mac")
 
 

@@ -1,4 +1,4 @@
-"""Spaces that users write: what a file may say, and that each mistake is told in one line that names the file."""
+"""Spaces in YAML files: the accepted keys, and for each mistake a one-line error that names the file."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_a_mistake_is_one_line_that_names_the_file(tmp_path: Path, text: str) ->
 
 
 def test_an_empty_base_is_refused(tmp_path: Path) -> None:
-    """Even if the file has a base of its own."""
+    """This also holds for a file with its own base."""
     for text in ("choices: {scale: [1]}", "choices: {scale: [1]}\nbase: micro"):
         with pytest.raises(UserError, match=r"^`base`: unknown value ''; accepted: micro, cifar, imagenet$"):
             space.get(write(tmp_path, text), "")

@@ -1,10 +1,11 @@
-"""The promises of the data sets: one cut for every layout, a test split that nobody else opens, errors of one line."""
+"""Data sets: the cut is the same for every layout, only `load_test` opens the test files, errors are one line."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import io
+import itertools
 import os
 import pickle
 import struct
@@ -12,7 +13,6 @@ import tarfile
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -20,41 +20,64 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from res2net.errors import UserError
-from trainers.datasets import archive as archives
 from trainers.datasets import data, shapes
+from trainers.datasets.archive import Archive
 from trainers.datasets.cifar import Cifar, Cifar10, Cifar100
 
-TRAIN_RECORDS = {"cifar10": 40, "cifar100": 300}  # in each file, for a test
+TRAIN_RECORDS = {"cifar10": 40, "cifar100": 300}  # per file: the real files hold 10,000 and 50,000
 TEST_RECORDS = 20
 KINDS = {"cifar10": Cifar10, "cifar100": Cifar100}
 CIFARS = tuple(KINDS)
 
 
-class Python2Pickler(pickle._Pickler):
-    """Writes bytes as Python 2 wrote its strings, which is how the official files are."""
+def python2(record: dict[bytes, object]) -> bytes:
+    """Pickle the record like the official archives: by Python 2, whose strings are the opcode BINSTRING."""
+    memo = itertools.count()
 
-    dispatch: ClassVar[dict] = dict(pickle._Pickler.dispatch)
+    def stored() -> bytes:
+        number = next(memo)
+        return b"q" + bytes([number]) if number < 256 else b"r" + struct.pack("<I", number)
 
-    def save_string(self, text: bytes) -> None:
-        self.write(b"T" + struct.pack("<i", len(text)) + text)
+    def text(value: bytes) -> bytes:
+        return b"T" + struct.pack("<i", len(value)) + value + stored()
 
-    dispatch[bytes] = save_string
+    def integer(value: int) -> bytes:
+        return b"J" + struct.pack("<i", value)
 
+    def array(value: np.ndarray) -> bytes:
+        empty = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\0\x85" + text(b"b") + b"\x87R" + stored()
+        shape = b"(" + b"".join(map(integer, value.shape)) + b"t"
+        fields = text(b"|") + b"NNN" + integer(-1) + integer(-1) + b"K\0"
+        dtype = (
+            b"cnumpy\ndtype\n"
+            + text(value.dtype.str[1:].encode())
+            + b"K\0K\1\x87R"
+            + stored()
+            + b"(K\3"
+            + fields
+            + b"tb"
+        )
+        return empty + b"(K\1" + shape + dtype + b"\x89" + text(value.tobytes()) + b"tb"
 
-def python2(record: dict) -> bytes:
-    """The record as the official archives hold it."""
-    file = io.BytesIO()
-    Python2Pickler(file, 2).dump(record)
-    return file.getvalue().replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
+    def any_value(value: object) -> bytes:
+        if isinstance(value, np.ndarray):
+            return array(value)
+        if isinstance(value, list):
+            return b"]" + stored() + b"(" + b"".join(map(integer, value)) + b"e"
+        assert isinstance(value, bytes)
+        return text(value)
+
+    start = b"\x80\2}" + stored() + b"("  # first: the memo numbers follow the order of the file
+    return start + b"".join(text(key) + any_value(value) for key, value in record.items()) + b"u."
 
 
 def numpy1(record: dict) -> bytes:
-    """The record as Python 3 and numpy 1 write it."""
+    """Pickle the record like Python 3 and numpy 1."""
     return pickle.dumps(record, 2).replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
 
 
 def numpy2(record: dict) -> bytes:
-    """The record as Python 3 and numpy 2 write it, with text for keys."""
+    """Pickle the record like Python 3 and numpy 2, with text keys."""
     return pickle.dumps({k.decode(): v for k, v in record.items()}, 4)
 
 
@@ -82,7 +105,7 @@ def write(kind: type[Cifar], root: Path, layout: int, dump: Callable[[dict], byt
 
 @pytest.fixture(scope="module", autouse=True)
 def small_files() -> Iterator[None]:
-    """Files of few records: the real ones are 30 to 150 MB each."""
+    """Expect few records per file: the real files have 30 to 150 MB each."""
     with pytest.MonkeyPatch.context() as patch:
         for name, records in TRAIN_RECORDS.items():
             patch.setattr(KINDS[name], "train_records", records)
@@ -94,7 +117,7 @@ def small_files() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def home(small_files: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with both data sets in the binary layout."""
+    """Return a folder with both data sets in the binary layout."""
     root = tmp_path_factory.mktemp("data")
     for name in CIFARS:
         write(KINDS[name], root, 0)
@@ -102,7 +125,7 @@ def home(small_files: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def numbers(split: data.Split) -> np.ndarray:
-    """The images' numbers in the files, as `write` hid them."""
+    """Return the numbers of the images in the files, which `write` hid in the pixels."""
     first = split.images[:, 0, 0, :2].astype(int)
     return first[:, 0] * 256 + first[:, 1]
 
@@ -112,7 +135,7 @@ def same(a: data.Split, b: data.Split) -> bool:
 
 
 def message(call: Callable[[], object]) -> str:
-    """The text of the `UserError` that a call ends in, which must be one line."""
+    """Return the text of the `UserError` that a call raises; it must be one line."""
     with pytest.raises(UserError) as caught:
         call()
     assert "\n" not in str(caught.value)
@@ -314,7 +337,7 @@ def test_pickled_record_of_the_wrong_form(record: object, text: str, tmp_path: P
 
 
 class Calls:
-    """Pickles as a call of any function."""
+    """Pickles as a call of a given function."""
 
     def __init__(self, function: Callable, *arguments: object) -> None:
         self.reduced = function, arguments
@@ -382,7 +405,7 @@ def test_a_damaged_pickle_is_read_or_refused(place: int, value: int, tmp_path_fa
 
 @pytest.fixture
 def archive(tmp_path: Path) -> Path:
-    """An archive of the binary layout, as the official one is packed."""
+    """Return an archive of the binary layout, packed like the official one."""
     folder = write(Cifar10, tmp_path / "packed", 0)
     path = tmp_path / "cifar-10-binary.tar.gz"
     with tarfile.open(path, "w:gz") as tar:
@@ -391,10 +414,10 @@ def archive(tmp_path: Path) -> Path:
 
 
 def publish(patch: pytest.MonkeyPatch, path: Path, **changes: object) -> None:
-    """Let `download` fetch that file in the official archive's place."""
+    """Make `download` fetch this file instead of the official archive."""
     content = path.read_bytes() if path.exists() else b""
     entry = {"url": path.as_uri(), "size": len(content), "md5": hashlib.md5(content).hexdigest()}
-    patch.setattr(Cifar10, "archive", archives.Archive(**{**entry, **changes}))
+    patch.setattr(Cifar10, "archive", Archive(**{**entry, **changes}))
 
 
 def test_download_gives_the_binary_layout_and_is_done_once(

@@ -1,4 +1,4 @@
-"""Image folders: every file that Pillow reads is read, what an image gets depends on its seed, errors of one line."""
+"""Image folders: all formats that Pillow reads, crops that depend on the seed alone, errors of one line."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SIZE = 32
 
 
 def photo(seed: int, width: int = 80, height: int = 60) -> Image.Image:
-    """Smooth colours, as a photograph's: neighbouring pixels are alike."""
+    """Return an image of smooth colours, in which neighbouring pixels are alike as in a photograph."""
     rng = np.random.default_rng(seed)
     small = Image.fromarray(rng.integers(0, 256, (6, 8, 3), np.uint8))
     return small.resize((width, height), Image.Resampling.BICUBIC)
@@ -46,7 +46,7 @@ def write(path: Path, image: Image.Image, **options: object) -> Path:
 
 
 def make(root: Path, train: int = 7, val: int = 3, classes: Sequence[str] = ("ant", "bee", "cat")) -> Path:
-    """The layout, with a few photographs of different sizes in each class."""
+    """Write a folder in the layout, with a few photographs of different sizes in each class."""
     for label, name in enumerate(classes):
         for i in range(train):
             write(root / "train" / name / f"{i}.JPEG", photo(100 * label + i, 80 + 5 * i, 60 + 3 * i))
@@ -78,13 +78,13 @@ def parts(n: int, size: int) -> list[slice]:
 
 
 def taken(batches: object) -> tuple[torch.Tensor, torch.Tensor]:
-    """All images of some batches, and their labels."""
+    """Return all images of some batches, and their labels."""
     found = [(x.clone(), y) for x, y in batches]
     return torch.cat([x for x, _ in found]), torch.cat([y for _, y in found])
 
 
 def message(call: Callable[[], object]) -> str:
-    """The text of the `UserError` that a call ends in, which must be one line."""
+    """Return the text of the `UserError` that a call raises; it must be one line."""
     with pytest.raises(UserError) as caught:
         call()
     assert "\n" not in str(caught.value)
@@ -209,7 +209,7 @@ class TestSplits:
             os, "sysconf", lambda name: {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 1000}[name], raising=False
         )
         assert decoding._free_memory() == 4_096_000
-        monkeypatch.delattr(os, "sysconf")  # nor Windows this
+        monkeypatch.delattr(os, "sysconf")  # Windows has neither
         assert decoding._free_memory() is None
 
     def test_no_limit_where_the_system_does_not_say(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,7 +232,7 @@ class TestPixels:
         left, top = round((resized.width - SIZE) / 2), round((resized.height - SIZE) / 2)
         expected = np.asarray(resized.crop((left, top, left + SIZE, top + SIZE))).astype(int)
         found = self.decoded(path, SIZE, partial(centre_view, 37)).astype(int)
-        assert np.abs(found - expected).mean() < 1.5  # reduced by the decoder where it is large
+        assert np.abs(found - expected).mean() < 1.5  # the decoder reduces large images
         if short < 4 * 37:
             assert np.abs(found - expected).max() <= 1
 
@@ -334,7 +334,7 @@ class TestStream:
     def test_the_same_seed_gives_the_same_batches(self, workers: int, files: Files) -> None:
         x, y = taken(stream(files).epoch(rng(4), parts(21, 5)))
         other = taken(stream(files, workers=workers).epoch(rng(4), parts(21, 8)))
-        assert torch.equal(x, other[0])  # whatever the threads and the batches
+        assert torch.equal(x, other[0])  # with other threads and other batches
         assert torch.equal(y, other[1])
         assert not torch.equal(x, taken(stream(files).epoch(rng(5), parts(21, 5)))[0])
 
@@ -363,7 +363,7 @@ class TestStream:
                     assert torch.equal(shards[rank][i], batch[rank::world])
 
     def test_no_mirrors_if_none_are_asked_for(self, tmp_path: Path) -> None:
-        """Of an image that is dark on the left and bright on the right, every crop is so too."""
+        """Every crop of a left-to-right ramp is darker on the left, unless it is mirrored."""
         ramp = np.broadcast_to(np.linspace(0, 255, 64, dtype=np.uint8)[:, None], (64, 64, 3))
         for name in ("a", "b"):
             for i in range(16):
@@ -433,6 +433,22 @@ class TestStream:
             places.add(x.data_ptr())
         assert places <= ring
 
+    def test_batches_go_to_the_device_whatever_it_is(self, files: Files) -> None:
+        """The meta device stands for any device that is neither a CPU nor CUDA, such as `mps`."""
+        images = Stream(files, MEAN, STD, torch.device("meta"), workers=2)
+        for x, y in images.epoch(rng(), parts(21, 5)):
+            assert (x.device.type, y.device.type, x.dtype) == ("meta", "meta", torch.float32)
+            assert x.is_contiguous(memory_format=torch.channels_last)
+
+    @pytest.mark.gpu
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+    def test_batches_on_cuda_are_the_cpu_s(self, files: Files) -> None:
+        images = Stream(files, MEAN, STD, torch.device("cuda"), workers=2)
+        x, y = taken(images.epoch(rng(4), parts(21, 2)))
+        expected, labels = taken(stream(files).epoch(rng(4), parts(21, 2)))
+        torch.testing.assert_close(x.cpu(), expected)
+        assert torch.equal(y.cpu(), labels)
+
     def test_an_early_end_leaves_no_thread(self, files: Files) -> None:
         before = threading.active_count()
         torch_threads = torch.get_num_threads()
@@ -453,13 +469,13 @@ class TestStream:
         batches = images.epoch(rng(), parts(210, 10))
         next(batches)
         batches.close()
-        assert len(done) <= 2 * 4  # chunks, of which a batch has two
+        assert len(done) <= 2 * 4  # chunks: two for each of the four batches ahead
 
 
 class TestDamage:
     @pytest.fixture
     def spoilt(self, tmp_path: Path) -> Path:
-        """Four of 21 files are none: empty, cut short, text, gone."""
+        """Write 21 files, four of them no images: empty, cut short, text, a broken link."""
         make(tmp_path)
         first = tmp_path / "train" / "ant"
         (first / "0.JPEG").write_bytes(b"")

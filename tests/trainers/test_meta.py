@@ -1,4 +1,4 @@
-"""What a figure was measured with is plain JSON, and asking for it never fails."""
+"""The description of the environment is plain JSON, and asking for it never fails."""
 
 import json
 import subprocess
@@ -35,7 +35,7 @@ def git(folder: Path, *args: str) -> str:
 class TestCommit:
     @pytest.fixture
     def checkout(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-        """A repository with this module in it."""
+        """Return a repository that contains this module."""
         (tmp_path / "trainers").mkdir()
         (tmp_path / "trainers/meta.py").write_text("# here\n")
         git(tmp_path, "init", "-q")
@@ -61,7 +61,7 @@ class TestCommit:
         assert meta._commit() is None
 
     def test_none_of_a_repository_that_it_is_only_installed_inside_of(self, checkout: Path) -> None:
-        """As in the virtual environment of somebody else's project: their commit says nothing about this code."""
+        """In a virtual environment inside another project, the commit of that project says nothing about this code."""
         (checkout / ".gitignore").write_text("site-packages\n")
         installed = checkout / "site-packages"
         installed.mkdir()

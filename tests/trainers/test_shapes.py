@@ -1,4 +1,4 @@
-"""The generated images: the same each time, even over classes, and classes that no turn, mirror or size confuses."""
+"""The generated images repeat, their classes are even, and no rotation, mirroring or size confuses two classes."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ V, U = np.meshgrid(GRID, GRID, indexing="ij")
 
 
 def inside(name: str, angle: float = 0.0, mirror: bool = False) -> np.ndarray:
-    """Which points of the grid a turned, mirrored shape covers; points on an edge are left out by the 0.01."""
+    """Return the grid points that a rotated, mirrored shape covers; the 0.01 leaves out points on an edge."""
     u, v = U * np.cos(angle) + V * np.sin(angle), V * np.cos(angle) - U * np.sin(angle)
     return shapes.SHAPES[name](-u if mirror else u, v) < -0.01
 
 
 def overlap(a: np.ndarray, b: np.ndarray) -> float:
-    """Share of the points in either that are in both."""
+    """Return the intersection over union of two sets of points."""
     return (a & b).sum() / (a | b).sum()
 
 
@@ -56,12 +56,12 @@ def test_labels_are_shuffled() -> None:
 def test_an_object_stands_out() -> None:
     images, _ = shapes.generate(300, 3)
     brightness = images.mean(axis=1).reshape(300, -1) / 255
-    # Of the smallest objects only a few pixels are covered whole, and grain lies over those.
+    # Half of the contrast, because the smallest objects cover few pixels fully, and those have grain.
     assert np.all(brightness.max(axis=1) - np.median(brightness, axis=1) > shapes.CONTRAST / 2)
 
 
 def test_a_bright_enough_colour_always_exists() -> None:
-    covered = shapes.BACKGROUND[1] + shapes.OPACITY * (shapes.PIECES[1] - shapes.BACKGROUND[1])  # at its brightest
+    covered = shapes.BACKGROUND[1] + shapes.OPACITY * (shapes.PIECES[1] - shapes.BACKGROUND[1])  # the brightest cover
     assert covered + shapes.CONTRAST <= 1
 
 
@@ -89,7 +89,7 @@ def test_raw_pixels_do_not_tell_the_classes() -> None:
     images, labels = shapes.generate(2500, 11)
     pixels = images.reshape(len(images), -1).astype(np.float32) / 255 - 0.5
     train, val = slice(0, 2000), slice(2000, None)
-    # Ridge regression onto the classes, in its dual form.
+    # Ridge regression onto the classes, in the dual form: 2000 images are fewer than 3072 pixels.
     kernel = pixels[train] @ pixels[train].T + 100 * np.eye(2000, dtype=np.float32)
     dual = np.linalg.solve(kernel, np.eye(10, dtype=np.float32)[labels[train]] - 0.1)
     right = (pixels[val] @ pixels[train].T @ dual).argmax(axis=1) == labels[val]

@@ -105,8 +105,9 @@ class Data:
 class DataSet(ABC):
     """A data set: its images, its classes, and the defaults that suit it.
 
-    To add a data set, derive from this class, set `name`, and write `classes`, `train` and `test`. A class in a module
-    of your own needs no registration: `--data my_package.my_module:MyData` finds it.
+    To add a data set, derive from this class, set `name`, and write `classes`, `train` and `test`. The options of the
+    user are `self.data_dir` and `self.image_size`. A class in a module of your own needs no registration:
+    `--data my_package.my_module:MyData` finds it.
     """
 
     name: ClassVar[str]  # appears in reports and in the names of run folders

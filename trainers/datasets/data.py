@@ -69,8 +69,8 @@ def load_test(
 
     image_size: pixels along a side, for data sets of image files; guessed from the training images if None.
     stream: leave image files undecoded.
-    classes: the classes that the network was trained on, for data sets whose files say their classes; those of the
-    training images if None. `UserError` if the test images have others.
+    classes: the classes of the trained network; those of the training images if None. `UserError` if a data set of
+    image folders has other classes in its test split.
     """
     dataset = get(name)(data_dir, image_size, classes)
     part = dataset.test()
