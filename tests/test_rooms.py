@@ -31,6 +31,7 @@ TORCH_FREE = (
     "hosts/dla/value",
     "kinds",
     "named",
+    "options",
     "published",
 )
 WITHOUT_TORCH = tuple(f"res2net/{name}.py" for name in TORCH_FREE)

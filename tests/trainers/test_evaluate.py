@@ -89,7 +89,7 @@ class TestMistakes:
             (["model", "--precision", "fp16"], ["--precision", "'fp16'", "bf16"]),
             (["model", "--device", "tpu"], ["--device", "'tpu'"]),
             (["model", "--image-size", "64"], ["--image-size", "folder"]),
-            (["broken"], ["training.json", "not what fit or export writes"]),
+            (["broken"], ["training.json", "not written by fit or export"]),
             (["three"], ["--data: shapes has 10 classes", "3"]),
             (["grey"], ["--data: shapes has 3 colour channels", "1"]),
         ],

@@ -22,8 +22,9 @@ import trainers.datasets.data
 from res2net import Arch, Stage, create
 from trainers import fit
 from trainers.datasets.data import Data, Split
-from trainers.evaluate import Scores, evaluate
+from trainers.evaluate import evaluate
 from trainers.images import Images
+from trainers.tasks.classification import Scores
 from trainers.train import Epoch, Trainer
 
 ARCH = Arch((Stage(1, 2, 4, 2, 3, 2), Stage(1, 4, 4, 1, 2, 2)), stem="cifar", stem_channels=4, num_classes=3)
@@ -169,7 +170,7 @@ class TestArch:
             seen.append((trainer.model, {k: v.clone() for k, v in trainer.model.state_dict().items()}))
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(fit, "fit", kept)
+        monkeypatch.setattr(fit, "run_epochs", kept)
         assert run(*argv, "--out", "out") == 130
         return seen[0]
 
@@ -237,9 +238,13 @@ class TestMistakes:
             (["res2net50_26w_4s", "--data", "cifar10"], ["--data-dir"]),
             (["res2net50_26w_4s", "--data", "cifar10", "--data-dir", "nowhere"], ["--data-dir", "nowhere"]),
             (["res2net50_26w_4s", "--data", "cifar10", "--download"], ["--download", "--data-dir"]),
-            (["res2net50_26w_4s", "--epochs", "0"], ["epochs is 0"]),
+            (["res2net50_26w_4s", "--epochs", "0"], ["--epochs: 0"]),
             (["res2net50_26w_4s", "--epochs", "many"], ["--epochs", "many"]),
-            (["res2net50_26w_4s", "--lr", "nan"], ["lr is nan"]),
+            (["res2net50_26w_4s", "--lr", "nan"], ["--lr: nan"]),
+            (["res2net50_26w_4s", "--lr", "inf"], ["--lr: inf"]),
+            (["res2net50_26w_4s", "--label-smoothing", "1"], ["--label-smoothing: 1.0"]),
+            (["res2net50_26w_4s", "--workers", "0"], ["--workers: 0"]),
+            (["res2net50_26w_4s", "--task", "detection"], ["--task", "'detection'", "classification"]),
             (["res2net50_26w_4s", "--precision", "fp8"], ["precision", "fp8", "auto, fp32, bf16"]),
             (["res2net50_26w_4s", "--device", "tpu"], ["--device", "tpu", "cuda"]),
             (["res2net50_26w_4s", "--val-fraction", "1"], ["--val-fraction", "1"]),
@@ -259,7 +264,7 @@ class TestMistakes:
         self, run: Run, world: World, source: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         assert run(source, "--out", "out", "--lr", 1e30) == 2
-        one_line(capsys, "training loss is nan in epoch 1 of 1", "--lr (it is 1e+30)")
+        one_line(capsys, "--lr: 1e+30; training loss is nan in epoch 1 of 1")
 
     def test_weights_that_have_become_no_numbers(
         self, run: Run, world: World, source: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -297,12 +302,12 @@ class TestMistakes:
         self, run: Run, world: World, source: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         def missing(*_: object, **__: object) -> None:
-            raise res2net.UserError("--data-dir: no test.bin")
+            raise res2net.UserError("`data_dir`: no test.bin")
 
         monkeypatch.setattr(trainers.datasets.data, "load_test", missing)
-        monkeypatch.setattr(fit, "fit", lambda *_: pytest.fail("trained"))
+        monkeypatch.setattr(fit, "run_epochs", lambda *_: pytest.fail("trained"))
         assert run(source, "--out", "out") == 2
-        one_line(capsys, "no test.bin")
+        one_line(capsys, "--data-dir: no test.bin")
 
 
 def interrupted(*_: object, **__: object) -> None:
@@ -327,7 +332,7 @@ class TestInterrupt:
         assert contents(tmp_path) == before
         assert [p.name for p in tmp_path.iterdir()] == ["source"]
 
-    @pytest.mark.parametrize("where", ["trainers.fit.evaluate", "trainers.fit.card"])
+    @pytest.mark.parametrize("where", ["trainers.fit.evaluate", "trainers.write.card"])
     @pytest.mark.parametrize("out", ["out", "source"])
     def test_after_that_keeps_what_resume_goes_on_from(
         self,
@@ -342,7 +347,7 @@ class TestInterrupt:
         with monkeypatch.context() as patched:
             patched.setattr(where, interrupted)
             assert run(source / "arch.json", "--out", out) == 130
-        assert capsys.readouterr().err.endswith("interrupted; the same command with --resume goes on\n")
+        assert capsys.readouterr().err.endswith("interrupted; the same command with --resume continues\n")
         assert run(source / "arch.json", "--out", out, "--resume") == 0
         assert sorted(p.name for p in Path(out).iterdir()) == FILES
 
@@ -481,7 +486,7 @@ class TestMemory:
 
         monkeypatch.setattr(Trainer, "_backward", limited)
         assert run(source, "--out", "out", "--batch-size", 16) == 2
-        one_line(capsys, "--batch-size: memory does not suffice for 16 images a step", "accepted: --batch-size 4 ")
+        one_line(capsys, "--batch-size: 16; memory does not suffice for a step", "accepted: 4 ")
         assert not Path("out").exists()
         assert run(source, "--out", "out", "--batch-size", 4) == 0
 

@@ -343,7 +343,7 @@ class TestFailures:
         ],
     )
     def test_a_setting_that_cannot_be_is_named(self, field: str, value: float) -> None:
-        with pytest.raises(UserError, match=rf"^{field} is {value}; accepted: "):
+        with pytest.raises(UserError, match=rf"^`{field}`: {value}; accepted: "):
             Config(**{field: value})
 
     def test_a_precision_that_is_none(self) -> None:
@@ -352,11 +352,11 @@ class TestFailures:
 
     @pytest.mark.parametrize("name", ["tpu", "meta", "", "cuda:x", "cpu cuda"])
     def test_a_device_that_is_none(self, name: str) -> None:
-        with pytest.raises(UserError, match=r"^--device: unknown value .* accepted: auto, cpu, cuda, cuda:N$"):
+        with pytest.raises(UserError, match=r"^`device`: unknown value .* accepted: auto, cpu, cuda, cuda:N, mps$"):
             device_of(name)
 
     def test_a_device_that_is_not_there(self) -> None:
-        with pytest.raises(UserError, match=r"^--device: 'cuda:99' is not there; this machine has \d+ CUDA devices$"):
+        with pytest.raises(UserError, match=r"^`device`: 'cuda:99' is not there; this machine has \d+ CUDA devices$"):
             device_of("cuda:99")
 
 
