@@ -11,6 +11,7 @@ settings = from_options(Settings, parser.parse_args())
 from __future__ import annotations
 
 import argparse
+import types
 import typing
 from collections.abc import Callable
 from dataclasses import MISSING, Field, fields
@@ -29,7 +30,7 @@ def add_options(parser: argparse.ArgumentParser, cls: type) -> None:
     metadata: `help`; `metavar`, the value's name in the help; `group`, the title that the option stands under;
     `positional`, true for an argument without a name.
     """
-    types = typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls)
     groups: dict[str, Any] = {}  # argparse has no public name for their class
     for field in fields(cls):
         about = field.metadata
@@ -39,11 +40,11 @@ def add_options(parser: argparse.ArgumentParser, cls: type) -> None:
             groups[title] = parser.add_argument_group(title)
         target = groups[title] if title else parser
         if about.get("positional"):
-            target.add_argument(field.name, **_value(field, types[field.name]))
+            target.add_argument(field.name, **_value(field, hints[field.name]))
         else:
             how = {"required": True} if field.default is MISSING else {"default": field.default}
             name = "--" + field.name.replace("_", "-")
-            target.add_argument(name, **how, **_value(field, types[field.name]))
+            target.add_argument(name, **how, **_value(field, hints[field.name]))
 
 
 def from_options(cls: type[T], args: argparse.Namespace) -> T:
@@ -55,7 +56,8 @@ def from_options(cls: type[T], args: argparse.Namespace) -> T:
 
 def _value(field: Field[Any], hint: Any) -> dict[str, Any]:
     """Return the arguments of `add_argument` that say how the value is written."""
-    kind = next(iter(typing.get_args(hint)), hint)
+    union = typing.get_origin(hint) in (types.UnionType, typing.Union)
+    kind = typing.get_args(hint)[0] if union else hint
     about = {"help": field.metadata["help"]}
     if kind is bool:
         return about | {"action": "store_true"}

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from res2net import Arch, Stage
-from trainers.ddp import ALONE, CpuSyncBatchNorm, Group
+from res2net import Arch, Stage, UserError
+from trainers.ddp import ALONE, CpuSyncBatchNorm, Group, joined
 
 ARCH = Arch((Stage(1, 2, 4, 2, 3, 2), Stage(1, 4, 4, 1, 2, 2)), stem="cifar", stem_channels=4, num_classes=10)
 TIMELESS = ("epoch", "train_loss", "val_loss", "val_top1", "val_top5")
@@ -32,6 +32,20 @@ def test_alone_nothing_is_wrapped() -> None:
     assert ALONE.sum(tensor) is tensor
     assert ALONE.shard == (0, 1)
     assert Group(1, 2).shard == (1, 2)
+
+
+def test_without_torchrun_a_process_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with joined("mps") as (group, device):
+        assert (group, device) == (ALONE, "mps")
+
+
+@pytest.mark.parametrize("device", ["cuda:1", "mps", "tpu"])
+def test_with_torchrun_a_device_of_one_process_is_refused(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    with pytest.raises(UserError, match=rf"^`device`: '{device}'.*accepted with torchrun: auto, cuda, cpu$"):
+        joined(device).__enter__()
 
 
 def test_a_synchronised_norm_in_eval_mode_is_an_ordinary_one() -> None:

@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -20,9 +21,11 @@ from PIL import Image
 import res2net
 import trainers.datasets.data
 from res2net import Arch, Stage, create
+from res2net.options import from_options
 from trainers import fit
 from trainers.datasets.data import Data, Split
 from trainers.evaluate import evaluate
+from trainers.fit import FitConfig
 from trainers.images import Images
 from trainers.tasks.classification import Scores
 from trainers.train import Epoch, Trainer
@@ -308,6 +311,62 @@ class TestMistakes:
         monkeypatch.setattr(fit, "run_epochs", lambda *_: pytest.fail("trained"))
         assert run(source, "--out", "out") == 2
         one_line(capsys, "--data-dir: no test.bin")
+
+
+class TestPython:
+    """`fit(config)` does what the command does, and says it as a value."""
+
+    @pytest.fixture
+    def config(self, world: World, source: Path, tmp_path: Path) -> FitConfig:
+        quick = {"epochs": 2, "batch_size": 8, "precision": "fp32", "device": "cpu", "val_fraction": 0.25}
+        return FitConfig(source, tmp_path / "out", **quick)
+
+    def test_defaults_are_the_command_s(self) -> None:
+        args = fit.build_parser().parse_args(["NAME", "--out", "DIR"])
+        assert from_options(FitConfig, args) == FitConfig("NAME", Path("DIR"))
+
+    def test_gives_what_it_wrote_and_prints_nothing(
+        self, config: FitConfig, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        result = fit.fit(config)
+        training = json.loads((config.out / "training.json").read_text())
+        assert capsys.readouterr() == ("", "")
+        assert (result.folder, result.interrupted, len(result.epochs)) == (config.out, False, 2)
+        assert (result.test.top1, result.test.top5) == (training["test_top1"], training["test_top5"])
+        assert result.val.top1 == training["val_top1"]
+        assert result.seconds == sum(e["seconds"] for e in training["history"])
+        assert not result.model.training
+        state = res2net.load(config.out).state_dict()
+        assert all(torch.equal(v, state[k]) for k, v in result.model.state_dict().items())
+
+    def test_of_what_is_done_gives_it_again(self, config: FitConfig) -> None:
+        first = fit.fit(config)
+        again = fit.fit(replace(config, resume=True))
+        assert again.epochs == first.epochs
+        assert again.test[1:] == first.test[1:]
+        assert again.model.state_dict().keys() == first.model.state_dict().keys()
+
+    def test_takes_an_architecture_itself(self, config: FitConfig) -> None:
+        assert fit.fit(replace(config, arch=ARCH, epochs=1)).model.arch == ARCH
+
+    def test_says_that_it_was_interrupted(self, config: FitConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr(fit, "evaluate", interrupted)
+            result = fit.fit(config)
+        assert (result.interrupted, result.test, len(result.epochs)) == (True, None, 2)
+        assert fit.fit(replace(config, resume=True)).epochs == result.epochs
+
+    def test_a_mistake_names_the_field_and_writes_nothing(self, config: FitConfig) -> None:
+        with pytest.raises(res2net.UserError, match=r"^`lr`: inf; accepted: a number above 0$"):
+            fit.fit(replace(config, lr=math.inf))
+        assert not config.out.exists()
+
+    def test_needs_no_main_thread(self, run: Run, world: World, source: Path) -> None:
+        codes: list[int] = []
+        thread = threading.Thread(target=lambda: codes.append(run(source, "--out", "out")))
+        thread.start()
+        thread.join()
+        assert codes == [0]
 
 
 def interrupted(*_: object, **__: object) -> None:
