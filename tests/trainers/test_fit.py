@@ -575,7 +575,9 @@ def test_killed_and_resumed_is_the_run_that_never_was(
     assert fit.main([*argv, "--out", "whole"]) == 0
     for stop in (1, 3):
         command = [sys.executable, "-m", "trainers.fit", *argv, "--out", "parts", "--resume"]
-        process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"})  # as many as here: sums differ
+        # As many threads as here, since sums differ with their number; and the code of this checkout.
+        env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+        process = subprocess.Popen(command, env=env)
         table = Path("parts/log.csv")
         while process.poll() is None and not (table.exists() and len(table.read_text().splitlines()) > stop):
             time.sleep(0.01)
