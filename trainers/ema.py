@@ -11,9 +11,9 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 class Ema:
     """Averages of a network's values, as a network of its own (`model`).
 
-    `torch.optim.swa_utils.AveragedModel` does the same with a counter of updates in a tensor. It reads the counter on
-    the host at each update, which makes every step wait for the device. So this class uses only its averaging function
-    and takes the step's number from the trainer.
+    `torch.optim.swa_utils.AveragedModel` keeps the number of updates in a tensor, and at each update copies it to the
+    device or reads it from there. Either would make every step wait for the device. So this class takes the step's
+    number from the trainer and shares only the averaging function with it.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:

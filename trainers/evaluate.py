@@ -54,7 +54,7 @@ def evaluate(
 
 @dataclass(frozen=True, slots=True)
 class EvaluateConfig:
-    """What to score, and where: what `python -m trainers.evaluate` is told by its options, with the same defaults."""
+    """A model folder to score. The options of `python -m trainers.evaluate` are these fields, with the same defaults."""
 
     folder: Path = field(
         metadata={"help": "a model folder of fit, export or save", "metavar": "FOLDER", "positional": True}

@@ -2,7 +2,7 @@
 
     from trainers.fit import FitConfig, fit
 
-    result = fit(FitConfig("res2net29", Path("trained"), data="cifar10", data_dir="data", recipe="modern"))
+    result = fit(FitConfig("res2next29_6c24w_4s", Path("trained"), data="cifar10", data_dir="data", recipe="modern"))
     print(result.test.top1)
 
 During the training the folder holds a checkpoint, `log.csv` and events for TensorBoard. The same command with
@@ -60,9 +60,10 @@ def _option(group: str, default: Any, text: str, metavar: str | None = None) -> 
 
 @dataclass(frozen=True, slots=True)
 class FitConfig:
-    """A training: what `python -m trainers.fit` is told by its options, with the same defaults.
+    """A training to run. The options of `python -m trainers.fit` are these fields, with the same defaults.
 
-    `arch` may also be an architecture's value. The None of `epochs` to `label_smoothing` stands for the recipe's value.
+    arch: a name, a path, or an architecture's value.
+    epochs to label_smoothing: None keeps the recipe's value. A recipe file can change all other values.
     """
 
     arch: str | Path | AnyArch = field(

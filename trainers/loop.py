@@ -1,4 +1,4 @@
-"""Train to the end of the schedule, with a progress bar, and a line, a row of the log and a checkpoint an epoch."""
+"""The loop over epochs of a training: progress bar, log, checkpoints."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ class Run:
 
 
 def save(folder: Path, run: Run, trainer: Trainer, epochs: Sequence[Epoch]) -> None:
-    """Write the checkpoint as a whole or not at all: a crash leaves the one before."""
+    """Write the checkpoint as a whole or not at all. A crash keeps the checkpoint of the epoch before."""
     buffer = io.BytesIO()
     history = [e.row() for e in epochs]
     torch.save({"run": run.to_dict(), "trainer": trainer.state_dict(), "history": history}, buffer)

@@ -56,7 +56,7 @@ class Epoch:
     def row(self) -> dict[str, float]:
         """Return the epoch as a row of `log.csv`: names and numbers, flat."""
         score, *others = [(f"val_{name}", value) for name, value in self.val._asdict().items() if name != "loss"]
-        # In the order of logs that were written when accuracy within the first five was added last.
+        # The order of earlier versions' logs: a reader may know columns by their position.
         return {
             "epoch": self.epoch,
             "train_loss": self.train_loss,
