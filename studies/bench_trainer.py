@@ -1,15 +1,15 @@
-"""Training images a second of our trainer, beside the loop that most people write, for the same networks.
+"""Compare our trainer with a plain training loop: training images a second of the same networks.
 
     python -m studies.bench_trainer --threads 1
     python -m studies.bench_trainer --base paper --images 128 --batch-size 32 --threads 2
 
-The plain loop: a `DataLoader` over PIL images with torchvision's transforms, fp32, `loss.item()` every step. Both train
-the same network on the same images with the same batch size, optimizer and number of threads, in turns in one run; one
-thread is what a search gives each trial on a CPU.
+The plain loop is a `DataLoader` over PIL images with the usual transforms, in fp32, with `loss.item()` at every step.
+Both sides train the same network on the same images with the same batch size, optimizer and number of threads. They
+take turns in one run. One thread is what a search gives each trial on a CPU.
 
-On one core of a Xeon with AMX: 1.5 to 2.0 times as many images a second for the micro base (0.8 to 15 MMACs, n = 3
-epochs), 3.4 to 3.8 times for the cifar base (705 and 827 MMACs, n = 2). Small networks spend their time in element-wise
-passes over activations, which cost both sides nearly the same (studies/LOG.md).
+On one core of a Xeon with AMX, our trainer's rate is 1.5 to 2.0 times the plain one for the micro base (0.8 to 15
+MMACs, n = 3 epochs), and 3.4 to 3.8 times for the cifar base (705 and 827 MMACs, n = 2). Small networks spend their
+time in element-wise passes over activations, whose cost is nearly the same on both sides (studies/LOG.md).
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ from torch.utils.data import DataLoader, Dataset
 
 import res2net
 import space
-from res2net import Arch
 from res2net.commands import Parser, run_main
 from res2net.errors import UserError, unknown
+from res2net.kinds import AnyArch
 from studies.bench import check_positive, threads
 from trainers.datasets.data import Data, Split
-from trainers.device import PRECISIONS, device_of
+from trainers.device import DEVICES, PRECISIONS, device_of
 from trainers.meta import environment
 from trainers.recipes import Config
 from trainers.train import Trainer
 
 PROG = "python -m studies.bench_trainer"
 CLASSES, SIZE = 10, 32
-OTHER = "resnet50"  # whose speed the paper's other networks are compared with
-LR = 0.01  # noise is not learned faster by more
+OTHER = "resnet50"  # the network that the paper's other networks are compared with
+LR = 0.01  # low: the images are noise, and a loss that diverges would end the benchmark
 
-Seconds = tuple[float, float]  # by the clock, of the processor
+Seconds = tuple[float, float]  # of wall time and of processor time
 
-# Members of scale_card_depth on each base, from cheap to dear.
+# Members of the space scale_card_depth on each base, cheapest first.
 MEMBERS = {
     "micro": (
         {"scale": 1, "cardinality": 8, "depth": 2},
@@ -60,31 +60,31 @@ MEMBERS = {
     "cifar": ({"scale": 4, "cardinality": 1, "depth": 1}, {"scale": 4, "cardinality": 6, "depth": 2}),
 }
 
-# The paper's networks, with the size of their images.
-PAPER = (("res2next29_6c24w_4s", 32), (OTHER, 224), ("res2net50_26w_4s", 224))
+# The paper's networks, with the sizes of their images.
+PAPER: tuple[tuple[str, int], ...] = (("res2next29_6c24w_4s", 32), (OTHER, 224), ("res2net50_26w_4s", 224))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print a table of both rates and their ratio, a row for each network."""
+    """Print both rates and their ratio, a row for each network; return the exit code."""
     return run_main(bench, parser, argv)
 
 
 def bench(args: argparse.Namespace) -> None:
-    """The command's body."""
+    """Check the options and run the benchmark."""
     check_positive(args, "images", "batch_size", "repeats", "threads")
     if args.workers < 0:
-        raise UserError(f"--workers: {args.workers}; accepted: at least 0")
+        raise UserError(f"`workers`: {args.workers}; accepted: at least 0")
     if args.base not in (*MEMBERS, "paper"):
-        raise unknown("--base", args.base, (*MEMBERS, "paper"))
+        raise unknown("`base`", args.base, (*MEMBERS, "paper"))
     args.device = str(device_of(args.device))
     with threads(args.threads):
         report(networks(args), args)
 
 
-def networks(args: argparse.Namespace) -> list[tuple[str, Arch, int]]:
-    """What is trained: its name, the network, the size of its images."""
+def networks(args: argparse.Namespace) -> list[tuple[str, AnyArch, int]]:
+    """Return the networks to train: name, architecture, size of the images."""
     if args.arch or args.base == "paper":
-        named = [(name, args.image_size or SIZE) for name in args.arch] if args.arch else PAPER
+        named = [(name, args.image_size or SIZE) for name in args.arch] if args.arch else list(PAPER)
         return [(name, replace(res2net.named(name), num_classes=CLASSES), size) for name, size in named]
     allowed = space.get("scale_card_depth", args.base, num_classes=CLASSES)
     archs = [allowed.arch(p) for p in MEMBERS[args.base]]
@@ -92,25 +92,29 @@ def networks(args: argparse.Namespace) -> list[tuple[str, Arch, int]]:
 
 
 def parser() -> Parser:
-    """The command's options."""
-    out = Parser(prog=PROG, description=__doc__.splitlines()[0])
+    """Return the parser of the command's options."""
+    out = Parser(prog=PROG, description="Compare our trainer with a plain training loop on the same networks.")
     out.add_argument(
-        "--base", default="micro", help="networks of the base micro, cifar, or the paper's (minutes, with --images 128)"
+        "--base",
+        default="micro",
+        help="networks of the base micro or cifar, or paper for the paper's (minutes, with --images 128)",
     )
-    out.add_argument("--arch", action="append", metavar="NAME", help="a network's name instead; may be repeated")
-    out.add_argument("--images", type=int, default=2000, help="training images, of noise")
-    out.add_argument("--image-size", type=int, metavar="N", help="pixels along their sides (32; of paper, its own)")
+    out.add_argument(
+        "--arch", action="append", metavar="NAME", help="a network's name, in place of --base; may be repeated"
+    )
+    out.add_argument("--images", type=int, default=2000, help="number of training images (noise)")
+    out.add_argument("--image-size", type=int, metavar="N", help="pixels along a side (32; for paper, its own sizes)")
     out.add_argument("--batch-size", type=int, default=64, help="images a step")
-    out.add_argument("--repeats", type=int, default=3, help="epochs timed of each, in turns, after one that is not")
-    out.add_argument("--threads", type=int, default=1, help="threads of both sides' arithmetic")
-    out.add_argument("--workers", type=int, default=0, help="processes of the plain loop's DataLoader")
-    out.add_argument("--device", default="auto", help="of both sides: auto, cpu, cuda or cuda:N")
+    out.add_argument("--repeats", type=int, default=3, help="timed epochs of each side, after one that is not timed")
+    out.add_argument("--threads", type=int, default=1, help="PyTorch threads of both sides")
+    out.add_argument("--workers", type=int, default=0, help="worker processes of the plain loop's DataLoader")
+    out.add_argument("--device", default="auto", help=f"of both sides: {DEVICES}")
     out.add_argument("--precision", default="auto", help=f"of ours: {', '.join(PRECISIONS)}")
     return out
 
 
-def report(rows: Sequence[tuple[str, Arch, int]], args: argparse.Namespace) -> None:
-    """Time both sides on each network and print a row for it."""
+def report(rows: Sequence[tuple[str, AnyArch, int]], args: argparse.Namespace) -> None:
+    """Time both sides on each network and print its row."""
     hardware = environment()["hardware"]
     where = f"{args.workers} worker processes" if args.workers else "the same process"
     cards = f", {', '.join(hardware['gpus'])}" if args.device != "cpu" else ""
@@ -136,8 +140,9 @@ def report(rows: Sequence[tuple[str, Arch, int]], args: argparse.Namespace) -> N
             print(f"{name}: {rate / other_rate:.2f} of {OTHER}'s images a second, {work / other_work:.2f} of its MACs")
 
 
-def time_both(arch: Arch, data: Data, args: argparse.Namespace) -> tuple[list[Seconds], list[Seconds]]:
-    """Seconds of each epoch of the plain loop and of ours, in turns; each side's first one is not counted."""
+def time_both(arch: AnyArch, data: Data, args: argparse.Namespace) -> tuple[list[Seconds], list[Seconds]]:
+    """Return the seconds of each epoch of the plain loop and of ours. The first epoch of each side is left out."""
+    # In turns: a machine that slows down (heat, other programs) then slows down both sides.
     torch.manual_seed(0)
     model = res2net.create(arch)
     plain = Plain(copy.deepcopy(model), data, args.batch_size, args.workers, args.device)
@@ -152,20 +157,20 @@ def time_both(arch: Arch, data: Data, args: argparse.Namespace) -> tuple[list[Se
     for repeat in range(args.repeats + 1):
         for side, epoch in zip(times, (plain.epoch, ours.epoch), strict=True):
             taken = timed(epoch)
-            if repeat:
+            if repeat:  # the first epoch pays for memory, caches and the choice of kernels
                 side.append(taken)
     return times
 
 
 def timed(f: Callable[[], object]) -> Seconds:
-    """How long a call takes by the clock, and the processor's time in it, of worker processes too."""
+    """Return the wall time of a call and its processor time, worker processes included."""
     wall, cpu = time.perf_counter(), sum(os.times()[:4])
     f()
     return time.perf_counter() - wall, sum(os.times()[:4]) - cpu
 
 
 def random_data(n: int, val: int = 0, size: int = SIZE) -> Data:
-    """Images of noise: what they show does not change how long they take; the first `val` are for validation too."""
+    """Return images of noise: the speed does not depend on their content. The first `val` also serve for validation."""
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (n, 3, size, size), np.uint8), rng.integers(0, CLASSES, n)
     classes = tuple(map(str, range(CLASSES)))
@@ -173,9 +178,10 @@ def random_data(n: int, val: int = 0, size: int = SIZE) -> Data:
 
 
 class PilImages(Dataset):
-    """PIL images with the usual transforms, one image at a time."""
+    """PIL images with the usual transforms (random crop, mirror, normalise), one image at a time."""
 
     def __init__(self, data: Data, padding: int = 4) -> None:
+        assert isinstance(data.train, Split), "the images of `random_data` are in memory"
         self.pixels = np.ascontiguousarray(data.train.images.transpose(0, 2, 3, 1))
         self.labels = data.train.labels.tolist()
         self.padding, self.size = padding, data.image_size
@@ -197,15 +203,16 @@ class PilImages(Dataset):
 
 
 class Plain:
-    """The loop that most people write."""
+    """A training loop as most people write it."""
 
     def __init__(self, model: nn.Module, data: Data, batch_size: int, workers: int, device: str) -> None:
         self.model, self.device = model.to(device), device
-        self.loader = DataLoader(PilImages(data), batch_size, shuffle=True, num_workers=workers)
+        self.images = PilImages(data)
+        self.loader = DataLoader(self.images, batch_size, shuffle=True, num_workers=workers)
         self.optimizer = torch.optim.SGD(model.parameters(), LR, momentum=0.9, weight_decay=5e-4, nesterov=True)
 
     def epoch(self) -> float:
-        """Train on every image once; the mean loss."""
+        """Train on every image once and return the mean loss."""
         self.model.train()
         total = 0.0
         for x, y in self.loader:
@@ -215,7 +222,7 @@ class Plain:
             loss.backward()
             self.optimizer.step()
             total += loss.item() * len(y)
-        return total / len(self.loader.dataset)
+        return total / len(self.images)
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ TORCH_FREE = (
     "kinds",
     "layer_cost",
     "named",
+    "options",
     "published",
     "residual_cost",
 )

@@ -1,28 +1,28 @@
-"""The model card (`README.md`) of a model folder: what the network is, what it scored and how, and how to use it."""
+"""The model card (`README.md`) of a model folder: the network, its scores, how it was trained, how to use it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from res2net.arch import Arch
+from res2net.kinds import AnyArch
 
 
 def machine(environment: Mapping[str, Any]) -> str:
-    """The hardware of `trainers.meta.environment`, in words."""
+    """Return the hardware of `trainers.meta.environment` in words."""
     hardware = environment["hardware"]
     return ", ".join([hardware["cpu"], f"{hardware['cores']} cores", *hardware["gpus"]])
 
 
 def code(environment: Mapping[str, Any]) -> str:
-    """The commit and the torch of `trainers.meta.environment`, in words."""
+    """Return the commit and the torch version of `trainers.meta.environment` in words."""
     return f"commit {environment['commit'] or 'unknown'}, torch {environment['versions'].get('torch')}"
 
 
-def model_card(arch: Arch, story: str, rows: Sequence[tuple[str, str]], data: Mapping[str, Any]) -> str:
-    """Markdown: the story in a sentence, a table of the rows, the stages, and how to load and normalise.
+def model_card(arch: AnyArch, story: str, rows: Sequence[tuple[str, str]], data: Mapping[str, Any]) -> str:
+    """Return the card as Markdown: the story, a table of the rows, the stages, how to load and how to normalise.
 
-    data: what `training.json` says of the data set: its name, classes, mean and std.
+    story: one sentence. data: the entry of that name in `training.json`: name, classes, mean and std.
     """
     table = "\n".join(f"| {name} | {text} |" for name, text in rows)
     stages = "\n".join(
@@ -52,5 +52,5 @@ std = [{std}]
 ```
 
 Classes: {", ".join(data["classes"])}.
-To train it on: `python -m trainers.fit path/of/this/folder --data {data["name"]}`.
+To train it further: `python -m trainers.fit path/of/this/folder --data {data["name"]}`.
 """

@@ -1,7 +1,7 @@
 """Several processes that train one network: `torchrun -m trainers.fit ...`, by PyTorch's DistributedDataParallel.
 
-They draw the same random numbers and each takes its share of every batch; batch norms see the whole batch. So the
-losses are those of one process with batches of the same size, to rounding.
+All processes draw the same random numbers, and each takes its share of every batch. Batch norms see the whole batch.
+So the losses equal those of one process with batches of the same size, to rounding.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import datetime
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -20,40 +21,43 @@ from torch.nn.parallel import DistributedDataParallel
 from res2net.elastic import ElasticRes2Net
 from res2net.errors import UserError
 
-TIMEOUT = datetime.timedelta(hours=1)  # that a process waits for the others: rank 0 may write for long
+TIMEOUT = datetime.timedelta(hours=1)  # of a wait for other processes: the first one may score and write for long
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """This process's place among those that train together."""
+    """This process's place among the processes that train together."""
 
     rank: int = 0
     world: int = 1
 
     @property
     def shard(self) -> tuple[int, int]:
-        """As batches are shared out."""
+        """(rank, world): the process takes each `world`-th image of a batch, from number `rank` on."""
         return self.rank, self.world
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The tensor's sum over all processes, in its place."""
+        """Replace the tensor by its sum over all processes, and return it."""
         if self.world > 1:
             dist.all_reduce(tensor)
         return tensor
 
     def wrap(self, model: nn.Module, device: torch.device, part: bool = False) -> nn.Module:
-        """The network whose gradients are the mean over all processes, and whose batch norms see the whole batch.
+        """Return the network with gradients averaged over all processes and batch norms over the whole batch.
 
-        part: a step may leave weights without a gradient, the same ones in every process.
+        part: whether a step may leave weights without a gradient, the same ones in every process.
         """
         if self.world == 1:
             return model
         on_gpu = device.type == "cuda"
         if isinstance(model, ElasticRes2Net):
-            model.norm = GpuSyncBatchNorm if on_gpu else CpuSyncBatchNorm
+            norm: Any = GpuSyncBatchNorm if on_gpu else CpuSyncBatchNorm
+            model.norm = norm
         elif on_gpu:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         else:
+            # The class is exchanged in place: the optimizer and the averaged weights already refer to these modules'
+            # tensors, and the state dict keeps its keys.
             for module in model.modules():
                 if type(module) is nn.BatchNorm2d:
                     module.__class__ = CpuSyncBatchNorm
@@ -65,13 +69,13 @@ ALONE = Group()
 
 
 class GpuSyncBatchNorm(nn.SyncBatchNorm):
-    """PyTorch's, as the class of a norm that was made as an ordinary one."""
+    """PyTorch's synchronised batch norm, as the class of a module that `nn.BatchNorm2d` initialised."""
 
-    process_group = None
+    process_group = None  # `nn.SyncBatchNorm.__init__` would set it; None is the group of all processes
 
 
 class _Sum(torch.autograd.Function):
-    """A tensor's sum over all processes, through which gradients flow back to each of them."""
+    """The sum of a tensor over all processes. Its gradient is the sum of all processes' gradients."""
 
     @staticmethod
     def forward(ctx: object, x: Tensor) -> Tensor:
@@ -81,47 +85,65 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: object, gradient: Tensor) -> Tensor:
+        # Each process's input enters the sum of every process, so its gradient is the sum over all of their losses.
         return _Sum.forward(ctx, gradient)
 
 
 class CpuSyncBatchNorm(nn.BatchNorm2d):
-    """A batch norm over the batches of all processes: PyTorch's own (`nn.SyncBatchNorm`) is for GPUs alone."""
+    """A batch norm over the batches of all processes. PyTorch's own (`nn.SyncBatchNorm`) runs on GPUs only."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """As `nn.BatchNorm2d`, but for the statistics in training. x: `[B, C, H, W]`; processes may differ in B."""
+        """Return the normalised maps `[B, C, H, W]`. Processes may differ in B. Eval mode is `nn.BatchNorm2d`'s."""
         if not self.training:
             return super().forward(x)
+        # Statistics in fp32: a sum over many pixels in bf16 would lose all but the first of them.
         values = x.float() if x.dtype == torch.bfloat16 else x
+        # Sums and the count travel in one message. Means could not be averaged: the processes' counts differ.
         sums = torch.cat([values.sum((0, 2, 3)), values.new_tensor([x.numel() / x.shape[1]])])
         sums = _Sum.apply(sums)
         count = sums[-1].detach()
         mean = sums[:-1] / count
+        # Two passes, and a second message. In one pass, the variance is E[x^2] - E[x]^2: with a mean far from zero
+        # that is a small difference of two large numbers, and fp32 cancels most of its digits.
         centred = values - mean[:, None, None]
-        var = _Sum.apply(centred.square().sum((0, 2, 3))) / count  # two passes: squares of large means would cancel
-        if self.running_mean is not None:
-            with torch.no_grad():
-                self.num_batches_tracked.add_(1)
-                self.running_mean.lerp_(mean, self.momentum)
-                self.running_var.lerp_(var * count / (count - 1), self.momentum)
+        var = _Sum.apply(centred.square().sum((0, 2, 3))) / count
+        self._track(mean, var, count)
         scale = self.weight * (var + self.eps).rsqrt()
         return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
+
+    @torch.no_grad()
+    def _track(self, mean: Tensor, var: Tensor, count: Tensor) -> None:
+        """Move the running statistics towards those of a batch. The norms of a supernet in training have none."""
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return
+        assert self.momentum is not None, "the cumulative mean is not needed here"
+        self.num_batches_tracked.add_(1)
+        self.running_mean.lerp_(mean, self.momentum)
+        # As in PyTorch: the batch is normalised with the biased variance, and the unbiased one is averaged.
+        self.running_var.lerp_(var * count / (count - 1), self.momentum)
 
 
 @contextlib.contextmanager
 def joined(device: str) -> Iterator[tuple[Group, str]]:
-    """The group that `torchrun` started this process in, and the device of its own; alone without it."""
+    """Join the group of processes that `torchrun` started; yield the group and this process's device.
+
+    Without torchrun the group is this process alone, and the device is the one asked for.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield ALONE, device
         return
-    local = int(os.environ["LOCAL_RANK"])
+    local = int(os.environ["LOCAL_RANK"])  # the process's number on this machine
     on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
-    if on_gpu and ":" in device:
-        raise UserError(f"--device: {device!r} for every process; accepted with torchrun: auto, cuda, cpu")
+    if device not in ("auto", "cuda", "cpu"):
+        raise UserError(f"`device`: {device!r} for every process; accepted with torchrun: auto, cuda, cpu")
     if on_gpu:
         if local >= torch.cuda.device_count():
-            raise UserError(f"--nproc-per-node: process {local} has no GPU; there are {torch.cuda.device_count()}")
+            gpus = torch.cuda.device_count()
+            raise UserError(f"torchrun: process {local} has no GPU; accepted: at most {gpus} processes a machine")
         device = f"cuda:{local}"
-        torch.cuda.set_device(local)
+        torch.cuda.set_device(local)  # NCCL sends from the current device
+    else:
+        device = "cpu"  # `auto` could be a device that gloo cannot send from
     dist.init_process_group("nccl" if on_gpu else "gloo", timeout=TIMEOUT)
     try:
         yield Group(dist.get_rank(), dist.get_world_size()), device

@@ -2,38 +2,68 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
+from torch import nn
 
 from res2net.errors import UserError
 
 PRECISIONS = ("auto", "fp32", "bf16")
+DEVICES = "auto, cpu, cuda, cuda:N, mps"  # as help texts name them
 
 
 def device_of(name: str) -> torch.device:
-    """The device of that name; `auto` is CUDA where there is one."""
+    """Return the device of that name. `auto` prefers CUDA, then Apple's `mps`, then the CPU."""
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
-        device = torch.device("meta")  # refused below, as all kinds that nothing here is tried on
-    if device.type not in ("cpu", "cuda"):
-        raise UserError(f"--device: unknown value {name!r}; accepted: auto, cpu, cuda, cuda:N")
+        device = torch.device("meta")  # a name that torch does not know: refused below
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise UserError(f"`device`: unknown value {name!r}; accepted: {DEVICES}")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"--device: {name!r} is not there; this machine has {torch.cuda.device_count()} CUDA devices")
+        raise UserError(f"`device`: {name!r} is not there; this machine has {torch.cuda.device_count()} CUDA devices")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError(f"`device`: {name!r} is not there; accepted: {DEVICES}")
     return device
 
 
 def uses_bf16(precision: str, device: torch.device) -> bool:
-    """Whether to autocast to bf16: as asked, or (`auto`) where the hardware multiplies it faster than fp32."""
+    """Return whether to autocast to bf16. `auto` asks whether the hardware multiplies bf16 faster than fp32."""
+    if precision == "bf16" and device.type == "mps":
+        # Its bf16 depends on the versions of macOS and torch, and torch offers no question about it.
+        raise UserError("`precision`: bf16 on an mps device; accepted: auto, fp32")
     if precision != "auto":
         return precision == "bf16"
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "mps":
+        return False
+    # A CPU without bf16 instructions emulates them, slower than fp32. Older versions of torch cannot say which it is.
     return bool(torch.cpu.get_capabilities().get("avx512_bf16")) if hasattr(torch.cpu, "get_capabilities") else False
 
 
+def placed(model: nn.Module, device: torch.device) -> nn.Module:
+    """Move a network to the device, its weights channels last, and return it.
+
+    Convolutions on tensor cores, AMX and AVX-512 read this layout, so that activations need no copies.
+    """
+    return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
+
+
+def autocast(device: torch.device, bf16: bool) -> contextlib.AbstractContextManager[object]:
+    """Return the context for a forward pass: autocast to bf16, or nothing at all."""
+    return torch.autocast(device.type, torch.bfloat16) if bf16 else contextlib.nullcontext()
+
+
+def sum_dtype(device: torch.device) -> torch.dtype:
+    """Return the type for sums over a data set: float64, but for `mps`, which has none."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def out_of_memory(error: BaseException) -> bool:
-    """Whether it says that memory, of a device or of the machine, did not suffice."""
-    texts = ("can't allocate memory", "not enough memory")  # of torch on a CPU, which raises a RuntimeError
+    """Return whether the error says that the memory of a device or of the machine did not suffice."""
+    texts = ("can't allocate memory", "not enough memory")  # torch raises a plain RuntimeError for a CPU's memory
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in texts)

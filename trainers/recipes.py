@@ -1,6 +1,6 @@
-"""How to train: the values of a training, named sets of them (recipes), and files that override one.
+"""How to train: the values of a training, named sets of them (recipes), and files that change one.
 
-A recipe file is YAML with any of the keys of `Config` that are a recipe's, and `recipe`, the name that it starts from:
+A recipe file is YAML with keys of `Config`, and `recipe`, the name that it starts from ("fast" without one):
 
     recipe: modern
     epochs: 60
@@ -10,6 +10,7 @@ A recipe file is YAML with any of the keys of `Config` that are a recipe's, and 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -26,14 +27,18 @@ CROPS = ("auto", "pad", "resized")
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """How to train. Rates are for batches of `batch_size` images; `crop_padding` is in pixels.
+    """How to train.
 
-    schedule: of the learning rate, after a linear `warmup` of so many epochs: a `cosine` to zero, or by `step`, a tenth
-    from each epoch of `milestones` on. decay_norms: whether weight decay shrinks what is no matrix, too (batch norms,
-    biases). mixup, cutmix: parameters of the Beta distribution that a batch's share is drawn from (0: not done; with
-    both, every batch gets one of the two). ema: decay a step of averaged weights, which are scored and kept (0: none).
-    crop: what training sees of an image: `pad` shifts it by up to `crop_padding`; `resized` is 8 to 100 % of its area,
-    as ImageNet is trained; `auto` is the one for image files, the other for images of one size.
+    batch_size: images a step, over all processes. lr: peak learning rate, for batches of that size.
+    decay_norms: whether weight decay also shrinks 1-D parameters (norms, biases).
+    schedule: `cosine` falls to zero; `step` divides the rate by ten at each of `milestones` (epochs). Before it, the
+    rate rises linearly for `warmup` epochs.
+    mixup, cutmix: the parameter of the Beta distribution of a batch's share; 0 switches either off. With both, each
+    batch gets one of the two, at equal odds.
+    ema: decay, a step, of averaged weights, which are then scored and kept; 0 switches them off.
+    crop: what a training step sees of an image. `pad` shifts it by up to `crop_padding` pixels; `resized` cuts out 8 to
+    100 % of its area, as for ImageNet; `auto` is `resized` for image files, `pad` for images in memory.
+    flip: whether images are mirrored at random.
     """
 
     epochs: int = 3
@@ -58,48 +63,52 @@ class Config:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "milestones", tuple(self.milestones))  # a list, where it was read from JSON
+        object.__setattr__(self, "milestones", tuple(self.milestones))  # JSON gives a list
         for name in ("epochs", "batch_size"):
             if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; accepted: a whole number of at least 1")
+                raise UserError(f"`{name}`: {getattr(self, name)}; accepted: a whole number of at least 1")
         if not 0 < self.lr < math.inf:
-            raise UserError(f"lr is {self.lr}; accepted: a number above 0")
+            raise UserError(f"`lr`: {self.lr}; accepted: a number above 0")
         for name in ("weight_decay", "warmup", "crop_padding", "mixup", "cutmix"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise UserError(f"{name} is {getattr(self, name)}; accepted: a number of at least 0")
+                raise UserError(f"`{name}`: {getattr(self, name)}; accepted: a number of at least 0")
         for name in ("momentum", "label_smoothing", "ema"):
             if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; accepted: a number from 0 up to, not including, 1")
+                raise UserError(f"`{name}`: {getattr(self, name)}; accepted: a number of at least 0 and below 1")
         for name, accepted in (("precision", PRECISIONS), ("schedule", SCHEDULES), ("crop", CROPS)):
             if getattr(self, name) not in accepted:
-                raise unknown(name, getattr(self, name), accepted)
+                raise unknown(f"`{name}`", getattr(self, name), accepted)
         self._check_milestones()
 
     def _check_milestones(self) -> None:
         if self.schedule == "step" and not self.milestones:
-            raise UserError("milestones is empty; accepted with schedule step: the epochs from which the rate is lower")
+            raise UserError("`milestones`: none; accepted with schedule step: epochs at which the rate falls")
         rising = all(a < b for a, b in zip((0.0, *self.milestones), self.milestones, strict=False))
         if not rising or any(m >= self.epochs for m in self.milestones):
             raise UserError(
-                f"milestones is {list(self.milestones)}; accepted: rising epochs above 0, below epochs ({self.epochs})"
+                f"`milestones`: {list(self.milestones)}; accepted: rising epochs above 0 and below {self.epochs}, the "
+                "number of epochs"
             )
 
     def lr_at(self, step: int, steps_per_epoch: int) -> float:
-        """Learning rate at a step: linear warm-up, then the schedule."""
+        """Return the learning rate of a step, which counts from 0 over all epochs."""
         warmup, total = self.warmup * steps_per_epoch, self.epochs * steps_per_epoch
         if step < warmup:
+            # At the full rate, the large gradients of initial weights can make a training diverge. `+ 1`: a first step
+            # at rate 0 would be lost.
             return self.lr * (step + 1) / (warmup + 1)
         if self.schedule == "step":
             return self.lr * 0.1 ** sum(step >= m * steps_per_epoch for m in self.milestones)
+        # It reaches zero one step after the last, so that the last step counts too.
         return self.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))
 
 
-RUN_KEYS = ("precision", "device", "seed")  # of a run on some machine, not of a recipe
+RUN_KEYS = ("precision", "device", "seed")  # of a single run, so not part of a recipe
 KEYS = tuple(f.name for f in fields(Config) if f.name not in RUN_KEYS)
 
 RECIPES: Mapping[str, Config] = {
-    "fast": Config(epochs=10),  # the search's, for longer
-    "paper-cifar": Config(  # as ResNeXt-29 is trained (arXiv 1611.05431, section 5.3)
+    "fast": Config(epochs=10),  # the recipe of a search, with more epochs
+    "paper-cifar": Config(  # of ResNeXt-29 (arXiv 1611.05431, section 5.3)
         epochs=300,
         batch_size=128,
         schedule="step",
@@ -134,27 +143,30 @@ RECIPES: Mapping[str, Config] = {
 
 
 def recipe(text: str, changes: Mapping[str, Any] | None = None) -> Config:
-    """The recipe of that name, or of a YAML file, with changes; `UserError` for a key or value that cannot be.
+    """Return the recipe of a name or a YAML file, with changes. `UserError` for an unknown key or a wrong value.
 
-    Where the epochs are changed, and the schedule's warm-up and milestones are not, these keep their share of it.
+    If the epochs change, the warm-up and the milestones keep their share of them, unless they change too.
     """
     if text in RECIPES:
         return _changed(RECIPES[text], changes or {})
-    if not text.endswith((".yaml", ".yml", ".json")) and "/" not in text:
-        raise unknown("--recipe", text, (*RECIPES, "a YAML file"))
+    path = Path(text)
+    if path.suffix not in (".yaml", ".yml", ".json") and path.name == text:
+        raise unknown("`recipe`", text, (*RECIPES, "a YAML file"))
     try:
-        values = _read(Path(text))
+        values = _read(path)
         start = values.pop("recipe", "fast")
         if start not in RECIPES:
-            raise unknown("recipe", start, RECIPES)
+            raise unknown("`recipe`", start, RECIPES)
         base = _changed(RECIPES[start], {key: _value(key, value) for key, value in values.items()})
     except UserError as error:
-        raise UserError(f"--recipe {text}: {error}") from None
+        # A key of the file is no option of the command, so it is quoted, and the file is named in front of it.
+        keys = re.sub(r"`(\w+)`", r"'\1'", str(error))
+        raise UserError(f"`recipe`: {text}: {keys}") from None
     return _changed(base, changes or {})
 
 
 def differences(ours: Config, theirs: Config) -> list[str]:
-    """`key: theirs, not ours` for each value that two trainings do not share; the device alone may differ."""
+    """Return `key theirs, not ours` for each value in which two trainings differ, except for the device."""
     a, b = asdict(ours), asdict(theirs)
     return [f"{key} {b[key]}, not {a[key]}" for key in a if key != "device" and a[key] != b[key]]
 
@@ -162,13 +174,14 @@ def differences(ours: Config, theirs: Config) -> list[str]:
 def _changed(config: Config, changes: Mapping[str, Any]) -> Config:
     changes = dict(changes)
     factor = changes.get("epochs", config.epochs) / config.epochs
-    if factor > 0:
+    if factor > 0:  # a wrong number of epochs is refused by `Config`
         changes.setdefault("warmup", config.warmup * factor)
         changes.setdefault("milestones", tuple(m * factor for m in config.milestones))
     return replace(config, **changes)
 
 
 def _read(path: Path) -> dict[str, Any]:
+    """Return the keys and values of a recipe file."""
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -184,22 +197,27 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _value(key: str, value: object) -> object:
-    """The value as the field's type; YAML 1.1 reads 1e-4 as text."""
+    """Return the value of a recipe file as the field's type. `UserError` for a value of another kind."""
     default = getattr(Config(), key)
     try:
-        if isinstance(default, bool):
-            good = value if isinstance(value, bool) else None
-        elif isinstance(default, tuple):
-            good = tuple(float(v) for v in value) if isinstance(value, list) else None
-        elif isinstance(default, str):
-            good = value if isinstance(value, str) else None
-        else:
-            number = None if isinstance(value, bool) else float(value)  # type: ignore[arg-type]
-            whole = number is not None and number.is_integer()
-            good = number if isinstance(default, float) else int(number) if whole else None
-    except (TypeError, ValueError):
+        good = _cast(value, default)
+    except (TypeError, ValueError, OverflowError):
         good = None
     if good is None:
         kinds = {bool: "true or false", tuple: "a list of epochs", str: "a word", int: "a whole number"}
-        raise UserError(f"{key} is {value!r}; accepted: {kinds.get(type(default), 'a number')}")
+        raise UserError(f"`{key}`: {value!r}; accepted: {kinds.get(type(default), 'a number')}")
     return good
+
+
+def _cast(value: Any, default: object) -> object:
+    """Return the value as the default's type, None if it is of another kind."""
+    if isinstance(default, bool | str):
+        return value if isinstance(value, type(default)) else None
+    if isinstance(default, tuple):
+        return tuple(float(v) for v in value) if isinstance(value, list) else None
+    if isinstance(value, bool):  # a bool is an int to Python
+        return None
+    number = float(value)  # also of text: YAML 1.1 reads 1e-4 as text
+    if isinstance(default, float):
+        return number
+    return int(number) if number.is_integer() else None

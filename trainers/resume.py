@@ -1,4 +1,4 @@
-"""A training's checkpoint in its folder, and whether another training may go on from it."""
+"""A training's checkpoint in its folder, and the check that another training may resume from it."""
 
 from __future__ import annotations
 
@@ -22,49 +22,50 @@ from trainers.train import Epoch, Trainer
 
 
 def unpack(content: bytes) -> Any:
-    """What `torch.save` wrote, of plain values and tensors alone; an exception of any kind for what is damaged."""
+    """Return the plain values and tensors that `torch.save` wrote. Damaged bytes raise an exception of any kind."""
     buffer = io.BytesIO(content)
-    if (bad := zipfile.ZipFile(buffer).testzip()) is not None:  # torch itself takes wrong bytes in a tensor for values
+    # torch does not compare the checksums: it would take damaged bytes of a tensor for its values.
+    if (bad := zipfile.ZipFile(buffer).testzip()) is not None:
         raise ValueError(f"{bad} is damaged")
     buffer.seek(0)
-    return torch.load(buffer, map_location="cpu", weights_only=True)
+    return torch.load(buffer, map_location="cpu", weights_only=True)  # no pickled code is run
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What two trainings must share for one to go on from the other's checkpoint."""
+    """The values that must match before a training may resume from another training's checkpoint."""
 
     arch: BaseArch
     config: Config
     data: Data
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values."""
+        """Return the run as plain values."""
         data = self.data
         images = {"name": data.name, "train": len(data.train), "val": len(data.val), "image_size": data.image_size}
         return {"arch": self.arch.to_json(), "config": asdict(self.config), "data": images}
 
 
 def save(folder: Path, run: Run, trainer: Trainer, epochs: Sequence[Epoch]) -> None:
-    """Write the checkpoint, as a whole or not at all."""
+    """Write the checkpoint as a whole or not at all. A crash keeps the checkpoint of the epoch before."""
     buffer = io.BytesIO()
-    history = [asdict(e) for e in epochs]
+    history = [e.row() for e in epochs]
     torch.save({"run": run.to_dict(), "trainer": trainer.state_dict(), "history": history}, buffer)
     write_atomic(folder / CHECKPOINT_FILE, buffer.getvalue())
 
 
 def restore(folder: Path, run: Run, trainer: Trainer) -> list[Epoch]:
-    """Put the trainer where the checkpoint left it; its epochs. `UserError` for another training's."""
+    """Restore the trainer from the checkpoint and return the epochs so far. `UserError` for another training's."""
     path = folder / CHECKPOINT_FILE
     try:
         state = unpack(path.read_bytes())
-        theirs, history = state["run"], [Epoch(**row) for row in state["history"]]
+        theirs, history = state["run"], [Epoch.from_row(row, trainer.task) for row in state["history"]]
         config = Config(**theirs["config"])
-    except Exception as error:  # torch raises many kinds for what is truncated or foreign
+    except Exception as error:  # torch raises many kinds for truncated and foreign files
         reason = str(error).strip().split("\n")[0]
         raise UserError(
-            f"--resume: {str(path)!r} is no checkpoint of this program ({type(error).__name__}: {reason}); "
-            "accepted: the --out of a training that was stopped"
+            f"`resume`: {str(path)!r} is no checkpoint of this program ({type(error).__name__}: {reason}); "
+            "accepted: the `out` of a training that was stopped"
         ) from None
     _check(path, run, theirs, config)
     trainer.load_state_dict(state["trainer"])
@@ -72,7 +73,7 @@ def restore(folder: Path, run: Run, trainer: Trainer) -> list[Epoch]:
 
 
 def forget(folder: Path) -> None:
-    """Remove what a training that cannot be finished has left, and the folder if it holds nothing else."""
+    """Remove the checkpoint and the log of a training that failed, and the folder if nothing else is in it."""
     if (folder / CHECKPOINT_FILE).exists():
         for name in (CHECKPOINT_FILE, LOG_FILE):
             (folder / name).unlink(missing_ok=True)
@@ -82,11 +83,11 @@ def forget(folder: Path) -> None:
 
 
 def _check(path: Path, run: Run, theirs: dict[str, Any], config: Config) -> None:
-    where = f"--resume: {str(path)!r} is of another"
+    where = f"`resume`: {str(path)!r} is of another"
     if theirs["arch"] != run.arch.to_json():
-        raise UserError(f"{where} architecture; accepted: the one it was started with, or another --out")
+        raise UserError(f"{where} architecture; accepted: the architecture of that training, or another `out`")
     if found := differences(run.config, config):
-        raise UserError(f"{where} recipe: {'; '.join(found)}; accepted: the options that it was started with")
+        raise UserError(f"{where} recipe: {'; '.join(found)}; accepted: the recipe of that training, or another `out`")
     ours = run.to_dict()["data"]
     if found := [f"{key} {theirs['data'][key]}, not {ours[key]}" for key in ours if theirs["data"][key] != ours[key]]:
-        raise UserError(f"{where} data set: {'; '.join(found)}; accepted: the data that it was started with")
+        raise UserError(f"{where} data set: {'; '.join(found)}; accepted: the data of that training, or another `out`")

@@ -1,53 +1,85 @@
 """Train one network, an epoch at a time, and score it on the validation split.
 
-What makes it fast: images stay on the device as uint8, channels last; a batch is cropped, flipped and normalised as one
-tensor; bf16 where the hardware multiplies it; nothing in the step loop waits for the device.
+What makes the step loop fast: images stay on the device as uint8, channels last; a batch is cropped, flipped and
+normalised as one tensor; bf16 where the hardware multiplies it faster; no step waits for the device.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainers.datasets.data import Data
 from trainers.ddp import ALONE, Group
-from trainers.device import device_of, uses_bf16
+from trainers.device import autocast, device_of, placed, uses_bf16
 from trainers.ema import Ema
-from trainers.evaluate import Scores, evaluate
+from trainers.evaluate import evaluate
 from trainers.images import source
-from trainers.mixing import mixed
 from trainers.recipes import Config
+from trainers.tasks.classification import CLASSIFICATION
+from trainers.tasks.task import Scores, Task
 
 
 class TrainingFailed(RuntimeError):
-    """Training cannot go on; the text is the reason that a trial records."""
+    """Training cannot continue. The text is the reason that a trial records."""
 
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
-    """What one epoch gave. Accuracies in %, NaN where there is no validation split; `seconds` of training alone."""
+    """The results of one epoch.
+
+    epoch: counts from 1. val: scores on the validation split, NaN without one. seconds: of training, without scoring.
+    """
 
     epoch: int
     train_loss: float
-    val_loss: float
-    val_top1: float
+    val: Scores
     images_per_second: float
     seconds: float
-    val_top5: float = math.nan
+
+    @property
+    def val_loss(self) -> float:
+        """The loss on the validation split."""
+        return self.val.loss
+
+    @property
+    def val_top1(self) -> float:
+        """The accuracy on the validation split in %, of a classification."""
+        return self.val.top1
+
+    def row(self) -> dict[str, float]:
+        """Return the epoch as a row of `log.csv`: names and numbers, flat."""
+        score, *others = [(f"val_{name}", value) for name, value in self.val._asdict().items() if name != "loss"]
+        # The order of earlier versions' logs: a reader may know columns by their position.
+        return {
+            "epoch": self.epoch,
+            "train_loss": self.train_loss,
+            "val_loss": self.val.loss,
+            **dict([score]),
+            "images_per_second": self.images_per_second,
+            "seconds": self.seconds,
+            **dict(others),
+        }
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, float], task: Task) -> Epoch:
+        """Return the epoch of a row that `row` wrote. A metric that the row lacks is NaN."""
+        names = ("loss", *(metric.name for metric in task.metrics))
+        val = task.scores(*(row.get(f"val_{name}", math.nan) for name in names))
+        return cls(int(row["epoch"]), row["train_loss"], val, row["images_per_second"], row["seconds"])
 
 
 class Trainer:
-    """One network's training, an epoch at a time; its state can be saved between epochs and restored exactly.
+    """One network's training, an epoch at a time. Its state can be saved between epochs and restored exactly.
 
-    group: the processes that train it together, each with its share of every batch. compiled: by `torch.compile`.
-    workers: threads that decode image files. on_step, if set, is called before each step.
+    group: the processes that train the network together, each with its share of every batch. compiled: whether to use
+    `torch.compile`. workers: threads that decode image files. on_step, if set, is called before each step.
     """
 
     partial = False  # whether a step may leave weights without a gradient
@@ -60,35 +92,41 @@ class Trainer:
         group: Group = ALONE,
         compiled: bool = False,
         workers: int | None = None,
+        task: Task = CLASSIFICATION,
     ) -> None:
-        self.config, self.group, self.num_classes = config, group, data.num_classes
+        self.config, self.group, self.task, self.head_size = config, group, task, task.head_size(data)
         self.device = device_of(config.device)
         self.bf16 = uses_bf16(config.precision, self.device)
-        self.model = model.to(self.device, memory_format=torch.channels_last)
+        self.model = placed(model, self.device)
         self.train_images = source(data.train, data, self.device, config.crop_padding, workers)
         self.val_images = source(data.val, data, self.device, workers=workers)
+        # Order, crops and flips come from this generator alone, so that its state is all that a checkpoint needs.
         self.rng = torch.Generator(self.device).manual_seed(config.seed)
         self.optimizer = torch.optim.SGD(
-            self._weights(),
+            self._param_groups(),
             lr=config.lr,
             momentum=config.momentum,
             nesterov=config.nesterov and config.momentum > 0,
             weight_decay=config.weight_decay,
-            fused=not self.partial,  # all weights in one kernel
+            # One kernel for all weights. It takes momentum buffers of all weights or of none, so it cannot serve a
+            # supernet: a weight that no member has used yet has no buffer.
+            fused=not self.partial,
         )
         self.ema = Ema(self.model, config.ema) if config.ema else None
-        self.net = group.wrap(self.model, self.device, self.partial)
+        self.net: Callable[..., Any] = group.wrap(self.model, self.device, self.partial)
         if compiled:
-            # On CUDA as graphs: a small network's launches take longer than its kernels.
-            self.net = torch.compile(self.net, mode="reduce-overhead" if self.device.type == "cuda" else "default")
-        # Images left over join the batch before them if a process would get none, or a batch norm at 1 x 1 only one.
+            # As CUDA graphs: launching a small network's kernels takes longer than the kernels do.
+            mode = "reduce-overhead" if self.device.type == "cuda" else "default"
+            self.net = torch.compile(self.net, mode=mode)
+        # A short last batch joins the batch before it if it would leave a process without an image, or with a single
+        # image: a batch norm on 1 x 1 maps cannot normalise one value.
         spare = max(1, group.world - 1)
         self.steps_per_epoch = max(1, -(-(len(self.train_images) - spare) // config.batch_size))
         self.done_epochs = 0
         self.on_step: Callable[[], None] = lambda: None  # for a progress bar
 
-    def _weights(self) -> list[dict[str, Any]]:
-        """The weights, those that are not to be decayed apart."""
+    def _param_groups(self) -> list[dict[str, Any]]:
+        """Return the weights as groups of the optimizer: those with weight decay, then those without."""
         weights = list(self.model.parameters())
         if self.config.decay_norms:
             return [{"params": weights}]
@@ -99,14 +137,17 @@ class Trainer:
 
     @property
     def scored(self) -> nn.Module:
-        """The network that is scored and kept: that of the averaged weights, where there are any."""
+        """The network to score and to keep: the averaged one if the recipe has `ema`, else the trained one."""
         return self.model if self.ema is None else self.ema.model
 
     def epoch(self) -> Epoch:
-        """Train one epoch and score; `TrainingFailed` if a loss, or in the end a weight, is no longer a number."""
+        """Train one epoch and score it.
+
+        Raises `TrainingFailed` if a loss is not finite, or after the last epoch a weight.
+        """
         assert self.done_epochs < self.config.epochs, "the schedule has no further epoch"
         start = time.perf_counter()
-        loss = self._train_epoch()  # the only wait for the device is for this number
+        loss = self._train_epoch()  # a number on the host, so the clock stops after the device's last step
         seconds = time.perf_counter() - start
         self.done_epochs += 1
         self._check("training", loss)
@@ -115,26 +156,30 @@ class Trainer:
             self._check("validation", val.loss)
         if self.done_epochs == self.config.epochs:
             self._check_weights()
-        rate = len(self.train_images) / seconds
-        return Epoch(self.done_epochs, loss, val.loss, val.top1, rate, seconds, val.top5)
+        return Epoch(self.done_epochs, loss, val, len(self.train_images) / seconds, seconds)
 
     def _check(self, kind: str, loss: float) -> None:
         if not math.isfinite(loss):
             raise TrainingFailed(f"{kind} loss is {loss} in epoch {self.done_epochs} of {self.config.epochs}")
 
     def _check_weights(self) -> None:
-        """Losses may stay numbers where a weight does not: a batch norm of infinite variance puts out zeros."""
+        """Raise `TrainingFailed` for a weight that is not finite.
+
+        The losses do not show it: a batch norm of infinite variance puts out zeros, and zeros have a finite loss.
+        """
         for name, tensor in self.model.state_dict().items():
             if not torch.isfinite(tensor).all():
                 raise TrainingFailed(f"weight {name!r} is not finite after epoch {self.done_epochs}")
 
     def _train_epoch(self) -> float:
+        """Train on every image once and return the mean loss."""
         self.model.train()
         parts, first = self._parts(), self.done_epochs * self.steps_per_epoch
         batches = self.train_images.epoch(self.rng, parts, self.group.shard, self.config.flip)
+        # The loss is summed on the device. Reading it at each step would let the device run out of queued work.
         total = torch.zeros(2, device=self.device)
         for step, ((x, y), part) in enumerate(zip(batches, parts, strict=True), first):
-            # Of the mean that DDP takes over processes, which may have one image more or less.
+            # DDP averages gradients over processes as if their shares were equal; they may differ by one image.
             weight = len(y) * self.group.world / (part.stop - part.start)
             loss = self._step(x, y, step, weight)
             total += torch.stack([loss * len(y), torch.full_like(loss, len(y))])
@@ -142,16 +187,17 @@ class Trainer:
         return loss / n
 
     def _parts(self) -> list[slice]:
-        """The batches of an epoch, as places in its order."""
+        """Return the batches of an epoch, as slices of its random order."""
         n, size = len(self.train_images), self.config.batch_size
         starts = [step * size for step in range(self.steps_per_epoch)]
         return [slice(a, b) for a, b in zip(starts, [*starts[1:], n], strict=True)]
 
     def _step(self, x: Tensor, y: Tensor, step: int, weight: float = 1.0) -> Tensor:
+        """Update the weights with one batch and return its loss. step: counts from 0 over all epochs."""
         self.on_step()
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr_at(step, self.steps_per_epoch)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)  # the backward pass then writes gradients instead of adding them
         loss = self._backward(x, y, step, weight)
         self.optimizer.step()
         if self.ema is not None:
@@ -159,20 +205,21 @@ class Trainer:
         return loss
 
     def _backward(self, x: Tensor, y: Tensor, step: int, weight: float = 1.0) -> Tensor:
-        """Leave the step's gradients in the weights, those of `weight` times its loss; the loss."""
-        x, target = mixed(x, y, self.num_classes, self.config, step)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            logits = self.net(x)
-        loss = F.cross_entropy(logits.float(), target, label_smoothing=self.config.label_smoothing)
+        """Compute the gradients of `weight` times the step's loss, and return the loss."""
+        x, targets = self.task.targets(x, y, self.head_size, self.config, step)
+        with autocast(self.device, self.bf16):
+            outputs = self.net(x)
+        # No gradient scaling: bf16 has fp32's range of exponents, so small gradients do not vanish.
+        loss = self.task.loss(outputs, targets, self.config)
         (loss if weight == 1 else loss * weight).backward()
         return loss.detach()
 
     def _validate(self) -> Scores:
-        """Loss and accuracies on the validation split."""
-        return evaluate(self.scored, self.val_images, self.bf16, self.group)
+        """Return the scores on the validation split."""
+        return evaluate(self.scored, self.val_images, self.bf16, self.group, self.task)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that `load_state_dict` needs to go on as if never stopped (loads with `weights_only=True`)."""
+        """Return the state from which `load_state_dict` continues exactly. It loads with `weights_only=True`."""
         return {
             "model": self.model.state_dict(),
             "ema": None if self.ema is None else self.ema.model.state_dict(),
@@ -182,19 +229,19 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a `state_dict`, of a trainer with the same network, data and config."""
+        """Continue from a `state_dict` of a trainer with the same network, data and config."""
         self.model.load_state_dict(state["model"])
         if self.ema is not None:
             self.ema.model.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.rng.set_state(state["rng"].cpu())
+        self.rng.set_state(state["rng"].cpu())  # also a CUDA generator takes its state from the host
         self.done_epochs = state["done_epochs"]
 
 
 def train(
     model: nn.Module, data: Data, config: Config, on_epoch: Callable[[Epoch], bool | None] | None = None
 ) -> list[Epoch]:
-    """Train `model` in place; `on_epoch` is told of each epoch and stops the training by returning False."""
+    """Train `model` in place and return its epochs. `on_epoch` gets each epoch; False from it stops the training."""
     trainer = Trainer(model, data, config)
     epochs = []
     for _ in range(config.epochs):

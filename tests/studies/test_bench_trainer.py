@@ -1,4 +1,4 @@
-"""The trainer's benchmark in miniature: both sides train, every row is printed."""
+"""The benchmark of the trainer in miniature: both sides train, and every row is printed."""
 
 import re
 

@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from res2net import Arch, Stage
-from trainers.ddp import ALONE, CpuSyncBatchNorm, Group
+from res2net import Arch, Stage, UserError
+from trainers.ddp import ALONE, CpuSyncBatchNorm, Group, joined
 
 ARCH = Arch((Stage(1, 2, 4, 2, 3, 2), Stage(1, 4, 4, 1, 2, 2)), stem="cifar", stem_channels=4, num_classes=10)
+ROOT = Path(__file__).parents[2]
 TIMELESS = ("epoch", "train_loss", "val_loss", "val_top1", "val_top5")
 
 
@@ -21,9 +22,9 @@ def torchrun(processes: int, *argv: str) -> subprocess.CompletedProcess[str]:
     """What torchrun does, with a port that is free, on loopback alone."""
     here = ["--nnodes", "1", "--nproc-per-node", str(processes), "--rdzv-backend", "c10d", "--rdzv-endpoint"]
     command = [sys.executable, "-m", "torch.distributed.run", *here, "127.0.0.1:0", "--local-addr", "127.0.0.1", *argv]
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=280, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
+    # The path of this checkout: scripts in a temporary folder would import the installed one.
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, capture_output=True, text=True, timeout=280, env=env)
 
 
 def test_alone_nothing_is_wrapped() -> None:
@@ -32,6 +33,20 @@ def test_alone_nothing_is_wrapped() -> None:
     assert ALONE.sum(tensor) is tensor
     assert ALONE.shard == (0, 1)
     assert Group(1, 2).shard == (1, 2)
+
+
+def test_without_torchrun_a_process_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with joined("mps") as (group, device):
+        assert (group, device) == (ALONE, "mps")
+
+
+@pytest.mark.parametrize("device", ["cuda:1", "mps", "tpu"])
+def test_with_torchrun_a_device_of_one_process_is_refused(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    with pytest.raises(UserError, match=rf"^`device`: '{device}'.*accepted with torchrun: auto, cuda, cpu$"):
+        joined(device).__enter__()
 
 
 def test_a_synchronised_norm_in_eval_mode_is_an_ordinary_one() -> None:

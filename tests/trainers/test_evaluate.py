@@ -12,8 +12,10 @@ import torch
 import res2net
 import trainers.datasets.data
 from res2net import Arch, Stage, create
+from res2net.options import from_options
 from trainers import evaluate, fit
 from trainers.datasets.data import Data, Split
+from trainers.evaluate import EvaluateConfig, evaluate_folder
 from trainers.images import Images
 
 ARCH = Arch((Stage(1, 2, 4, 2, 3, 2), Stage(1, 4, 4, 1, 2, 2)), stem="cifar", stem_channels=4, num_classes=10)
@@ -79,6 +81,25 @@ class TestScores:
 
 
 @pytest.mark.usefixtures("small")
+class TestPython:
+    def test_gives_the_scores_that_the_command_prints(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        scores = evaluate_folder(EvaluateConfig(folder, device="cpu", precision="fp32"))
+        assert capsys.readouterr().out == ""
+        assert evaluate.main([str(folder), "--device", "cpu", "--precision", "fp32"]) == 0
+        said = says(capsys)
+        assert (said["top1"], said["top5"]) == (pytest.approx(scores.top1, abs=0.01), pytest.approx(scores.top5))
+        assert said["loss"] == pytest.approx(scores.loss, abs=1e-4)
+
+    def test_defaults_are_the_command_s(self) -> None:
+        args = evaluate.build_parser().parse_args(["DIR"])
+        assert from_options(EvaluateConfig, args) == EvaluateConfig(Path("DIR"))
+
+    def test_a_mistake_names_the_field(self, folder: Path) -> None:
+        with pytest.raises(res2net.UserError, match=r"^`precision`: unknown value 'fp16'"):
+            evaluate_folder(EvaluateConfig(folder, precision="fp16"))
+
+
+@pytest.mark.usefixtures("small")
 class TestMistakes:
     @pytest.mark.parametrize(
         ("argv", "parts"),
@@ -89,7 +110,7 @@ class TestMistakes:
             (["model", "--precision", "fp16"], ["--precision", "'fp16'", "bf16"]),
             (["model", "--device", "tpu"], ["--device", "'tpu'"]),
             (["model", "--image-size", "64"], ["--image-size", "folder"]),
-            (["broken"], ["training.json", "not what fit or export writes"]),
+            (["broken"], ["training.json", "not written by fit or export"]),
             (["three"], ["--data: shapes has 10 classes", "3"]),
             (["grey"], ["--data: shapes has 3 colour channels", "1"]),
         ],

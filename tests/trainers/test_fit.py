@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -20,10 +21,13 @@ from PIL import Image
 import res2net
 import trainers.datasets.data
 from res2net import Arch, Stage, create
+from res2net.options import from_options
 from trainers import fit
 from trainers.datasets.data import Data, Split
-from trainers.evaluate import Scores, evaluate
+from trainers.evaluate import evaluate
+from trainers.fit import FitConfig
 from trainers.images import Images
+from trainers.tasks.classification import Scores
 from trainers.train import Epoch, Trainer
 
 ARCH = Arch((Stage(1, 2, 4, 2, 3, 2), Stage(1, 4, 4, 1, 2, 2)), stem="cifar", stem_channels=4, num_classes=3)
@@ -169,7 +173,7 @@ class TestArch:
             seen.append((trainer.model, {k: v.clone() for k, v in trainer.model.state_dict().items()}))
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(fit, "fit", kept)
+        monkeypatch.setattr(fit, "run_epochs", kept)
         assert run(*argv, "--out", "out") == 130
         return seen[0]
 
@@ -237,9 +241,13 @@ class TestMistakes:
             (["res2net50_26w_4s", "--data", "cifar10"], ["--data-dir"]),
             (["res2net50_26w_4s", "--data", "cifar10", "--data-dir", "nowhere"], ["--data-dir", "nowhere"]),
             (["res2net50_26w_4s", "--data", "cifar10", "--download"], ["--download", "--data-dir"]),
-            (["res2net50_26w_4s", "--epochs", "0"], ["epochs is 0"]),
+            (["res2net50_26w_4s", "--epochs", "0"], ["--epochs: 0"]),
             (["res2net50_26w_4s", "--epochs", "many"], ["--epochs", "many"]),
-            (["res2net50_26w_4s", "--lr", "nan"], ["lr is nan"]),
+            (["res2net50_26w_4s", "--lr", "nan"], ["--lr: nan"]),
+            (["res2net50_26w_4s", "--lr", "inf"], ["--lr: inf"]),
+            (["res2net50_26w_4s", "--label-smoothing", "1"], ["--label-smoothing: 1.0"]),
+            (["res2net50_26w_4s", "--workers", "0"], ["--workers: 0"]),
+            (["res2net50_26w_4s", "--task", "detection"], ["--task", "'detection'", "classification"]),
             (["res2net50_26w_4s", "--precision", "fp8"], ["precision", "fp8", "auto, fp32, bf16"]),
             (["res2net50_26w_4s", "--device", "tpu"], ["--device", "tpu", "cuda"]),
             (["res2net50_26w_4s", "--val-fraction", "1"], ["--val-fraction", "1"]),
@@ -259,7 +267,7 @@ class TestMistakes:
         self, run: Run, world: World, source: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         assert run(source, "--out", "out", "--lr", 1e30) == 2
-        one_line(capsys, "training loss is nan in epoch 1 of 1", "--lr (it is 1e+30)")
+        one_line(capsys, "--lr: 1e+30; training loss is nan in epoch 1 of 1")
 
     def test_weights_that_have_become_no_numbers(
         self, run: Run, world: World, source: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -297,12 +305,68 @@ class TestMistakes:
         self, run: Run, world: World, source: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         def missing(*_: object, **__: object) -> None:
-            raise res2net.UserError("--data-dir: no test.bin")
+            raise res2net.UserError("`data_dir`: no test.bin")
 
         monkeypatch.setattr(trainers.datasets.data, "load_test", missing)
-        monkeypatch.setattr(fit, "fit", lambda *_: pytest.fail("trained"))
+        monkeypatch.setattr(fit, "run_epochs", lambda *_: pytest.fail("trained"))
         assert run(source, "--out", "out") == 2
-        one_line(capsys, "no test.bin")
+        one_line(capsys, "--data-dir: no test.bin")
+
+
+class TestPython:
+    """`fit(config)` does what the command does, and says it as a value."""
+
+    @pytest.fixture
+    def config(self, world: World, source: Path, tmp_path: Path) -> FitConfig:
+        quick = {"epochs": 2, "batch_size": 8, "precision": "fp32", "device": "cpu", "val_fraction": 0.25}
+        return FitConfig(source, tmp_path / "out", **quick)
+
+    def test_defaults_are_the_command_s(self) -> None:
+        args = fit.build_parser().parse_args(["NAME", "--out", "DIR"])
+        assert from_options(FitConfig, args) == FitConfig("NAME", Path("DIR"))
+
+    def test_gives_what_it_wrote_and_prints_nothing(
+        self, config: FitConfig, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        result = fit.fit(config)
+        training = json.loads((config.out / "training.json").read_text())
+        assert capsys.readouterr() == ("", "")
+        assert (result.folder, result.interrupted, len(result.epochs)) == (config.out, False, 2)
+        assert (result.test.top1, result.test.top5) == (training["test_top1"], training["test_top5"])
+        assert result.val.top1 == training["val_top1"]
+        assert result.seconds == sum(e["seconds"] for e in training["history"])
+        assert not result.model.training
+        state = res2net.load(config.out).state_dict()
+        assert all(torch.equal(v, state[k]) for k, v in result.model.state_dict().items())
+
+    def test_of_what_is_done_gives_it_again(self, config: FitConfig) -> None:
+        first = fit.fit(config)
+        again = fit.fit(replace(config, resume=True))
+        assert again.epochs == first.epochs
+        assert again.test[1:] == first.test[1:]
+        assert again.model.state_dict().keys() == first.model.state_dict().keys()
+
+    def test_takes_an_architecture_itself(self, config: FitConfig) -> None:
+        assert fit.fit(replace(config, arch=ARCH, epochs=1)).model.arch == ARCH
+
+    def test_says_that_it_was_interrupted(self, config: FitConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr(fit, "evaluate", interrupted)
+            result = fit.fit(config)
+        assert (result.interrupted, result.test, len(result.epochs)) == (True, None, 2)
+        assert fit.fit(replace(config, resume=True)).epochs == result.epochs
+
+    def test_a_mistake_names_the_field_and_writes_nothing(self, config: FitConfig) -> None:
+        with pytest.raises(res2net.UserError, match=r"^`lr`: inf; accepted: a number above 0$"):
+            fit.fit(replace(config, lr=math.inf))
+        assert not config.out.exists()
+
+    def test_needs_no_main_thread(self, run: Run, world: World, source: Path) -> None:
+        codes: list[int] = []
+        thread = threading.Thread(target=lambda: codes.append(run(source, "--out", "out")))
+        thread.start()
+        thread.join()
+        assert codes == [0]
 
 
 def interrupted(*_: object, **__: object) -> None:
@@ -327,7 +391,7 @@ class TestInterrupt:
         assert contents(tmp_path) == before
         assert [p.name for p in tmp_path.iterdir()] == ["source"]
 
-    @pytest.mark.parametrize("where", ["trainers.fit.evaluate", "trainers.fit.card"])
+    @pytest.mark.parametrize("where", ["trainers.fit.evaluate", "trainers.write.card"])
     @pytest.mark.parametrize("out", ["out", "source"])
     def test_after_that_keeps_what_resume_goes_on_from(
         self,
@@ -342,7 +406,7 @@ class TestInterrupt:
         with monkeypatch.context() as patched:
             patched.setattr(where, interrupted)
             assert run(source / "arch.json", "--out", out) == 130
-        assert capsys.readouterr().err.endswith("interrupted; the same command with --resume goes on\n")
+        assert capsys.readouterr().err.endswith("interrupted; the same command with --resume continues\n")
         assert run(source / "arch.json", "--out", out, "--resume") == 0
         assert sorted(p.name for p in Path(out).iterdir()) == FILES
 
@@ -481,7 +545,7 @@ class TestMemory:
 
         monkeypatch.setattr(Trainer, "_backward", limited)
         assert run(source, "--out", "out", "--batch-size", 16) == 2
-        one_line(capsys, "--batch-size: memory does not suffice for 16 images a step", "accepted: --batch-size 4 ")
+        one_line(capsys, "--batch-size: 16; memory does not suffice for a step", "accepted: 4 ")
         assert not Path("out").exists()
         assert run(source, "--out", "out", "--batch-size", 4) == 0
 
@@ -511,7 +575,9 @@ def test_killed_and_resumed_is_the_run_that_never_was(
     assert fit.main([*argv, "--out", "whole"]) == 0
     for stop in (1, 3):
         command = [sys.executable, "-m", "trainers.fit", *argv, "--out", "parts", "--resume"]
-        process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"})  # as many as here: sums differ
+        # As many threads as here, since sums differ with their number; and the code of this checkout.
+        env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+        process = subprocess.Popen(command, env=env)
         table = Path("parts/log.csv")
         while process.poll() is None and not (table.exists() and len(table.read_text().splitlines()) > stop):
             time.sleep(0.01)

@@ -78,21 +78,21 @@ class TestFiles:
             ("learning_rate: 0.1", ["key", "'learning_rate'", "accepted", "lr"]),
             ("lrr: 0.1", ["did you mean 'lr'"]),
             ("seed: 3", ["key", "'seed'"]),
-            ("recipe: moden", ["'moden'", "did you mean 'modern'"]),
-            ("lr: fast", ["lr is 'fast'", "a number"]),
-            ("lr: -1", ["lr is -1", "above 0"]),
-            ("lr: .nan", ["lr is nan"]),
-            ("epochs: 2.5", ["epochs is 2.5", "a whole number"]),
-            ("epochs: 0", ["epochs is 0"]),
-            ("epochs: true", ["epochs is True", "a whole number"]),
-            ("flip: 1", ["flip is 1", "true or false"]),
+            ("recipe: moden", ["'recipe'", "'moden'", "did you mean 'modern'"]),
+            ("lr: fast", ["'lr': 'fast'", "a number"]),
+            ("lr: -1", ["'lr': -1", "above 0"]),
+            ("lr: .nan", ["'lr': nan"]),
+            ("epochs: 2.5", ["'epochs': 2.5", "a whole number"]),
+            ("epochs: 0", ["'epochs': 0"]),
+            ("epochs: true", ["'epochs': True", "a whole number"]),
+            ("flip: 1", ["'flip': 1", "true or false"]),
             ("schedule: linear", ["schedule", "'linear'", "cosine, step"]),
-            ("schedule: step", ["milestones is empty"]),
-            ("milestones: 3", ["milestones is 3", "a list"]),
-            ("schedule: step\nmilestones: [5, 4]", ["milestones is [5.0, 4.0]", "rising"]),
-            ("schedule: step\nmilestones: [50]", ["milestones is [50.0]", "below epochs (10)"]),
-            ("mixup: -1", ["mixup is -1"]),
-            ("ema: 1", ["ema is 1"]),
+            ("schedule: step", ["'milestones': none"]),
+            ("milestones: 3", ["'milestones': 3", "a list"]),
+            ("schedule: step\nmilestones: [5, 4]", ["'milestones': [5.0, 4.0]", "rising"]),
+            ("schedule: step\nmilestones: [50]", ["'milestones': [50.0]", "below 10"]),
+            ("mixup: -1", ["'mixup': -1"]),
+            ("ema: 1", ["'ema': 1"]),
             ("- lr", ["holds a list"]),
             ("{", ["not YAML"]),
         ],
@@ -101,13 +101,13 @@ class TestFiles:
         path = self.write(tmp_path, text)
         with pytest.raises(UserError) as error:
             recipe(path)
-        assert str(error.value).startswith(f"--recipe {path}: ")
+        assert str(error.value).startswith(f"`recipe`: {path}: ")
         assert "\n" not in str(error.value)
         for part in parts:
             assert part in str(error.value)
 
     def test_a_name_or_file_that_is_none(self, tmp_path: Path) -> None:
-        with pytest.raises(UserError, match=r"--recipe: unknown value 'moderm'; did you mean 'modern'\?"):
+        with pytest.raises(UserError, match=r"`recipe`: unknown value 'moderm'; did you mean 'modern'\?"):
             recipe("moderm")
         with pytest.raises(UserError, match="cannot be read"):
             recipe(str(tmp_path / "none.yaml"))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from res2net import Arch, Stage, UserError, create
 from res2net.model import conv3x3
 from trainers.datasets.data import Data, Split
-from trainers.device import device_of, uses_bf16
+from trainers.device import device_of, sum_dtype, uses_bf16
 from trainers.evaluate import evaluate
 from trainers.images import Images
 from trainers.recipes import Config
@@ -343,7 +343,7 @@ class TestFailures:
         ],
     )
     def test_a_setting_that_cannot_be_is_named(self, field: str, value: float) -> None:
-        with pytest.raises(UserError, match=rf"^{field} is {value}; accepted: "):
+        with pytest.raises(UserError, match=rf"^`{field}`: {value}; accepted: "):
             Config(**{field: value})
 
     def test_a_precision_that_is_none(self) -> None:
@@ -352,12 +352,41 @@ class TestFailures:
 
     @pytest.mark.parametrize("name", ["tpu", "meta", "", "cuda:x", "cpu cuda"])
     def test_a_device_that_is_none(self, name: str) -> None:
-        with pytest.raises(UserError, match=r"^--device: unknown value .* accepted: auto, cpu, cuda, cuda:N$"):
+        with pytest.raises(UserError, match=r"^`device`: unknown value .* accepted: auto, cpu, cuda, cuda:N, mps$"):
             device_of(name)
 
     def test_a_device_that_is_not_there(self) -> None:
-        with pytest.raises(UserError, match=r"^--device: 'cuda:99' is not there; this machine has \d+ CUDA devices$"):
+        with pytest.raises(UserError, match=r"^`device`: 'cuda:99' is not there; this machine has \d+ CUDA devices$"):
             device_of("cuda:99")
+
+
+class TestMps:
+    """The rules for Apple's GPUs, which no test machine has."""
+
+    MPS = torch.device("mps")
+
+    @pytest.mark.parametrize(("cuda", "mps", "expected"), [(1, 1, "cuda"), (0, 1, "mps"), (0, 0, "cpu")])
+    def test_auto_prefers_cuda_then_mps(
+        self, cuda: int, mps: int, expected: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(cuda))
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: cuda)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: bool(mps))
+        assert device_of("auto").type == expected
+
+    def test_is_refused_where_there_is_none(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+        with pytest.raises(UserError, match=r"^`device`: 'mps' is not there; accepted: "):
+            device_of("mps")
+
+    def test_computes_in_fp32_and_refuses_bf16(self) -> None:
+        assert not uses_bf16("auto", self.MPS)
+        assert not uses_bf16("fp32", self.MPS)
+        with pytest.raises(UserError, match=r"^`precision`: bf16 on an mps device; accepted: auto, fp32$"):
+            uses_bf16("bf16", self.MPS)
+
+    def test_sums_are_of_a_type_that_it_has(self) -> None:
+        assert (sum_dtype(self.MPS), sum_dtype(CPU)) == (torch.float32, torch.float64)
 
 
 class TestPrecision:

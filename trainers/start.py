@@ -1,0 +1,52 @@
+"""The network that a training starts from: its architecture, and its weights if it has any."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from res2net import create, load, named
+from res2net.errors import UserError
+from res2net.folder import WEIGHTS_FILE, load_arch
+from res2net.kinds import AnyArch
+from trainers.datasets.data import Data
+
+
+def read_arch(source: str | Path | AnyArch) -> tuple[AnyArch, Path | None]:
+    """Return the architecture of a name, an `arch.json`, a model folder or a value, and the folder with its weights."""
+    if isinstance(source, AnyArch):
+        return source, None
+    path = Path(source)
+    if path.is_dir() or path.suffix == ".json" or path.name != str(source):
+        return load_arch(path), path if (path / WEIGHTS_FILE).exists() else None
+    return named(str(source)), None
+
+
+def build_model(
+    source: str | Path | AnyArch, data: Data, head_size: int, from_scratch: bool, seed: int
+) -> tuple[nn.Module, AnyArch, str]:
+    """Return the network with a head of that size, its architecture, and a line that says where its weights are from.
+
+    from_scratch: initialise the weights of a model folder anew. `UserError` if its weights do not fit the images.
+    """
+    torch.manual_seed(seed)
+    arch, folder = read_arch(source)
+    fitted = replace(arch, num_classes=head_size, in_channels=data.in_channels)
+    if folder is None or from_scratch:
+        return create(fitted), fitted, "weights are initialised"
+    model = load(folder)
+    if fitted == arch:
+        return model, fitted, f"weights are those of {folder}"
+    if fitted.in_channels != arch.in_channels:
+        raise UserError(
+            f"`arch`: {str(source)!r} has weights for {arch.in_channels} colour channels, {data.name} has "
+            f"{data.in_channels}; accepted: as many, or `from_scratch`"
+        )
+    new = create(fitted)
+    body = {k: v for k, v in model.state_dict().items() if not k.startswith("fc.")}
+    new.load_state_dict(body, strict=False)  # the head keeps its initial values
+    sizes = f"{arch.num_classes} -> {fitted.num_classes} classes"
+    return new, fitted, f"weights are those of {folder}, but for the classifier: {sizes}"

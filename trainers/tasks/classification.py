@@ -1,0 +1,81 @@
+"""Classification: cross-entropy, top-1 and top-5 accuracy."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from trainers.datasets.data import Data
+from trainers.ddp import Group
+from trainers.device import sum_dtype
+from trainers.mixing import mixed
+from trainers.recipes import Config
+from trainers.tasks.task import Metric
+
+
+class Scores(NamedTuple):
+    """Mean cross-entropy without label smoothing, and accuracies in %.
+
+    top1: images whose likeliest class is the label. top5: images whose five likeliest classes contain the label.
+    """
+
+    loss: float
+    top1: float
+    top5: float
+
+
+class Classification:
+    """One class for each image. Outputs are logits `[B, classes]`, labels are class numbers `[B]`."""
+
+    name = "classification"
+    metrics = (Metric("top1", "top-1", "%", "accuracy"), Metric("top5", "top-5", "%", "accuracy"))
+    scores = Scores
+
+    def head_size(self, data: Data) -> int:
+        """Return the number of classes."""
+        return data.num_classes
+
+    def targets(self, x: Tensor, labels: Tensor, size: int, config: Config, step: int) -> tuple[Tensor, Tensor]:
+        """Return the batch and its class numbers, or both blended by mixup or CutMix: targets are then `[B, size]`."""
+        return mixed(x, labels, size, config, step)
+
+    def loss(self, outputs: Tensor, targets: Tensor, config: Config) -> Tensor:
+        """Return the mean cross-entropy with the recipe's label smoothing."""
+        # In fp32: bf16 has 8 bits of precision, too few for differences between large logits.
+        return F.cross_entropy(outputs.float(), targets, label_smoothing=config.label_smoothing)
+
+    def distilled(self, outputs: Tensor, teacher: Tensor) -> Tensor:
+        """Return the mean cross-entropy against the teacher's probabilities."""
+        return F.cross_entropy(outputs.float(), teacher.float().softmax(1))
+
+    def meter(self, device: torch.device) -> ClassificationMeter:
+        """Return an empty meter on the device."""
+        return ClassificationMeter(device)
+
+
+class ClassificationMeter:
+    """Sums of the loss, of right answers, and of images."""
+
+    def __init__(self, device: torch.device) -> None:
+        # One tensor, so that one transfer to the host reads all four sums.
+        self.sums = torch.zeros(4, device=device, dtype=sum_dtype(device))
+
+    def add(self, outputs: Tensor, labels: Tensor) -> None:
+        """Add logits `[B, classes]` and labels `[B]`. Nothing waits for the device."""
+        logits = outputs.float()
+        loss = F.cross_entropy(logits, labels, reduction="sum")
+        first = (logits.argmax(1) == labels).sum()
+        five = (logits.topk(min(5, logits.shape[1])).indices == labels[:, None]).sum()
+        self.sums += torch.stack([loss, first, five, torch.full_like(loss, len(labels))])
+
+    def scores(self, group: Group) -> Scores:
+        """Return the scores over all processes. The one wait for the device is here."""
+        # Sums, not means, are added over processes: their shares may differ by one image.
+        loss, top1, top5, n = group.sum(self.sums).tolist()
+        return Scores(loss / n, 100 * top1 / n, 100 * top5 / n)
+
+
+CLASSIFICATION = Classification()

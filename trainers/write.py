@@ -1,0 +1,95 @@
+"""The model folder of a training: network, `training.json`, model card and log."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from res2net.cost import cost
+from res2net.files import write_atomic, write_folder
+from res2net.folder import ARCH_FILE, BOARD_FOLDER, CARD_FILE, LOG_FILE, TRAINING_FILE, WEIGHTS_FILE, weights_bytes
+from res2net.kinds import AnyArch
+from trainers.card import code, machine, model_card
+from trainers.datasets.data import Files
+from trainers.meta import environment
+from trainers.resume import Run
+from trainers.tasks.task import Scores, Task
+from trainers.train import Epoch
+
+
+def training_of(
+    source: str, recipe: str, run: Run, epochs: Sequence[Epoch], test: Scores, processes: int, task: Task
+) -> dict[str, Any]:
+    """Return the content of `training.json`: scores, cost, how the network was trained, how images are normalised.
+
+    source: the name or the path that the training started from. recipe: its name or file.
+    """
+    data, names = run.data, [m.name for m in task.metrics]
+    val = epochs[-1].val if len(data.val) else None
+    return {
+        "source": source,
+        "task": task.name,
+        **{f"test_{name}": getattr(test, name) for name in names},
+        **{f"val_{name}": getattr(val, name, None) for name in names},
+        **cost(run.arch, data.image_size)._asdict(),
+        "data": {
+            "name": data.name,
+            "classes": list(data.classes),
+            "train_images": len(data.train),
+            "val_images": len(data.val),
+            "image_size": data.image_size,
+            "crop": "resized" if isinstance(data.train, Files) else "pad",
+            "mean": list(data.mean),
+            "std": list(data.std),
+        },
+        "recipe": recipe,
+        "config": asdict(run.config),
+        "processes": processes,
+        "history": [{k: v for k, v in e.row().items() if v == v} for e in epochs],  # JSON has no NaN
+        **environment(),
+    }
+
+
+def card(arch: AnyArch, training: dict[str, Any], test_images: int, task: Task) -> str:
+    """Return the model card of a trained network. training: the content of `training.json`."""
+    config, data, (score, *others) = training["config"], training["data"], task.metrics
+    val = training[f"val_{score.name}"]
+    validated = f"{val:.2f} {score.unit} ({data['val_images']:,} images)" if val is not None else None
+    tested = f"{training[f'test_{score.name}']:.2f} {score.unit} (n = 1, {test_images:,} images, last epoch)"
+    rows = [
+        (f"{score.label}, test split", tested),
+        *((f"{m.label}, test split", f"{training[f'test_{m.name}']:.2f} {m.unit}") for m in others),
+        *([(f"{score.label}, validation split", validated)] if validated else []),
+        ("multiply-accumulates", f"{training['macs']:,}"),
+        ("parameters", f"{training['params']:,}"),
+        (
+            "trained",
+            f"recipe {training['recipe']}: {config['epochs']} epochs of {data['train_images']:,} images, "
+            f"batch {config['batch_size']}, lr {config['lr']}, seed {config['seed']}",
+        ),
+        ("hardware", machine(training)),
+        ("code", code(training)),
+    ]
+    return model_card(arch, f"A Res2Net trained on `{data['name']}`.", rows, data)
+
+
+def write(model: nn.Module, arch: AnyArch, training: dict[str, Any], test_images: int, task: Task, out: Path) -> None:
+    """Write the model folder with the training's log, as a whole or not at all. It replaces the checkpoint."""
+    weights = weights_bytes(model)
+
+    def fill(temporary: Path) -> None:
+        write_atomic(temporary / ARCH_FILE, arch.to_json())
+        write_atomic(temporary / WEIGHTS_FILE, weights)
+        write_atomic(temporary / TRAINING_FILE, json.dumps(training, indent=2) + "\n")
+        write_atomic(temporary / CARD_FILE, card(arch, training, test_images, task))
+        # Copied, not moved: until the new folder has its name, a crash must leave a folder that can be resumed.
+        shutil.copy(out / LOG_FILE, temporary)
+        shutil.copytree(out / BOARD_FOLDER, temporary / BOARD_FOLDER)
+
+    write_folder(out, fill)
