@@ -11,9 +11,10 @@ import pytest
 from search.api import search
 from search.settings import Settings
 from search.study.study import SCORED, Study, read, sqlite_url
-from studies import kill_driver
-from studies.kill_driver import Seen, count, records_of
 from studies.synthetic import Synthetic
+
+from . import kill_driver
+from .kill_driver import Seen, count, records_of
 
 
 @pytest.fixture(scope="module")
