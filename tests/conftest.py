@@ -5,6 +5,7 @@
 
 from dataclasses import replace
 
+import pytest
 import torch
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -14,6 +15,7 @@ from res2net.hosts.biglittle.value import BigLittleArch
 from res2net.hosts.dla.value import DlaArch
 
 torch.set_num_threads(1)
+pytest.register_assert_rewrite("searches", "storages")
 
 # The same examples on every run; `--hypothesis-profile=explore` looks for new ones.
 settings.register_profile("tests", deadline=None, derandomize=True, max_examples=30)
