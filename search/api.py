@@ -61,7 +61,7 @@ def search(
     if settings.supernet is not None:
         work = SharedWork(supernet.load(Path(settings.supernet), space, data, settings))
     if settings.executor == "tune":
-        from search import execute_tune  # Ray is imported where it is asked for
+        from search.execute import tune as execute_tune  # Ray is imported where it is asked for
 
         execute_tune.check(**_where(settings))
     if settings.storage and settings.study is None:
