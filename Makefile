@@ -4,20 +4,32 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: search test test-fast lint clean
+# One worker a core. A worker that shares a server (Ray, PostgreSQL) keeps all tests of it (tests/conftest.py).
+PYTEST := $(RUN) -m pytest -n auto --dist loadgroup
+# Tests that train: their kernels differ between CPUs with and without AVX-512.
+TRAINING := tests/trainers $(addprefix tests/res2net/test_,elastic.py grow.py model.py optimize.py) \
+	$(addprefix tests/search/test_,checkpoints.py export.py run_cli.py supernet.py)
+
+.PHONY: search test test-fast test-avx2 lint types clean
 
 search: $(STAMP)  ## search a space on the embedded data set (about three minutes on two cores)
 	$(RUN) -m search.run --space scale_card_depth
 
 test: $(STAMP)  ## all tests that this machine can run
-	$(RUN) -m pytest
+	$(PYTEST)
 
 test-fast: $(STAMP)  ## without the slow ones
-	$(RUN) -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
+
+test-avx2: $(STAMP)  ## the tests that train, with the kernels of a CPU without AVX-512
+	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(PYTEST) $(wildcard $(TRAINING))
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+
+types: $(STAMP)  ## what pyproject.toml includes
+	$(VENV)/bin/pyright
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'

@@ -32,9 +32,9 @@ from torch.utils.data import DataLoader, Dataset
 
 import res2net
 import space
+from res2net.arch import BaseArch
 from res2net.commands import Parser, run_main
 from res2net.errors import UserError, unknown
-from res2net.kinds import AnyArch
 from studies.bench import check_positive, threads
 from trainers.datasets.data import Data, Split
 from trainers.device import DEVICES, PRECISIONS, device_of
@@ -81,7 +81,7 @@ def bench(args: argparse.Namespace) -> None:
         report(networks(args), args)
 
 
-def networks(args: argparse.Namespace) -> list[tuple[str, AnyArch, int]]:
+def networks(args: argparse.Namespace) -> list[tuple[str, BaseArch, int]]:
     """Return the networks to train: name, architecture, size of the images."""
     if args.arch or args.base == "paper":
         named = [(name, args.image_size or SIZE) for name in args.arch] if args.arch else list(PAPER)
@@ -113,7 +113,7 @@ def parser() -> Parser:
     return out
 
 
-def report(rows: Sequence[tuple[str, AnyArch, int]], args: argparse.Namespace) -> None:
+def report(rows: Sequence[tuple[str, BaseArch, int]], args: argparse.Namespace) -> None:
     """Time both sides on each network and print its row."""
     hardware = environment()["hardware"]
     where = f"{args.workers} worker processes" if args.workers else "the same process"
@@ -140,7 +140,7 @@ def report(rows: Sequence[tuple[str, AnyArch, int]], args: argparse.Namespace) -
             print(f"{name}: {rate / other_rate:.2f} of {OTHER}'s images a second, {work / other_work:.2f} of its MACs")
 
 
-def time_both(arch: AnyArch, data: Data, args: argparse.Namespace) -> tuple[list[Seconds], list[Seconds]]:
+def time_both(arch: BaseArch, data: Data, args: argparse.Namespace) -> tuple[list[Seconds], list[Seconds]]:
     """Return the seconds of each epoch of the plain loop and of ours. The first epoch of each side is left out."""
     # In turns: a machine that slows down (heat, other programs) then slows down both sides.
     torch.manual_seed(0)

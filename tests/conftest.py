@@ -1,10 +1,12 @@
-"""What every test shares: one thread, reproducible examples, and random architectures.
+"""What every test shares: one thread, reproducible examples, random architectures, and the order under xdist.
 
 `hypothesis.strategies.from_type(Arch)` (or `Stage`) draws a small valid one in any test file.
 """
 
+import os
 from dataclasses import replace
 
+import pytest
 import torch
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -13,12 +15,37 @@ from res2net.arch import FIRST_BLOCKS, SHORTCUTS, STEMS, Arch, Stage
 from res2net.hosts.biglittle.value import BigLittleArch
 from res2net.hosts.dla.value import DlaArch
 
+# Workers of xdist, and the processes that tests start, share the cores: one thread each.
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+pytest.register_assert_rewrite("searches", "storages")
 
 # The same examples on every run; `--hypothesis-profile=explore` looks for new ones.
 settings.register_profile("tests", deadline=None, derandomize=True, max_examples=30)
 settings.register_profile("explore", deadline=None, max_examples=1000, print_blob=True)
 settings.load_profile("tests")
+
+SHARED = ("ray_cluster", "postgres")  # session fixtures that start servers
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Order the tests for several workers: the long ones first, and all tests of one server on one worker.
+
+    A long test that starts last would leave the other workers idle.
+    """
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return
+    for item in items:
+        for fixture in SHARED:
+            if fixture in getattr(item, "fixturenames", ()):
+                item.add_marker(pytest.mark.xdist_group(fixture))
+    items.sort(key=_seconds_allowed, reverse=True)
+
+
+def _seconds_allowed(item: pytest.Item) -> float:
+    """Return the test's own timeout in s, 1 for any other slow test, 0 for the rest."""
+    timeout = item.get_closest_marker("timeout")
+    return timeout.args[0] if timeout else float(item.get_closest_marker("slow") is not None)
 
 
 @st.composite

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from res2net.kinds import AnyArch
+from res2net.arch import BaseArch
 
 
 def machine(environment: Mapping[str, Any]) -> str:
@@ -19,7 +19,7 @@ def code(environment: Mapping[str, Any]) -> str:
     return f"commit {environment['commit'] or 'unknown'}, torch {environment['versions'].get('torch')}"
 
 
-def model_card(arch: AnyArch, story: str, rows: Sequence[tuple[str, str]], data: Mapping[str, Any]) -> str:
+def model_card(arch: BaseArch, story: str, rows: Sequence[tuple[str, str]], data: Mapping[str, Any]) -> str:
     """Return the card as Markdown: the story, a table of the rows, the stages, how to load and how to normalise.
 
     story: one sentence. data: the entry of that name in `training.json`: name, classes, mean and std.

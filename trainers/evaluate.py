@@ -16,12 +16,12 @@ from torch import nn
 
 import trainers.datasets.data
 from res2net import load
+from res2net.arch import BaseArch
 from res2net.commands import Parser, run_main
 from res2net.cost import cost
 from res2net.deploy.optimize import optimize
 from res2net.errors import UserError, unknown
 from res2net.folder import TRAINING_FILE, load_arch
-from res2net.kinds import AnyArch
 from res2net.options import add_options, from_options
 from trainers.datasets.data import Data
 from trainers.ddp import ALONE, Group
@@ -55,7 +55,7 @@ def evaluate(
 
 @dataclass(frozen=True, slots=True)
 class EvaluateConfig:
-    """A model folder to score. These fields are the options of `python -m trainers.evaluate`, with the same defaults."""
+    """A model folder to score. These fields are the options of `python -m trainers.evaluate`."""
 
     folder: Path = field(
         metadata={"help": "a model folder of fit, export or save", "metavar": "FOLDER", "positional": True}
@@ -84,7 +84,7 @@ def evaluate_folder(config: EvaluateConfig) -> Scores:
 class _Evaluation:
     """The scores of a model folder and the figures that the command prints with them."""
 
-    arch: AnyArch
+    arch: BaseArch
     task: Task
     scores: Scores
     images: int
@@ -123,7 +123,7 @@ def _trained_on(folder: Path) -> tuple[dict[str, Any], Task]:
         raise UserError(f"{path}: not written by fit or export ({type(error).__name__}: {error})") from None
 
 
-def _test_data(config: EvaluateConfig, trained: dict[str, Any], arch: AnyArch, task: Task) -> Data:
+def _test_data(config: EvaluateConfig, trained: dict[str, Any], arch: BaseArch, task: Task) -> Data:
     """Return the test split, as `train` and `val`, with the normalisation of the training images."""
     dataset = trainers.datasets.data.get(config.data)
     size = config.image_size or (trained.get("image_size") if dataset.resizable else None)

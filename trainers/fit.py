@@ -29,10 +29,10 @@ from torch import nn
 
 import trainers.datasets.data
 from res2net import load
+from res2net.arch import BaseArch
 from res2net.commands import Parser, run_main
 from res2net.errors import UserError, unknown
 from res2net.folder import CHECKPOINT_FILE, TRAINING_FILE, check_replaceable
-from res2net.kinds import AnyArch
 from res2net.options import add_options, from_options
 from trainers import resume
 from trainers.datasets.data import Data, Files, Split
@@ -66,7 +66,7 @@ class FitConfig:
     epochs to label_smoothing: None keeps the recipe's value. A recipe file can change all other values.
     """
 
-    arch: str | Path | AnyArch = field(
+    arch: str | Path | BaseArch = field(
         metadata={
             "help": "a network's name, an arch.json, or a model folder (its weights are the initial ones)",
             "metavar": "ARCH",

@@ -9,15 +9,15 @@ import torch
 from torch import nn
 
 from res2net import create, load, named
+from res2net.arch import BaseArch
 from res2net.errors import UserError
 from res2net.folder import WEIGHTS_FILE, load_arch
-from res2net.kinds import AnyArch
 from trainers.datasets.data import Data
 
 
-def read_arch(source: str | Path | AnyArch) -> tuple[AnyArch, Path | None]:
+def read_arch(source: str | Path | BaseArch) -> tuple[BaseArch, Path | None]:
     """Return the architecture of a name, an `arch.json`, a model folder or a value, and the folder with its weights."""
-    if isinstance(source, AnyArch):
+    if isinstance(source, BaseArch):
         return source, None
     path = Path(source)
     if path.is_dir() or path.suffix == ".json" or path.name != str(source):
@@ -26,8 +26,8 @@ def read_arch(source: str | Path | AnyArch) -> tuple[AnyArch, Path | None]:
 
 
 def build_model(
-    source: str | Path | AnyArch, data: Data, head_size: int, from_scratch: bool, seed: int
-) -> tuple[nn.Module, AnyArch, str]:
+    source: str | Path | BaseArch, data: Data, head_size: int, from_scratch: bool, seed: int
+) -> tuple[nn.Module, BaseArch, str]:
     """Return the network with a head of that size, its architecture, and a line that says where its weights are from.
 
     from_scratch: initialise the weights of a model folder anew. `UserError` if its weights do not fit the images.

@@ -11,10 +11,10 @@ from typing import Any
 
 from torch import nn
 
+from res2net.arch import BaseArch
 from res2net.cost import cost
 from res2net.files import write_atomic, write_folder
 from res2net.folder import ARCH_FILE, BOARD_FOLDER, CARD_FILE, LOG_FILE, TRAINING_FILE, WEIGHTS_FILE, weights_bytes
-from res2net.kinds import AnyArch
 from trainers.card import code, machine, model_card
 from trainers.datasets.data import Files
 from trainers.meta import environment
@@ -56,7 +56,7 @@ def training_of(
     }
 
 
-def card(arch: AnyArch, training: dict[str, Any], test_images: int, task: Task) -> str:
+def card(arch: BaseArch, training: dict[str, Any], test_images: int, task: Task) -> str:
     """Return the model card of a trained network. training: the content of `training.json`."""
     config, data, (score, *others) = training["config"], training["data"], task.metrics
     val = training[f"val_{score.name}"]
@@ -79,7 +79,7 @@ def card(arch: AnyArch, training: dict[str, Any], test_images: int, task: Task) 
     return model_card(arch, f"A Res2Net trained on `{data['name']}`.", rows, data)
 
 
-def write(model: nn.Module, arch: AnyArch, training: dict[str, Any], test_images: int, task: Task, out: Path) -> None:
+def write(model: nn.Module, arch: BaseArch, training: dict[str, Any], test_images: int, task: Task, out: Path) -> None:
     """Write the model folder with the training's log, as a whole or not at all. It replaces the checkpoint."""
     weights = weights_bytes(model)
 

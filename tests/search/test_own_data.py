@@ -29,7 +29,7 @@ def test_is_searched_and_exported(tiny_space: Path, tmp_path: Path) -> None:
 
 def test_has_a_base_and_a_run_name_without_a_colon() -> None:
     settings = Settings(data=OWN)
-    assert settings.get_space(2, 16, 1).base == "micro"
+    assert settings.scope.get_space(2, 16, 1).base == "micro"
     assert runs.new_name(settings).startswith("scale_card_depth-stripes-")
 
 
@@ -41,7 +41,7 @@ def test_a_mistake_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_spaces_written_by_earlier_versions_have_three_channels() -> None:
-    new = Settings().get_space(10, 32)
+    new = Settings().scope.get_space(10, 32)
     old = new.to_dict()
     del old["skeleton"]["in_channels"]
     assert Space.from_dict(old) == new

@@ -61,7 +61,7 @@ class Nodes:
     """The cluster's process: see `raylets.py`."""
 
     def __init__(self, *cpus: int) -> None:
-        command = [sys.executable, str(ROOT / "tests" / "raylets.py"), *map(str, cpus)]
+        command = [sys.executable, str(Path(__file__).with_name("raylets.py")), *map(str, cpus)]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
         for _ in range(3):  # Ray gives a node's processes 30 s to start, which a busy machine may not do
             self._process = subprocess.Popen(command, env=ENVIRONMENT, **pipes)

@@ -1,6 +1,6 @@
 """Several drivers search one study in PostgreSQL, and one is killed: what was lost, doubled, left running, or too much.
 
-    python -m studies.many_drivers --drivers 3
+    python -m tests.stress.many_drivers --drivers 3
 
 Each is a process of `search.run` that trains tiny networks on a few images. The killed one (SIGKILL, in the middle of a
 trial) is started again in its folder, while the others go on. Exit code 1 if any count is not 0.
@@ -26,10 +26,11 @@ from search import runs
 from search.study.storage import home_of, read
 from search.study.trials import FAILED, ORPHAN, SCORED, Record
 from studies.bench import check_positive
-from studies.postgres import server
 from studies.synthetic import TINY_SPACE
 
-PROG = "python -m studies.many_drivers"
+from .postgres import server
+
+PROG = "python -m tests.stress.many_drivers"
 STUDY = "many"
 # 48 networks of well below a million MACs.
 SPACE = TINY_SPACE.replace("defaults:\n  width: 64", "  width: [32, 48, 64, 80]")

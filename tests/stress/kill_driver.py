@@ -1,7 +1,7 @@
 """Kill a search again and again, let it finish, and count what was lost: all counts must be 0.
 
-    python -m studies.kill_driver --kills 50
-    python -m studies.kill_driver --kills 20 --what worker --executor tune
+    python -m tests.stress.kill_driver --kills 50
+    python -m tests.stress.kill_driver --kills 20 --what worker --executor tune
 
 Real searches on `shapes`, each in a process group of its own that gets SIGKILL at a random moment: counted from its
 start or, for every other one in the mean, from the moment that it has opened its run, so that starts, trainings and
@@ -44,7 +44,7 @@ from search.study.trials import FAILED, INFEASIBLE, ORPHAN, REPEATED, SCORED, Re
 from search.units import format_seconds
 from studies.bench import check_positive
 
-PROG = "python -m studies.kill_driver"
+PROG = "python -m tests.stress.kill_driver"
 MARK = "RES2NET_KILL_DRIVER"  # in the environment of all that a search starts, however far it gets from its group
 GRACE = 15.0  # seconds that Ray's processes may take to notice that their driver is gone
 TRANSIENT = (ORPHAN, "running", "waiting")  # outcomes of a trial after which its network has to come again

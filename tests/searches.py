@@ -1,0 +1,116 @@
+"""Fixtures of small searches: a tiny space, random images, and drivers over both.
+
+The conftest files of `search/` and `stress/` import them by name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import trainers.datasets.data
+from search.driver import Driver
+from search.execute.local import execute
+from search.settings import Settings
+from search.study.sampler import factory
+from search.study.storage import sqlite_url
+from search.study.study import Study
+from search.worker import Work
+from space import Space
+from studies.synthetic import TINY_SPACE, Synthetic
+from trainers.datasets.data import Data, Split
+
+DIRECTIONS = {"val_top1": "maximize", "macs": "minimize"}
+
+
+@pytest.fixture(scope="session")
+def data() -> Data:
+    """60 random images of 8 x 8 pixels, under the name of a data set that needs no files."""
+    rng = np.random.default_rng(0)
+
+    def split(n: int) -> Split:
+        return Split(rng.integers(0, 256, (n, 3, 8, 8), dtype=np.uint8), np.arange(n) % 10)
+
+    return Data("shapes", tuple("abcdefghij"), split(40), split(20), (0.5, 0.5, 0.5), (0.3, 0.3, 0.3))
+
+
+@pytest.fixture
+def loaded(data: Data, monkeypatch: pytest.MonkeyPatch) -> Data:
+    """The random images, in place of what `search.search` would load."""
+    monkeypatch.setattr(trainers.datasets.data, "load", lambda *args, **kwargs: data)
+    return data
+
+
+@pytest.fixture(scope="session")
+def tiny_space(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A YAML file with a space of 12 networks that build in milliseconds."""
+    path = tmp_path_factory.mktemp("space") / "tiny.yaml"
+    path.write_text(TINY_SPACE)
+    return path
+
+
+@pytest.fixture
+def make_settings(tiny_space: Path) -> Callable[..., Settings]:
+    """Settings of a short search in the driver's own process; keywords change them."""
+
+    def make(**changes: object) -> Settings:
+        defaults = {"space": str(tiny_space), "executor": "local", "trials": 5, "epochs": 2, "batch_size": 20}
+        return Settings(**{**defaults, **changes})
+
+    return make
+
+
+def study_of(url: str, name: str, settings: Settings, space: Space, here: Mapping[str, str] | None = None) -> Study:
+    """Open the study of a search."""
+    make = factory(settings.budget.sampler)
+    return Study(url, name, DIRECTIONS, make, settings.scope.seed, space.parameters, here)
+
+
+@pytest.fixture
+def open_driver(tmp_path: Path) -> Callable[..., contextlib.AbstractContextManager[Driver]]:
+    """Opens a driver over the study in a folder (the test's own by default), and closes the study at the end."""
+
+    @contextlib.contextmanager
+    def open_(settings: Settings, folder: Path = tmp_path, **callbacks: Callable) -> Iterator[Driver]:
+        space = settings.scope.get_space(10)
+        study = study_of(sqlite_url(folder), folder.name, settings, space)
+        try:
+            yield Driver(settings, space, study, **callbacks)
+        finally:
+            study.close()
+
+    return open_
+
+
+@pytest.fixture
+def run_driver(open_driver: Callable, data: Data) -> Callable[..., Driver]:
+    """Runs a whole local search on a formula instead of training; what it returns can be read, not gone on with."""
+
+    def run(settings: Settings, work: Work | None = None, **keywords: object) -> Driver:
+        with open_driver(settings, **keywords) as driver:
+            execute(driver, data, work or Synthetic())
+        return driver
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """One Ray for all tests that need one: `search.execute.tune` uses a Ray that is there."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    ray = pytest.importorskip("ray")
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        object_store_memory=100 * 2**20,
+    )
+    yield
+    ray.shutdown()
