@@ -42,24 +42,11 @@ def copy(tmp_path: Path) -> Path:
 
 def test_settings_are_those_of_the_search(copy: Path) -> None:
     settings, space = runs.settings_of(copy), runs.space_of(copy)
-    assert (settings.scope.space, settings.budget.scheduler, settings.budget.eta, settings.budget.min_epochs) == (
-        "space.yaml",
-        "pareto-asha",
-        2,
-        1,
-    )
-    assert (settings.budget.trials, settings.scoring.epochs, settings.scoring.batch_size, settings.scoring.lr) == (
-        16,
-        4,
-        20,
-        0.1,
-    )
-    assert (settings.scope.max_macs, settings.scope.train_images, settings.scope.seed) == (400_000, 200, 3)
-    assert (settings.budget.sampler, settings.scoring.evaluator, settings.resources.executor) == (
-        "tpe",
-        "scratch",
-        "local",
-    )
+    scope, scoring, budget = settings.scope, settings.scoring, settings.budget
+    assert (scope.space, scope.max_macs, scope.train_images, scope.seed) == ("space.yaml", 400_000, 200, 3)
+    assert (scoring.evaluator, scoring.epochs, scoring.batch_size, scoring.lr) == ("scratch", 4, 20, 0.1)
+    assert (budget.sampler, budget.trials, budget.scheduler) == ("tpe", 16, "pareto-asha")
+    assert (budget.eta, budget.min_epochs, settings.resources.executor) == (2, 1, "local")
     assert (space.size, space.image_size) == (24, 32)
 
 

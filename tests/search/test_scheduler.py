@@ -1,10 +1,9 @@
-"""Which trials go on: the rule against a naive one, and searches that obey it."""
+"""Which trials continue: the rule against a naive one, and searches that obey it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +29,7 @@ def of(folder: Path, *outcomes: str) -> list[Record]:
 
 
 def naive_fronts(top1: list[float], macs: list[float]) -> list[int]:
-    """Peel off what nothing left dominates, again and again: O(n^3)."""
+    """Return the front of each point: take the undominated points away until none is left, in O(n^3)."""
 
     def dominates(a: int, b: int) -> bool:
         no_worse = top1[a] >= top1[b] and macs[a] <= macs[b]
@@ -53,7 +52,7 @@ class TestRule:
         assert list(front_numbers(top1, macs)) == naive_fronts(top1, macs)
 
     @given(points, st.integers(2, 5), st.sampled_from(["pareto-asha", "asha"]))
-    def test_one_in_eta_goes_on_and_what_ranks_alike_stands_or_falls_together(
+    def test_one_in_eta_continues_and_equal_ranks_stand_or_fall_together(
         self, drawn: list[tuple[int, int]], eta: int, scheduler: str
     ) -> None:
         top1, macs = zip(*drawn, strict=True)
@@ -64,7 +63,7 @@ class TestRule:
         assert on == [place <= last for place in places]
 
     @given(points, st.integers(2, 5))
-    def test_no_trial_goes_on_where_one_that_dominates_it_is_stopped(
+    def test_no_trial_continues_while_one_that_dominates_it_is_stopped(
         self, drawn: list[tuple[int, int]], eta: int
     ) -> None:
         top1, macs = zip(*drawn, strict=True)
@@ -74,7 +73,7 @@ class TestRule:
                 assert not (top1[j] >= top1[i] and macs[j] <= macs[i] and drawn[j] != drawn[i])
 
     @given(points, st.integers(2, 5))
-    def test_the_cheapest_and_the_most_accurate_always_go_on(self, drawn: list[tuple[int, int]], eta: int) -> None:
+    def test_the_cheapest_and_the_most_accurate_always_continue(self, drawn: list[tuple[int, int]], eta: int) -> None:
         top1, macs = zip(*drawn, strict=True)
         best = front(top1, macs)
         assert continues("pareto-asha", eta, top1, macs, best[0])
@@ -100,7 +99,7 @@ class TestRule:
 
 @pytest.fixture
 def settings(make_settings: Callable[..., Settings]) -> Settings:
-    """All of the space's 12 networks, with rungs after epochs 1 and 2 of 4."""
+    """Settings that try all 12 networks of the space, with rungs after epochs 1 and 2 of 4."""
     return make_settings(scheduler="pareto-asha", eta=2, epochs=4, trials=12)
 
 
@@ -122,7 +121,7 @@ class TestSearch:
         assert {max(r.epochs) for r in scored} == {4}
         assert {r.key for r in driver.ledger.scored.values()} == {r.key for r in scored}
 
-    def test_each_rung_holds_all_that_reached_it_and_decides_by_what_it_held_then(
+    def test_each_rung_holds_all_trials_that_reached_it_and_decides_by_those_before(
         self, settings: Settings, run_driver: Callable, tmp_path: Path
     ) -> None:
         run_driver(settings)
@@ -150,15 +149,15 @@ class TestSearch:
         whole = run_driver(settings, folder=_made(tmp_path / "whole"))
         parts = _made(tmp_path / "parts")
         for trials in (3, 7, 12):
-            driver = run_driver(replace(settings, trials=trials), folder=parts)
-        assert driver.ledger.rungs == whole.rungs
+            driver = run_driver(settings.replace(trials=trials), folder=parts)
+        assert driver.ledger.rungs == whole.ledger.rungs
         assert [(r.key, r.outcome) for r in read(parts)] == [(r.key, r.outcome) for r in read(tmp_path / "whole")]
 
-    def test_killed_at_a_rung_and_asked_again_it_is_decided_as_it_would_have_been(
+    def test_a_trial_killed_at_a_rung_is_decided_as_without_the_kill(
         self, settings: Settings, open_driver: Callable, run_driver: Callable, tmp_path: Path, data: Data
     ) -> None:
         run_driver(settings, folder=_made(tmp_path / "whole"))
-        for killed_at in range(1, 20):  # reports before the driver is killed, without a word
+        for killed_at in range(1, 20):  # reports before the driver is killed
             folder = _made(tmp_path / f"killed{killed_at}")
             with open_driver(settings, folder) as driver:
                 left = killed_at
@@ -171,10 +170,10 @@ class TestSearch:
             ended = [(r.key, r.outcome, r.epochs) for r in of(folder, STOPPED, SCORED)]
             assert ended == [(r.key, r.outcome, r.epochs) for r in of(tmp_path / "whole", STOPPED, SCORED)]
 
-    def test_asked_again_it_passes_the_rungs_that_it_passed_before(
+    def test_a_retry_passes_the_rungs_that_its_network_passed(
         self, make_settings: Callable, open_driver: Callable, tmp_path: Path
     ) -> None:
-        """Whatever others have reached since: what was trained for it shall not be lost."""
+        """Better trials that reached the rung meanwhile change nothing: no training is lost."""
         with open_driver(make_settings(scheduler="asha", eta=3, epochs=4, trials=12)) as driver:
             first = driver.next_job()
             assert driver.on_report(first.number, Report(1, 10.0, 1.0))
@@ -188,7 +187,7 @@ class TestSearch:
             assert driver.on_report(again.number, Report(1, 10.0, 1.0))
             assert driver.on_report(again.number, Report(2, 11.0, 1.0))
 
-    def test_a_larger_share_of_a_searchs_epochs_goes_to_the_front(
+    def test_fewer_epochs_are_spent_and_the_cheapest_network_stays(
         self, settings: Settings, make_settings: Callable, run_driver: Callable, tmp_path: Path
     ) -> None:
         found = {}
@@ -204,14 +203,14 @@ class TestSearch:
     @pytest.mark.parametrize(
         ("change", "said"),
         [
-            ({"scheduler": "hyperband"}, "--scheduler: unknown value 'hyperband'"),
-            ({"scheduler": "asha", "epochs": 2, "min_epochs": 2}, "--min-epochs: 2 leaves no rung below --epochs 2"),
-            ({"scheduler": "asha", "evaluator": "supernet"}, "--scheduler: shared weights"),
-            ({"eta": 1}, "--eta: 1 is too small"),
-            ({"min_epochs": 0}, "--min-epochs: 0 is too small"),
+            ({"scheduler": "hyperband"}, "`scheduler`: unknown value 'hyperband'"),
+            ({"scheduler": "asha", "epochs": 2, "min_epochs": 2}, "`min_epochs`: 2 leaves no rung below `epochs` 2"),
+            ({"scheduler": "asha", "evaluator": "supernet"}, "`scheduler`: shared weights"),
+            ({"eta": 1}, "`eta`: 1 is too small"),
+            ({"min_epochs": 0}, "`min_epochs`: 0 is too small"),
         ],
     )
-    def test_settings_that_do_not_go_together_are_refused(
+    def test_settings_that_contradict_each_other_are_refused(
         self, make_settings: Callable, change: dict, said: str
     ) -> None:
         with pytest.raises(UserError, match=said):

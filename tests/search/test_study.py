@@ -14,11 +14,12 @@ import pytest
 from optuna.trial import TrialState
 
 import space as spaces
+from res2net.arch import Arch
 from res2net.cost import cost
 from res2net.errors import UserError
 from search.front import front
-from search.settings import SAMPLERS, Limits
-from search.study.sampler import make_sampler
+from search.objectives import COSTS, limits
+from search.study.sampler import SAMPLERS, factory, make_sampler
 from search.study.storage import read, sqlite_url
 from search.study.study import Study
 from search.study.trials import FAILED, INFEASIBLE, ORPHAN, SCORED, Proposal, Record
@@ -26,23 +27,27 @@ from studies.synthetic import accuracy
 
 SPACE = spaces.get("scale_card_depth_width", "micro")
 # Three quarters of the networks are within the limit.
-LIMITS = Limits(max_macs=round(statistics.quantiles([cost(SPACE.arch(p), 32).macs for p in SPACE.all_params()])[2]))
+LIMITS = limits({"max_macs": statistics.quantiles([cost(SPACE.arch(p), 32).macs for p in SPACE.all_params()])[2]})
+DIRECTIONS = {"val_top1": "maximize", "macs": "minimize"}
 
 
-def open_study(folder: Path, sampler: str = "tpe", seed: int = 0) -> Study:
-    return Study(sqlite_url(folder), "run", sampler, seed, SPACE.parameters)
+def costs(arch: Arch) -> dict[str, float]:
+    return {name: objective.of(arch, SPACE.image_size) for name, objective in COSTS.items()}
+
+
+def open_study(folder: Path, sampler: str = "tpe", seed: int = 0, name: str = "run") -> Study:
+    return Study(sqlite_url(folder), name, DIRECTIONS, factory(sampler), seed, SPACE.parameters)
 
 
 def answer(study: Study, proposal: Proposal) -> None:
     """End a proposal as a search would: over the limit, or with an accuracy that the network alone decides."""
     arch = SPACE.arch(proposal.params)
-    price = cost(arch, SPACE.image_size)
-    study.describe(proposal.number, arch, price, LIMITS.violations(price))
-    if not LIMITS.allow(price):
+    study.describe(proposal, arch, costs(arch), LIMITS.violations(arch, SPACE.image_size))
+    if not LIMITS.allow(arch, SPACE.image_size):
         study.infeasible(proposal.number, "it breaks a limit")
         return
     study.report(proposal.number, 1, accuracy(arch, 1))
-    study.complete(proposal.number, accuracy(arch, 2), price.macs, SCORED, epochs=2)
+    study.complete(proposal.number, (accuracy(arch, 2), costs(arch)["macs"]), SCORED, epochs=2)
 
 
 def ask_and_answer(study: Study, n: int) -> list[dict[str, int]]:
@@ -62,7 +67,7 @@ def study(tmp_path: Path) -> Iterator[Study]:
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 class TestEverySampler:
-    """What must hold whoever proposes. So many trials are past TPE's random start and NSGA-II's first generation."""
+    """The contract of samplers. N trials are past TPE's random start and NSGA-II's first generation."""
 
     N = 26
 
@@ -145,16 +150,16 @@ def test_a_trial_of_too_many_macs_is_infeasible_to_optuna_itself(study: Study) -
     good, bad = study.ask(), study.ask()
     for proposal, violation in ((good, -0.5), (bad, 0.5)):
         arch = SPACE.arch(proposal.params)
-        study.describe(proposal.number, arch, cost(arch, 32), [violation, -1.0])
-    study.complete(good.number, 10.0, 1000, SCORED)
-    study.complete(bad.number, 90.0, 10, SCORED)
+        study.describe(proposal, arch, costs(arch), [violation, -1.0])
+    study.complete(good.number, (10.0, 1000), SCORED)
+    study.complete(bad.number, (90.0, 10), SCORED)
     assert [t.number for t in study.optuna_study.best_trials] == [good.number]
 
 
 def test_constraints_are_where_the_dashboard_reads_them(study: Study) -> None:
     proposal = study.ask()
     arch = SPACE.arch(proposal.params)
-    study.describe(proposal.number, arch, cost(arch, 32), [0.25, -0.5])
+    study.describe(proposal, arch, costs(arch), [0.25, -0.5])
     study.infeasible(proposal.number, "it breaks a limit")
     assert study.optuna_study.trials[0].system_attrs["constraints"] == [0.25, -0.5]
 
@@ -162,12 +167,12 @@ def test_constraints_are_where_the_dashboard_reads_them(study: Study) -> None:
 def test_a_network_is_described_as_a_person_and_a_program_read_it(study: Study) -> None:
     proposal = study.ask()
     arch = SPACE.arch(proposal.params)
-    study.describe(proposal.number, arch, cost(arch, 32), [])
+    study.describe(proposal, arch, costs(arch), [])
     record = study.record(proposal.number)
     assert record.arch == arch
     assert record.key == arch.key()
     assert record.attrs["arch"] == str(arch)
-    assert {k: record.attrs[k] for k in ("macs", "params", "activations")} == cost(arch, 32)._asdict()
+    assert {k: record.attrs[k] for k in ("macs", "params", "activations")} == costs(arch)
     assert json.loads(json.dumps(record.attrs)) == record.attrs
 
 
@@ -175,7 +180,7 @@ def test_a_network_is_described_as_a_person_and_a_program_read_it(study: Study) 
 def test_a_score_that_is_no_number_is_refused(study: Study, value: float) -> None:
     number = study.ask().number
     with pytest.raises(ValueError, match="not acceptable"):
-        study.complete(number, value, 1000, SCORED)
+        study.complete(number, (value, 1000), SCORED)
     assert study.optuna_study.best_trials == []
 
 
@@ -183,18 +188,18 @@ def test_each_epoch_is_an_intermediate_value(study: Study) -> None:
     number = study.ask().number
     for epoch, top1 in ((1, 10.5), (2, 20.5), (3, 15.0)):
         study.report(number, epoch, top1)
-    study.complete(number, 15.0, 1000, SCORED, epochs=3)
+    study.complete(number, (15.0, 1000), SCORED, epochs=3)
     assert study.record(number).epochs == {1: 10.5, 2: 20.5, 3: 15.0}
     assert study.record(number).val_top1 == 15.0
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_asking_goes_on_after_trials_that_ended_in_every_way(sampler: str, tmp_path: Path) -> None:
-    """TPE once could not ask after a feasible PRUNED trial with intermediate values: none must be written like that."""
+def test_a_study_proposes_after_trials_that_ended_in_every_way(sampler: str, tmp_path: Path) -> None:
+    """Optuna's TPE crashes after a feasible PRUNED trial with intermediate values: no trial may end like that."""
     study = open_study(tmp_path, sampler)
     for i in range(30):
         proposal = study.ask()
-        if i % 5 == 1:  # no width brings it to --match-macs: not even a cost
+        if i % 5 == 1:  # no width brings it to `match_macs`, so it has no cost
             study.infeasible(proposal.number, "cannot be met")
             continue
         if i % 5 == 2:
@@ -211,7 +216,8 @@ def test_running_trials_can_be_adopted_and_ended(tmp_path: Path) -> None:
     number = first.ask().number
     first.storage.engine.dispose()  # as if killed
     second = open_study(tmp_path)
-    assert [r.number for r in second.running()] == [number]
+    assert [r.number for r in second.running()] == [r.number for r in second.orphans()] == [number]
+    assert second.own_running() == []
     second.adopt(number)
     second.fail(number, ORPHAN, "the search was stopped while it ran")
     assert second.running() == []
@@ -220,11 +226,11 @@ def test_running_trials_can_be_adopted_and_ended(tmp_path: Path) -> None:
 
 
 def test_a_trial_killed_between_its_outcome_and_its_end_counts_as_running(tmp_path: Path) -> None:
-    """The attribute is written before Optuna is told, so a trial that ended has one; until then it says nothing."""
+    """The outcome is written before Optuna is told. Until Optuna is told, the trial runs."""
     study = open_study(tmp_path)
     proposal = study.ask()
     arch = SPACE.arch(proposal.params)
-    study.describe(proposal.number, arch, cost(arch, 32), [])
+    study.describe(proposal, arch, costs(arch), [])
     study.annotate(proposal.number, {"outcome": SCORED})
     assert study.record(proposal.number).outcome == "running"
     study.storage.engine.dispose()
@@ -239,13 +245,39 @@ def test_a_waiting_trial_has_the_parameters_it_will_be_asked_with(study: Study) 
     assert (record.state, record.params) == ("WAITING", params)
 
 
-def test_what_is_asked_again_confirms_what_it_confirmed_before(study: Study) -> None:
+def test_a_retry_of_a_confirmation_confirms_the_same_estimate(study: Study) -> None:
     params = next(SPACE.all_params())
     study.enqueue(params, confirms=3)
     first = study.ask()
     study.enqueue(params, retry_of=first.number)
     again = study.ask()
     assert (first.confirms, again.confirms, again.retry_of) == (3, 3, first.number)
+
+
+def test_unended_trials_are_the_waiting_and_the_running(study: Study) -> None:
+    ask_and_answer(study, 2)
+    running = study.ask().number
+    study.enqueue(next(SPACE.all_params()))
+    assert [(r.number, r.state) for r in study.unended()] == [(running, "RUNNING"), (running + 1, "WAITING")]
+    assert [r.number for r in study.own_running()] == [r.number for r in study.running()] == [running]
+
+
+def test_a_proposal_that_must_run_alone_says_so(study: Study) -> None:
+    lost = study.ask()
+    study.enqueue(lost.params, retry_of=lost.number, alone=True)
+    assert study.ask() == Proposal(lost.number + 1, lost.params, retry_of=lost.number, alone=True)
+    assert not study.ask().alone
+
+
+def test_a_retry_asked_but_not_described_knows_its_trial(tmp_path: Path) -> None:
+    """A kill between the ask and the description must not lose what the enqueued trial was for."""
+    study = open_study(tmp_path)
+    lost = study.ask()
+    study.enqueue(lost.params, retry_of=lost.number, alone=True)
+    again = study.ask()
+    study.storage.engine.dispose()  # as if killed
+    record = list(read(tmp_path))[again.number]
+    assert (record.attrs["retry_of"], record.attrs["alone"], record.params) == (lost.number, True, lost.params)
 
 
 def test_an_enqueued_trial_killed_while_asked_keeps_its_parameters(
@@ -285,14 +317,21 @@ def test_a_reader_sees_what_the_driver_wrote(study: Study, tmp_path: Path) -> No
     assert [r.state for r in records][-1] == "RUNNING"
 
 
-def test_the_study_of_a_folder_that_was_renamed_goes_on(tmp_path: Path) -> None:
+def test_the_study_of_a_renamed_folder_resumes(tmp_path: Path) -> None:
     (tmp_path / "before").mkdir()
-    study = Study(sqlite_url(tmp_path / "before"), "before", "tpe", 0, SPACE.parameters)
+    study = open_study(tmp_path / "before", name="before")
     ask_and_answer(study, 2)
     study.close()
     (tmp_path / "before").rename(tmp_path / "after")
-    study = Study(sqlite_url(tmp_path / "after"), "after", "tpe", 0, SPACE.parameters)
+    study = open_study(tmp_path / "after", name="after")
     assert len(study.records()) == 2
+    study.close()
+
+
+def test_another_cost_objective_is_on_its_axis(tmp_path: Path) -> None:
+    directions = {"val_top1": "maximize", "params": "minimize"}
+    study = Study(sqlite_url(tmp_path), "run", directions, factory("tpe"), 0, SPACE.parameters)
+    assert study.optuna_study.metric_names == ["val_top1", "params"]
     study.close()
 
 
@@ -309,13 +348,13 @@ def test_a_file_that_is_no_study_is_one_line(tmp_path: Path, content: bytes) -> 
 
 
 def test_a_folder_without_a_study_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"study\.db is missing; accepted: the --out of a search"):
+    with pytest.raises(UserError, match=r"study\.db is missing; accepted: the folder of a search"):
         list(read(tmp_path))
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_samplers_are_made_without_warnings(sampler: str, recwarn: pytest.WarningsRecorder) -> None:
-    assert isinstance(make_sampler(sampler, 0, 5), optuna.samplers.BaseSampler)
+    assert isinstance(make_sampler(factory(sampler), 0, 5), optuna.samplers.BaseSampler)
     assert not recwarn.list
 
 

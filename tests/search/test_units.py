@@ -28,21 +28,21 @@ from search.units import format_count, format_seconds, parse_count, parse_second
     ],
 )
 def test_counts(text: str | int, value: int) -> None:
-    assert parse_count(text, "--max-macs") == value
+    assert parse_count(text, "max_macs") == value
 
 
 @pytest.mark.parametrize(
     ("text", "value"), [("90s", 90), ("30m", 1800), ("6h", 21_600), ("1d", 86_400), ("0.5H", 1800), ("12", 12)]
 )
 def test_times(text: str, value: float) -> None:
-    assert parse_seconds(text, "--time") == value
+    assert parse_seconds(text, "time") == value
 
 
 @pytest.mark.parametrize("text", ["", "M", "300MB", "-3M", "1e6", "nan", "inf", "3 0M", "0", "0.2", "٣x", "0x10"])
 def test_what_is_no_count(text: str) -> None:
     with pytest.raises(UserError) as error:
-        parse_count(text, "--max-macs")
-    assert str(error.value).startswith(f"--max-macs: {text!r} ")
+        parse_count(text, "max_macs")
+    assert str(error.value).startswith(f"`max_macs`: {text!r} ")
     assert "accepted:" in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -50,8 +50,8 @@ def test_what_is_no_count(text: str) -> None:
 @pytest.mark.parametrize("text", ["", "h", "6 hours", "-1h", "0", "0s", "1:30", "6w", "nan"])
 def test_what_is_no_time(text: str) -> None:
     with pytest.raises(UserError) as error:
-        parse_seconds(text, "--time")
-    assert str(error.value).startswith(f"--time: {text!r} ")
+        parse_seconds(text, "time")
+    assert str(error.value).startswith(f"`time`: {text!r} ")
     assert "accepted:" in str(error.value)
 
 
@@ -79,7 +79,7 @@ def test_counts_are_shown_in_three_digits(value: float, text: str) -> None:
 
 @given(st.integers(1, 10**14))
 def test_a_count_survives_being_shown_to_three_digits(value: int) -> None:
-    assert parse_count(format_count(value), "--n") == pytest.approx(value, rel=0.006)
+    assert parse_count(format_count(value), "n") == pytest.approx(value, rel=0.006)
 
 
 @pytest.mark.parametrize(
