@@ -165,14 +165,18 @@ def tested(folder: Path, record: Record, data_dir: str | None) -> float:
 
 def build_parser() -> Parser:
     """Return the command's options."""
-    parser = Parser(prog="python -m search.export", description="Export a network of a search as a model folder.")
+    parser = Parser(
+        prog="python -m search.export",
+        description="Export a network of a search as a model folder.",
+        formatter_class=argparse.HelpFormatter,
+    )
     parser.add_argument("run", type=Path, help="the folder of a search (its --out)")
-    parser.add_argument("--pick", default="best", help="best or knee of the front, or a trial's number")
-    parser.add_argument("--under", metavar="N", help="only networks within this cost (100M)")
+    parser.add_argument("--pick", default="best", help="best or knee of the front, or a trial's number (default: best)")
+    parser.add_argument("--under", metavar="N", help="only networks within this cost (100M; default: no limit)")
     parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="the model folder to write")
     parser.add_argument("--test", action="store_true", help="read the test split, once, and write the accuracy down")
     parser.add_argument("--onnx", action="store_true", help="write model.onnx too (needs the extra `onnx`)")
-    parser.add_argument("--data-dir", metavar="DIR", help="where the data set is, for --test, if not where it was")
+    parser.add_argument("--data-dir", metavar="DIR", help="the data set's folder, for --test (default: the search's)")
     return parser
 
 

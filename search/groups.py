@@ -58,11 +58,11 @@ class Scope:
     objective: str = option(
         MACS.name, "the cost on the front: {choices}, or my_package:NAME", "NAME", choices=lambda: tuple(COSTS)
     )
-    max_macs: int | None = count("search no network of more MACs (20M, 4.2G)", common=True)
-    min_macs: int | None = count("search no network of fewer MACs")
-    max_params: int | None = count("search no network of more parameters")
-    max_activations: int | None = count("search no network with more activations an image")
-    match_macs: int | None = count("compare shapes at so many MACs: solve the width for each shape")
+    max_macs: int | None = count("search no network of more MACs (20M, 4.2G; default: no limit)", common=True)
+    min_macs: int | None = count("search no network of fewer MACs (default: no limit)")
+    max_params: int | None = count("search no network of more parameters (default: no limit)")
+    max_activations: int | None = count("search no network with more activations an image (default: no limit)")
+    match_macs: int | None = count("compare shapes at so many MACs: solve the width for each shape (default: off)")
     data: str = option(
         "shapes",
         "the data set: {choices}, or my_package:NAME",
@@ -194,7 +194,9 @@ class Resources:
     """Where trials run and where the study lies."""
 
     storage: str | None = option(
-        None, "keep the study in a PostgreSQL database, for several drivers (see README)", "URL"
+        None,
+        "keep the study in PostgreSQL, for several drivers (default: SQLite in the run's folder)",
+        "URL",
     )
     study: str | None = option(None, "the study's name there (default: the name of the run's folder)", "NAME")
     executor: str = option(

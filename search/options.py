@@ -33,15 +33,17 @@ def add_options(
     found: Sequence[tuple[Field[Any], type]],
     everything: bool = True,
     notes: Mapping[str, str] | None = None,
+    choices: Mapping[str, Sequence[str]] | None = None,
 ) -> None:
     """Add one option for each field. Options that are not given are left out of the parsed namespace.
 
     everything: whether the help shows all fields; else only the common ones. notes: what follows a default in the help.
+    choices: accepted names that a group cannot know by itself.
     """
     for field, kind in found:
         how: dict[str, Any] = {"default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
         if everything or field.metadata.get("common"):
-            how["help"] = describe(field, (notes or {}).get(field.name, ""))
+            how["help"] = describe(field, (notes or {}).get(field.name, ""), (choices or {}).get(field.name))
         if kind is bool:
             how["action"] = "store_true"
         else:
@@ -51,13 +53,23 @@ def add_options(
         group.add_argument(f"--{field.name.replace('_', '-')}", **how)
 
 
-def describe(field: Field[Any], note: str = "") -> str:
-    """Return the help text of a field, with its choices and its default."""
-    choices: Callable[[], Sequence[str]] = field.metadata.get("choices", tuple)
-    text = field.metadata["help"].replace("{choices}", ", ".join(choices()))
-    if "default:" in text or field.default is None or field.default is False:
+def describe(field: Field[Any], note: str = "", choices: Sequence[str] | None = None) -> str:
+    """Return the help text of a field, with its choices (the field's own if None) and its default."""
+    own: Callable[[], Sequence[str]] = field.metadata.get("choices", tuple)
+    text = field.metadata["help"].replace("{choices}", ", ".join(own() if choices is None else choices))
+    if "default:" in text:
         return text
-    return f"{text} (default: {field.default}{note})"
+    default = "none" if field.default is None else "off" if field.default is False else field.default
+    return f"{text} (default: {default}{note})"
+
+
+def written(values: Mapping[str, Any], names: Iterable[str]) -> list[str]:
+    """Return the options that set the named values, ready for `shlex.join`. None and False need no option."""
+    out = []
+    for name in names:
+        if (value := values[name]) is not None and value is not False:
+            out += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+    return out
 
 
 def parsed(options: Mapping[str, Any], groups: Iterable[type]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from search import runs
 from search.api import Result, search
 from search.evaluators import EVALUATORS
 from search.groups import Budget, Resources, Scope, Scoring
-from search.options import HelpAll, add_options, fields_of, parsed
+from search.options import HelpAll, add_options, fields_of, parsed, written
 from search.report import dashboard, progress
 from search.settings import GROUP_OF, Settings
 from search.units import format_seconds
@@ -58,7 +58,7 @@ def build_parser(everything: bool = False) -> Parser:
         ("where", where),
     ):
         group = parser.add_argument_group(title)
-        add_options(group, [every[name] for name in names], everything, notes)
+        add_options(group, [every[name] for name in names], everything, notes, {"evaluator": tuple(EVALUATORS)})
         if title == "data":
             group.add_argument("--download", action="store_true", help="download the data set into --data-dir first")
         if title == "where":
@@ -125,18 +125,22 @@ def show(console: Console, result: Result) -> None:
 def _commands(result: Result) -> list[tuple[str, str]]:
     """Return the commands that can follow, each with a word for what it does."""
     folder, settings, books = result.folder, result.settings, result.ledger
-    path, best = shlex.quote(str(folder)), shlex.quote(f"{folder}/best")
-    more = "" if result.unfinished else f" --trials {2 * settings.budget.trials}"
-    data = f"--data {shlex.quote(settings.scope.data)}"
-    if settings.scope.data_dir is not None:
-        data += f" --data-dir {shlex.quote(settings.scope.data_dir)}"
-    lines = [("resume", f"python -m search.run --out {path}{more}")]
+    path = str(folder)
+    more = [] if result.unfinished else ["--trials", str(2 * settings.budget.trials)]
+    data = written(settings.values(), ("data", "data_dir", "image_size"))
+    lines = [("resume", _python("search.run", "--out", path, *more))]
     if books.front:
-        lines.append(("look", f"{folder}/pareto.html, or {dashboard.command(folder, settings.resources.storage)}"))
+        page = shlex.quote(f"{folder}/pareto.html")
+        lines.append(("look", f"{page}, or {dashboard.command(folder, settings.resources.storage)}"))
     if books.trained:  # else there is nothing to export yet
-        lines.append(("export", f"python -m search.export {path} --pick knee --to exported"))
-        lines.append(("train on", f"python -m trainers.fit {best} {data} --out trained"))
+        lines.append(("export", _python("search.export", path, "--pick", "knee", "--to", "exported")))
+        lines.append(("train on", _python("trainers.fit", f"{folder}/best", *data, "--out", "trained")))
     return lines
+
+
+def _python(*words: str) -> str:
+    """Return the command that runs a module, quoted for a shell."""
+    return shlex.join(["python", "-m", *words])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

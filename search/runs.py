@@ -9,9 +9,10 @@ import json
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from res2net.errors import UserError
 from res2net.files import write_atomic
@@ -22,6 +23,8 @@ from trainers.datasets.data import Data, get
 from trainers.meta import environment
 
 RUN_FILE, WEIGHTS, ARTIFACTS = "run.json", "weights", "artifacts"
+T = TypeVar("T")
+PACKAGE, FIRST_VERSION = "res2net-search", "0.1"  # version 0.1 wrote no version, and settings without groups
 KEEP_BYTES = 2 * 2**30  # of weights; beyond it the weights of dominated networks are deleted, the oldest first
 
 
@@ -47,13 +50,29 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def settings_of(folder: Path) -> Settings:
-    """Return the settings of a run."""
-    return Settings.from_dict(read(folder)["settings"])
+    """Return the settings of a run; raise `UserError`, which names the version that wrote them, if unknown."""
+    return _value(folder, "settings", Settings.from_dict)
 
 
 def space_of(folder: Path) -> Space:
-    """Return the space of a run."""
-    return Space.from_dict(read(folder)["space"])
+    """Return the space of a run; raise `UserError`, which names the version that wrote it, if unknown."""
+    return _value(folder, "space", Space.from_dict)
+
+
+def _value(folder: Path, key: str, make: Callable[[Mapping[str, Any]], T]) -> T:
+    content = read(folder)
+    try:
+        return make(content[key])
+    except (UserError, KeyError, TypeError) as error:  # of a newer version, or changed by hand
+        wrote = content.get("version", FIRST_VERSION)
+        raise UserError(f"{folder / RUN_FILE}, written by version {wrote} (this is {_version()}): {error}") from None
+
+
+def _version() -> str:
+    try:
+        return version(PACKAGE)
+    except PackageNotFoundError:  # a checkout that was never installed
+        return "unknown"
 
 
 def space_for(folder: Path, settings: Settings, data: Data) -> Space:
@@ -106,6 +125,7 @@ def open_run(folder: Path, settings: Settings, space: Space, data: dict[str, Any
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     old = read(folder) if (folder / RUN_FILE).exists() else {"created": now, "sessions": []}
     content = {
+        "version": _version(),
         "settings": settings.to_dict(),
         "space": space.to_dict(),
         "data": data,
@@ -134,7 +154,7 @@ def disk_watched(folder: Path) -> Iterator[None]:
         if not _disk_full(error, shutil.disk_usage(full).free):
             raise
         raise UserError(
-            f"--out: the disk of {str(full)!r} is full; accepted: the same command, once there is room: "
+            f"`out`: the disk of {str(full)!r} is full; accepted: the same command, once there is room: "
             "it resumes, and nothing is lost"
         ) from None
 

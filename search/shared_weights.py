@@ -116,7 +116,9 @@ def load(folder: Path, space: Space, data: Data, scope: Scope, scoring: Scoring)
     _check_same(folder, scope, scoring, space, SERVES, "supernet")
     path = folder / WEIGHTS_FILE
     if not path.is_file():
-        raise UserError(f"`supernet`: {str(folder)!r} is not trained to its end; resume it with {PROG} --out {folder}")
+        raise UserError(
+            f"`supernet`: {str(folder)!r} is not trained to its end; accepted: after its command was run again"
+        )
     model = ElasticRes2Net(space)
     try:
         model.load_state_dict(safetensors.torch.load_file(path))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,23 +12,29 @@ from rich.console import Console
 
 from res2net.commands import Parser, run_main
 from search.groups import Scope, Scoring
-from search.options import add_options, fields_of
+from search.options import add_options, fields_of, written
 from search.settings import Settings
 from search.shared_weights import PROG, train
 from trainers.ddp import joined
 
 SCOPE = ("space", "base", "per_stage", "data", "data_dir", "train_images", "image_size", "seed")
-SCORING = ("epochs", "batch_size", "lr")
+SCORING = ("batch_size", "lr")
 
 
 def build_parser() -> Parser:
     """Return the command's options: the settings of a search that decide the shared weights."""
     parser = Parser(prog=PROG, description="Train the weights that all networks of a space share.")
-    parser.set_defaults(epochs=Scoring().supernet_epochs)
     add_options(parser, fields_of(Scope, SCOPE))
+    epochs = Scoring().supernet_epochs
+    parser.add_argument("--epochs", type=int, default=epochs, metavar="N", help="train for so many epochs in all")
     add_options(parser, fields_of(Scoring, SCORING))
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="the folder; the same command resumes there"
+        "--out",
+        type=Path,
+        required=True,
+        default=argparse.SUPPRESS,
+        metavar="DIR",
+        help="the folder; the same command resumes there",
     )
     return parser
 
@@ -43,9 +50,13 @@ def _main(args: argparse.Namespace) -> int:
         try:
             train(settings.scope, settings.scoring, space, data, out, console, group, device)
         except KeyboardInterrupt:
-            console.print(f"interrupted; the same command resumes after the last whole epoch in {out}", highlight=False)
+            text = f"interrupted; the same command resumes after the last whole epoch in {out}"
+            console.print(text, highlight=False, markup=False, soft_wrap=True)
             return 130
-    console.print(f"search with it: python -m search.run --evaluator supernet --supernet {out}", highlight=False)
+    # A search of another space, data set or seed refuses these weights.
+    search = ["python", "-m", "search.run", "--evaluator", "supernet", "--supernet", str(out)]
+    text = f"search with it: {shlex.join([*search, *written(settings.values(), SCOPE)])}"
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 from res2net.errors import UserError
@@ -30,7 +31,8 @@ def _parse(text: str, units: dict[str, int]) -> float | None:
     match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([a-z]?)\s*", text.lower())
     if not match or match[2] not in units:
         return None
-    return float(match[1]) * units[match[2]]
+    value = float(match[1]) * units[match[2]]
+    return value if math.isfinite(value) else None  # hundreds of digits overflow
 
 
 def format_count(value: float) -> str:

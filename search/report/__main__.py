@@ -33,7 +33,8 @@ def _main(args: argparse.Namespace) -> None:
     console = Console()
     if books.front:
         console.print(front_table(books.front, books))
-    console.print(f"{folder}: {len(records)} trials, {len(books.front)} on the front", highlight=False, markup=False)
+    text = f"{folder}: {len(records)} trials, {len(books.front)} on the front"
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

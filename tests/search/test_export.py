@@ -16,7 +16,7 @@ from res2net.cost import cost
 from res2net.errors import UserError
 from search import runs
 from search.api import search
-from search.export import choose, export, front_of, main
+from search.export import choose, export, ledger_of, main
 from search.settings import Settings
 from search.study.storage import read
 from search.study.trials import FAILED, SCORED
@@ -46,15 +46,15 @@ class TestPicks:
         assert choose(run, "best").val_top1 == max(r.val_top1 for r in scored)
 
     def test_the_knee_is_on_the_front(self, run: Path) -> None:
-        assert choose(run, "knee").number in {r.number for r in front_of(run)}
+        assert choose(run, "knee").number in {r.number for r in ledger_of(run).front}
 
     def test_under_a_number_of_macs(self, run: Path) -> None:
-        front = front_of(run)
+        front = ledger_of(run).front
         assert len(front) >= 3
         assert choose(run, "best", under=front[1].attrs["macs"]) == front[1]
         assert choose(run, "best", under=front[2].attrs["macs"] - 1) == front[1]
         assert choose(run, "knee", under=front[0].attrs["macs"]) == front[0]
-        with pytest.raises(UserError, match=r"^--under: .*accepted: \S+ or more") as error:
+        with pytest.raises(UserError, match=r"^`under`: .*accepted: \S+ or more") as error:
             choose(run, "best", under=front[0].attrs["macs"] - 1)
         named = str(error.value).split("accepted: ")[1].removesuffix(" or more")
         assert main([str(run), "--under", named, "--to", str(run.parent / "under")]) == 0  # what it names is accepted
@@ -65,7 +65,7 @@ class TestPicks:
 
     @pytest.mark.parametrize("pick", ["999", "worst", "-1", "1.0", ""])
     def test_what_is_no_pick(self, run: Path, pick: str) -> None:
-        with pytest.raises(UserError, match=r"^--pick: .* is not a scored trial; accepted: best, knee, or one of 0, "):
+        with pytest.raises(UserError, match=r"^`pick`: .* is not a scored trial; accepted: best, knee, or one of 0, "):
             choose(run, pick)
 
     def test_a_run_that_scored_nothing_yet(self, data: Data, tiny_space: Path, tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ class TestPicks:
             choose(tmp_path, "best")
 
     def test_a_folder_that_is_no_run(self, tmp_path: Path) -> None:
-        with pytest.raises(UserError, match="accepted: the --out of a search"):
+        with pytest.raises(UserError, match="accepted: the folder of a search"):
             choose(tmp_path, "best")
 
 
@@ -134,7 +134,7 @@ class TestFolder:
         assert json.loads((run / "best/training.json").read_text())["trial"] == choose(run, "best").number
 
     def test_a_model_folder_is_replaced(self, run: Path, tmp_path: Path) -> None:
-        front = front_of(run)
+        front = ledger_of(run).front
         for record in (front[0], front[-1]):
             export(run, str(record.number), tmp_path / "model")
             assert res2net.load(tmp_path / "model").arch == record.arch
@@ -148,7 +148,7 @@ class TestFolder:
     def test_what_is_no_model_folder_is_left_alone(self, run: Path, tmp_path: Path, kind: str) -> None:
         mine = tmp_path / "mine" if kind == "file" else tmp_path / "notes.txt"
         mine.write_text("mine")
-        with pytest.raises(UserError, match=r"^--to: .*accepted: a new folder"):
+        with pytest.raises(UserError, match=r"^`to`: .*accepted: a new folder"):
             export(run, "best", mine if kind == "file" else tmp_path)
         assert [p.name for p in tmp_path.iterdir()] == [mine.name]
         assert mine.read_text() == "mine"
@@ -157,7 +157,7 @@ class TestFolder:
         settings = Settings(space=str(tiny_space), executor="local", trials=2, epochs=1)
         finished(tmp_path / "run", data, settings, Synthetic(weights=True))
         runs.weights_path(tmp_path / "run", 0).unlink()
-        with pytest.raises(UserError, match=r"^--pick: the weights of trial 0 are not in"):
+        with pytest.raises(UserError, match=r"^`pick`: the weights of trial 0 are not in"):
             export(tmp_path / "run", "0", tmp_path / "model")
         assert not (tmp_path / "model").exists()
         assert main([str(tmp_path / "run"), "--pick", "0", "--to", str(tmp_path / "model"), "--test"]) == 2
@@ -171,7 +171,7 @@ class TestFolder:
 
         monkeypatch.setattr("search.export.card", killed)
         with pytest.raises(KeyboardInterrupt):
-            export(run, str(front_of(run)[0].number), tmp_path / "model")
+            export(run, str(ledger_of(run).front[0].number), tmp_path / "model")
         assert {p.name: p.read_bytes() for p in (tmp_path / "model").iterdir()} == before
         assert [p.name for p in tmp_path.iterdir()] == ["model"]
 
@@ -310,7 +310,14 @@ class TestCommand:
         assert list(tmp_path.iterdir()) == []
 
     def test_a_number_and_a_limit_at_once(self, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-        dearest = front_of(run)[-1]
-        options = ["--pick", str(dearest.number), "--under", str(dearest.macs - 1), "--to", str(tmp_path / "model")]
+        dearest = ledger_of(run).front[-1]
+        options = [
+            "--pick",
+            str(dearest.number),
+            "--under",
+            str(dearest.attrs["macs"] - 1),
+            "--to",
+            str(tmp_path / "model"),
+        ]
         assert main([str(run), *options]) == 2
         assert "--under" in capsys.readouterr().err

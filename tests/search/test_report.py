@@ -1,10 +1,10 @@
-"""Tables and plots, made from records alone."""
+"""Tables and plots, made from records alone; the command that writes them again."""
 
 from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -15,10 +15,16 @@ from PIL import Image
 
 import search.front
 from res2net.cost import cost
-from search.report import tables
+from search.api import search as search_
+from search.ledger import Ledger
+from search.objectives import MACS
+from search.report import __main__, figures, files, page, tables
 from search.settings import Settings
 from search.study.trials import FAILED, INFEASIBLE, ORPHAN, REPEATED, SCORED, Record
+from search.worker import Job, Report
 from space import Space
+from studies.synthetic import Synthetic
+from trainers.datasets.data import Data
 
 EPOCHS = 4
 
@@ -51,8 +57,19 @@ MANY = (
 )
 
 
+RULES = Settings(epochs=EPOCHS).rules
+
+
+def books(records: Sequence[Record]) -> Ledger:
+    return Ledger.of(RULES, records)
+
+
+def frame(records: Sequence[Record]) -> pd.DataFrame:
+    return tables.trials_frame(records, books(records))
+
+
 def write(folder: Path, records: Sequence[Record], settings: Settings) -> pd.DataFrame:
-    return tables.write(folder, records, settings.scope.get_space(10), settings)
+    return files.write(folder, records, Ledger.of(settings.rules, records), settings.scope.get_space(10), settings)
 
 
 @pytest.fixture
@@ -61,7 +78,7 @@ def settings(make_settings: Callable[..., Settings]) -> Settings:
 
 
 def test_a_row_a_trial_with_named_columns() -> None:
-    trials = tables.trials_frame(MANY, EPOCHS)
+    trials = frame(MANY)
     assert list(trials.columns) == [*tables.COLUMNS, "scale", "depth", *tables.LAST]
     assert list(trials.number) == list(range(10))
     assert list(trials.outcome) == [r.outcome for r in MANY]
@@ -71,13 +88,13 @@ def test_a_row_a_trial_with_named_columns() -> None:
 
 
 def test_only_scores_of_the_full_budget_are_on_the_front() -> None:
-    trials = tables.trials_frame(MANY, EPOCHS)
+    trials = frame(MANY)
     assert trials.number[trials.front].tolist() == [0, 2, 8]
     assert trials.front.dtype == bool
 
 
 def test_the_front_is_cheapest_first_without_idle_columns() -> None:
-    found = tables.front_frame(tables.trials_frame([MANY[8], MANY[2], MANY[0]], EPOCHS))
+    found = tables.front_frame(frame([MANY[8], MANY[2], MANY[0]]), MACS)
     assert found.number.tolist() == [0, 2, 8]
     assert found.val_top1.is_monotonic_increasing
     assert not {"state", "outcome", "front", "reason", "note"} & set(found.columns)
@@ -86,7 +103,7 @@ def test_the_front_is_cheapest_first_without_idle_columns() -> None:
 
 @given(st.lists(st.tuples(st.floats(0, 100), st.integers(1, 10**10)), max_size=8))
 def test_the_front_of_the_frame_is_the_front(points: list[tuple[float, int]]) -> None:
-    trials = tables.trials_frame([record(i, top1=a, macs=m) for i, (a, m) in enumerate(points)], EPOCHS)
+    trials = frame([record(i, top1=a, macs=m) for i, (a, m) in enumerate(points)])
     expected = search.front.front([a for a, _ in points], [m for _, m in points])
     assert sorted(trials.number[trials.front]) == sorted(expected)
 
@@ -112,7 +129,7 @@ def test_csv_round_trip(settings: Settings, tmp_path: Path) -> None:
         MANY[7:8],
         MANY,
         (Record(0, "WAITING", "waiting", {}, {}, None, {}),),
-        (Record(0, "PRUNED", INFEASIBLE, {"scale": 1}, {"reason": "cannot be met"}, None, {}), MANY[0]),
+        (Record(0, "PRUNED", INFEASIBLE, {"scale": 1}, {"reason": "cannot be met"}, None, {}), MANY[2]),
     ],
     ids=["none", "one", "infeasible", "running", "failed", "half", "many", "waiting", "without a cost"],
 )
@@ -141,24 +158,24 @@ def test_the_interactive_plot_has_hover_texts_and_needs_no_network(settings: Set
 
 def test_limits_are_drawn(make_settings: Callable[..., Settings]) -> None:
     settings = make_settings(epochs=EPOCHS, max_macs=5_000_000, min_macs=200_000)
-    trials = tables.trials_frame(MANY, EPOCHS)
-    figure = tables.pareto_figure(trials, "title", settings)
+    trials = frame(MANY)
+    figure = page.interactive_front(trials, books(MANY), "title", settings)
     assert [s.x0 for s in figure.layout.shapes] == [5_000_000, 200_000]
     assert [a.text for a in figure.layout.annotations] == ["--max-macs 5.00M", "--min-macs 200K"]
-    with_limits = tables.pareto_png(trials, "title", settings)
-    without = tables.pareto_png(trials, "title", make_settings(epochs=EPOCHS))
+    with_limits = figures.png(figures.pareto_figure(trials, books(MANY), "title", settings))
+    without = figures.png(figures.pareto_figure(trials, books(MANY), "title", make_settings(epochs=EPOCHS)))
     assert Image.open(io.BytesIO(with_limits)).tobytes() != Image.open(io.BytesIO(without)).tobytes()
 
 
 def test_a_limit_is_labelled_where_it_is_drawn(make_settings: Callable[..., Settings]) -> None:
     """On a log axis plotly wants a shape's place as the number, and an annotation's as its logarithm."""
     settings = make_settings(epochs=EPOCHS, max_macs=5_000_000)
-    figure = tables.pareto_figure(tables.trials_frame(MANY, EPOCHS), "title", settings)
+    figure = page.interactive_front(frame(MANY), books(MANY), "title", settings)
     assert figure.layout.annotations[0].x == pytest.approx(6.699, abs=1e-3)
 
 
 def test_the_plotted_front_is_the_front(settings: Settings) -> None:
-    figure = tables.pareto_figure(tables.trials_frame(MANY, EPOCHS), "title", settings)
+    figure = page.interactive_front(frame(MANY), books(MANY), "title", settings)
     dominated, front = figure.data
     assert list(front.x) == [1e6, 2e6, 4e6]
     assert list(front.y) == [40, 60, 70]
@@ -180,7 +197,7 @@ def test_a_space_with_values_per_stage(make_settings: Callable[..., Settings], t
 
 
 def test_mean_scale_of_a_space_that_does_not_search_it() -> None:
-    trials = tables.trials_frame(MANY, EPOCHS).drop(columns="scale")
+    trials = frame(MANY).drop(columns="scale")
     assert tables.mean_scale(trials).isna().all()
 
 
@@ -193,22 +210,75 @@ class TestHypervolume:
         self, space: Space, make_settings: Callable[..., Settings]
     ) -> None:
         low, high = space.cheapest()[1].macs, space.dearest()[1].macs
-        assert tables.macs_range(space, make_settings()) == (low, high + 1)
-        assert tables.macs_range(space, make_settings(max_macs=300_000)) == (low, 300_001)
-        assert tables.macs_range(space, make_settings(min_macs=200_000)) == (200_000, high + 1)
-        assert tables.macs_range(space, make_settings(max_macs=10**9)) == (low, high + 1)
-        assert tables.macs_range(space, make_settings(match_macs=10**6)) == (900_000, 1_100_000)
+        assert tables.cost_range(space, make_settings()) == (low, high + 1)
+        assert tables.cost_range(space, make_settings(max_macs=300_000)) == (low, 300_001)
+        assert tables.cost_range(space, make_settings(min_macs=200_000)) == (200_000, high + 1)
+        assert tables.cost_range(space, make_settings(max_macs=10**9)) == (low, high + 1)
+        assert tables.cost_range(space, make_settings(match_macs=10**6)) == (900_000, 1_100_000)
 
     def test_of_the_cheapest_network_alone_is_its_accuracy(self, space: Space, settings: Settings) -> None:
-        trials = tables.trials_frame([record(0, top1=40.0, macs=space.cheapest()[1].macs)], EPOCHS)
+        trials = books([record(0, top1=40.0, macs=space.cheapest()[1].macs)])
         assert tables.hypervolume_of(trials, space, settings) == pytest.approx(40.0)
 
     def test_of_nothing_is_zero(self, space: Space, settings: Settings) -> None:
-        assert tables.hypervolume_of(tables.trials_frame([], EPOCHS), space, settings) == 0
+        assert tables.hypervolume_of(books([]), space, settings) == 0
 
     def test_counts_the_dearest_network_and_no_score_of_another_budget(self, space: Space, settings: Settings) -> None:
         dearest = space.dearest()[1].macs
-        full = tables.trials_frame([record(0, top1=40.0, macs=dearest)], EPOCHS)
+        full = books([record(0, top1=40.0, macs=dearest)])
         assert tables.hypervolume_of(full, space, settings) > 0
-        half = tables.trials_frame([record(0, top1=40.0, macs=dearest, epochs=1)], EPOCHS)
+        half = books([record(0, top1=40.0, macs=dearest, epochs=1)])
         assert tables.hypervolume_of(half, space, settings) == 0
+
+
+class TestCommand:
+    """`python -m search.report RUN`."""
+
+    TABLES, PLOTS = ("trials.csv", "pareto.csv"), ("pareto.png", "pareto.html", "curves.png")
+
+    @pytest.fixture(params=["finished", "unfinished"])
+    def run(self, request: pytest.FixtureRequest, loaded: Data, make_settings: Callable, tmp_path: Path) -> Path:
+        """A run of five trials, or a run that was interrupted in its last one."""
+        jobs: list[int] = []
+
+        def work(job: Job, data: Data) -> Iterator[Report]:
+            jobs.append(job.number)
+            if request.param == "unfinished" and len(jobs) == 5:
+                raise KeyboardInterrupt
+            yield from Synthetic()(job, data)
+
+        settings = make_settings(trials=5, epochs=EPOCHS, scheduler="pareto-asha", eta=2, max_macs=16_000)
+        result = search_(settings, tmp_path / "run", work=work)
+        assert result.unfinished is (request.param == "unfinished")
+        assert len(result.front) > 1
+        return tmp_path / "run"
+
+    def test_writes_the_search_s_own_tables(self, run: Path, capsys: pytest.CaptureFixture) -> None:
+        before = {name: (run / name).read_bytes() for name in self.TABLES}
+        for name in (*self.TABLES, *self.PLOTS):
+            (run / name).unlink()
+        assert __main__.main([str(run)]) == 0
+        assert {name: (run / name).read_bytes() for name in self.TABLES} == before
+        assert all((run / name).stat().st_size for name in self.PLOTS)
+        out, trials = capsys.readouterr().out, pd.read_csv(run / "trials.csv")
+        assert out.endswith(f"{run}: {len(trials)} trials, {trials.front.sum()} on the front\n")
+        assert all(arch in out for arch in trials.arch[trials.front])
+
+    @pytest.mark.parametrize("content", [None, "", "{", "[]", '{"settings": {}}'])
+    def test_a_folder_that_is_no_run_is_one_line(
+        self, content: str | None, tmp_path: Path, capsys: pytest.CaptureFixture
+    ) -> None:
+        if content is not None:
+            (tmp_path / "run.json").write_text(content)
+        before = [p.name for p in tmp_path.iterdir()]
+        assert __main__.main([str(tmp_path)]) == 2
+        out, error = capsys.readouterr()
+        assert (out, error.count("\n")) == ("", 1)
+        assert error.startswith("python -m search.report: error: ")
+        assert "run.json" in error
+        assert [p.name for p in tmp_path.iterdir()] == before
+
+    def test_a_run_without_its_study_is_one_line(self, run: Path, capsys: pytest.CaptureFixture) -> None:
+        (run / "study.db").unlink()
+        assert __main__.main([str(run)]) == 2
+        assert "study.db is missing" in capsys.readouterr().err

@@ -9,17 +9,21 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
 
-from search import run, runs
-from search.settings import EXECUTORS, SAMPLERS, Settings
+from search import export, run, runs, supernet
+from search.evaluators import EVALUATORS
+from search.groups import EXECUTORS
+from search.settings import GROUP_OF, GROUPS, Settings
+from search.study.sampler import SAMPLERS
 from search.study.storage import read
 from search.study.trials import ORPHAN, SCORED
 from search.worker import Job, Report
 from studies.synthetic import Synthetic
+from trainers import fit
 from trainers.datasets.data import Data
 
 
@@ -65,6 +69,11 @@ class TestMistakes:
             ("--match-macs 1000T", "--match-macs: nothing in space"),
             ("--trials 0", "--trials: 0 is too small"),
             ("--seed -1", "--seed: -1"),
+            ("--base ''", "--base: unknown value ''"),
+            ("--lr inf", "--lr: inf is out of range"),
+            ("--lr nan", "--lr: nan is out of range"),
+            ("--time inf", "--time: 'inf' is not a time"),
+            ("--max-macs " + 400 * "9", "--max-macs: '999"),
             ("--download", "--download: needs --data-dir"),
         ],
     )
@@ -80,14 +89,16 @@ class TestMistakes:
         monkeypatch.chdir(tmp_path)
         if "--seed" not in arguments:  # which is the data's to refuse
             monkeypatch.setattr("trainers.datasets.data.load", lambda *args, **kwargs: data)
-        assert run.main(arguments.split()) == 2
+        assert run.main(shlex.split(arguments)) == 2
         out, error = capsys.readouterr()
         assert error.startswith(f"python -m search.run: error: {named}")
         assert "accepted:" in error or "needs --data-dir" in error
         assert (error.count("\n"), out) == (1, "")
         assert list(tmp_path.iterdir()) == []
 
-    @pytest.mark.parametrize("arguments", ["--epoch 3", "--trials many", "extra", "--trial 3", "--lr"])
+    @pytest.mark.parametrize(
+        "arguments", ["--epoch 3", "--trials many", "extra", "--trial 3", "--lr", "--lr x", "--seed x", "--seed 1.5"]
+    )
     def test_options_that_cannot_be_parsed(
         self, arguments: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
     ) -> None:
@@ -162,17 +173,82 @@ def test_an_interruption_while_the_data_loads_is_one_line(
     assert not (tmp_path / "run").exists()
 
 
-def test_help_shows_defaults_units_and_choices(capsys: pytest.CaptureFixture) -> None:
-    with pytest.raises(SystemExit) as stop:
-        run.main(["--help"])
-    assert stop.value.code == 0
-    text = " ".join(capsys.readouterr().out.split())
-    defaults = Settings()
-    for name in ("space", "data", "sampler", "trials", "epochs", "batch_size", "lr", "seed", "executor"):
-        option = f"--{name.replace('_', '-')}"
-        assert re.search(rf"{option} .*?\(default: {re.escape(str(getattr(defaults, name)))}[,;)]", text), option
-    for shown in (*SAMPLERS, *EXECUTORS, "20M, 4.2G", "90s, 30m, 6h", "in epochs"):
-        assert shown in text
+class TestHelp:
+    @staticmethod
+    def text(main: Callable[[list[str]], int], option: str, capsys: pytest.CaptureFixture) -> dict[str, str]:
+        """Return the help text of each option."""
+        with pytest.raises(SystemExit) as stop:
+            main([option])
+        assert stop.value.code == 0
+        lines = re.split(r"\n  (?=-)", capsys.readouterr().out.split("\n\n", 2)[2])
+        found = {re.search(r"--[\w-]+", line)[0]: " ".join(line.split("\n\n")[0].split()) for line in lines[1:]}
+        assert len(found) == len(lines) - 1
+        return found
+
+    def test_shows_a_dozen_options(self, capsys: pytest.CaptureFixture) -> None:
+        shown = self.text(run.main, "--help", capsys)
+        assert len(shown) <= 15
+        assert {"--help-all", "--space", "--data", "--max-macs", "--time", "--trials", "--out"} <= shown.keys()
+        assert (
+            shown.items() - {("--help-all", shown["--help-all"])} <= self.text(run.main, "--help-all", capsys).items()
+        )
+
+    def test_all_shows_an_option_for_each_setting_and_no_other(self, capsys: pytest.CaptureFixture) -> None:
+        shown = self.text(run.main, "--help-all", capsys)
+        commands_own = {"--help", "--download", "--out"}
+        assert shown.keys() - commands_own == {f"--{name.replace('_', '-')}" for name in GROUP_OF}
+        dests = [a.dest for a in run.build_parser(everything=True)._actions]
+        assert sorted(dests) == sorted([*GROUP_OF, "help", "download", "out"])
+
+    @pytest.mark.parametrize("name", GROUP_OF)
+    def test_all_shows_each_default(self, name: str, capsys: pytest.CaptureFixture) -> None:
+        text = self.text(run.main, "--help-all", capsys)[f"--{name.replace('_', '-')}"]
+        default = GROUPS[GROUP_OF[name]].__dataclass_fields__[name].default
+        shown = r"\S.*" if default is None else "off" if default is False else re.escape(str(default))
+        assert re.search(rf"default: {shown}[;)]", text), text
+
+    @pytest.mark.parametrize(
+        ("option", "unit"),
+        [
+            ("--max-macs", "MACs (20M, 4.2G"),
+            ("--min-macs", "MACs"),
+            ("--max-params", "parameters"),
+            ("--max-activations", "activations"),
+            ("--match-macs", "MACs"),
+            ("--train-images", "images"),
+            ("--image-size", "pixels"),
+            ("--batch-size", "images"),
+            ("--epochs", "in epochs"),
+            ("--min-epochs", "epochs"),
+            ("--supernet-epochs", "epochs"),
+            ("--time", "(90s, 30m, 6h"),
+            ("--trials", "networks"),
+            ("--confirm", "networks"),
+            ("--workers", "trials"),
+            ("--cpus-per-trial", "cores"),
+            ("--gpus-per-trial", "GPUs"),
+        ],
+    )
+    def test_all_shows_units(self, option: str, unit: str, capsys: pytest.CaptureFixture) -> None:
+        assert unit in self.text(run.main, "--help-all", capsys)[option]
+
+    @pytest.mark.parametrize(
+        ("option", "names"),
+        [("--evaluator", EVALUATORS), ("--sampler", SAMPLERS), ("--executor", EXECUTORS)],
+    )
+    def test_shows_choices(self, option: str, names: Iterable[str], capsys: pytest.CaptureFixture) -> None:
+        assert f": {', '.join(names)}" in self.text(run.main, "--help-all", capsys)[option]
+
+    def test_shows_the_defaults_that_suit_an_evaluator(self, capsys: pytest.CaptureFixture) -> None:
+        shown = self.text(run.main, "--help-all", capsys)
+        assert "(default: 12; 200 with --evaluator supernet)" in shown["--trials"]
+        assert "(default: 0.1; 0.02 with --evaluator inherit)" in shown["--lr"]
+
+    def test_of_the_supernet_shows_and_uses_its_own_epochs(self, capsys: pytest.CaptureFixture) -> None:
+        shown = self.text(supernet.main, "--help", capsys)
+        assert shown["--epochs"] == "--epochs N train for so many epochs in all (default: 8)"
+        assert supernet.build_parser().parse_args(["--out", "x"]).epochs == Settings().scoring.supernet_epochs == 8
+        assert not [text for text in shown.values() if "None" in text]
 
 
 class TestResume:
@@ -186,8 +262,9 @@ class TestResume:
         assert run.main(["--out", str(done), "--trials", "4"]) == 0
         after = runs.settings_of(done)
         assert after.differences(before) == []
-        assert (after.trials, after.seed, after.max_macs, after.executor) == (4, 5, 20_000, "local")
-        assert after.time is None  # an hour more was not asked for
+        assert (after.budget.trials, after.scope.seed, after.scope.max_macs) == (4, 5, 20_000)
+        assert after.resources.executor == "local"
+        assert after.budget.time is None  # an hour more was not asked for
         assert sum(r.outcome == SCORED for r in read(done)) == 4
 
     def test_what_is_given_must_be_what_it_was(self, done: Path, capsys: pytest.CaptureFixture) -> None:
@@ -241,27 +318,65 @@ class TestOutput:
         folder = tmp_path / "run"
         assert "all trials are done after" in out
         assert re.search(r"hypervolume \d+\.\d\d %", out)
-        assert f"go on: python -m search.run --out {folder} --trials 6" in out
+        assert f"resume: python -m search.run --out {folder} --trials 6" in out
         assert f"optuna-dashboard sqlite:///{folder}/study.db --artifact-dir {folder}/artifacts" in out
         assert f"python -m search.export {folder} --pick knee" in out
         assert f"python -m trainers.fit {folder}/best --data shapes" in out
 
+    @pytest.fixture
+    def commands(self, by_formula: None, options: list[str], capsys: pytest.CaptureFixture, tmp_path: Path) -> Callable:
+        """Runs a search in a folder whose name a shell would take apart; returns the printed commands by their word."""
+
+        def commands(*more: str) -> dict[str, str]:
+            assert run.main([*options, "--out", str(tmp_path / "my [run]'s"), *more]) == 0
+            lines = [line.strip().split(": ", 1) for line in capsys.readouterr().out.splitlines()]
+            return {line[0]: line[1] for line in lines if line[0] in ("resume", "look", "export", "train on")}
+
+        return commands
+
     def test_commands_can_be_pasted_into_a_shell(
-        self, by_formula: None, options: list[str], capsys: pytest.CaptureFixture, tmp_path: Path
+        self, commands: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        folder = str(tmp_path / "my run")
-        run.main([*options, "--out", folder])
-        lines = capsys.readouterr().out.splitlines()
-        shown = [shlex.split(line.split(": ", 1)[1]) for line in lines if line.lstrip().startswith(("go on", "export"))]
-        assert shown == [
-            ["python", "-m", "search.run", "--out", folder, "--trials", "6"],
-            ["python", "-m", "search.export", folder, "--pick", "knee", "--to", "exported"],
+        folder, printed = f"{tmp_path}/my [run]'s", commands()
+        words = {name: shlex.split(text) for name, text in printed.items()}
+        assert words["resume"] == ["python", "-m", "search.run", "--out", folder, "--trials", "6"]
+        args = run.build_parser().parse_args(words["resume"][3:])
+        assert (args.out, args.trials) == (Path(folder), 6)
+        page, program = printed["look"].split(", or ")
+        assert shlex.split(page) == [f"{folder}/pareto.html"]
+        assert shlex.split(program) == [
+            "optuna-dashboard",
+            f"sqlite:///{folder}/study.db",
+            "--artifact-dir",
+            f"{folder}/artifacts",
         ]
-        (look,) = [line for line in lines if "optuna-dashboard" in line]
-        program = shlex.split(look.split(", or ")[1])
-        assert program == ["optuna-dashboard", f"sqlite:///{folder}/study.db", "--artifact-dir", f"{folder}/artifacts"]
-        (fit,) = [line for line in lines if "trainers.fit" in line]
-        assert shlex.split(fit)[-5] == f"{folder}/best"
+        monkeypatch.chdir(tmp_path)
+        assert words["export"][:3] == ["python", "-m", "search.export"]
+        assert export.main(words["export"][3:]) == 0
+        assert (tmp_path / "exported/model.safetensors").is_file()
+        assert words["train on"][:3] == ["python", "-m", "trainers.fit"]
+        args = fit.build_parser().parse_args(words["train on"][3:])
+        assert (args.arch, args.data, args.data_dir, args.out) == (f"{folder}/best", "shapes", None, Path("trained"))
+
+    def test_the_training_finds_the_data(self, commands: Callable) -> None:
+        where = ["--data", "folder", "--data-dir", "my photos", "--image-size", "16"]
+        args = fit.build_parser().parse_args(shlex.split(commands(*where)["train on"])[3:])
+        assert (args.data, args.data_dir, args.image_size) == ("folder", "my photos", 16)
+
+    def test_a_search_by_shared_weights_finds_them(
+        self, loaded: Data, tiny_space: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    ) -> None:
+        """The command that search.supernet prints has the settings that the weights were trained with."""
+        out = str(tmp_path / "my [weights]")
+        options = ["--space", str(tiny_space), "--seed", "3", "--epochs", "1", "--batch-size", "20", "--out", out]
+        assert supernet.main(options) == 0
+        (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("search with it: ")]
+        words = shlex.split(line.removeprefix("search with it: "))
+        assert words[:3] == ["python", "-m", "search.run"]
+        more = ["--executor", "local", "--trials", "1", "--confirm", "0", "--out", str(tmp_path / "run")]
+        assert run.main([*words[3:], *more]) == 0
+        settings = runs.settings_of(tmp_path / "run")
+        assert (settings.scoring.supernet, settings.scope.seed, settings.budget.trials) == (out, 3, 1)
 
     @pytest.mark.parametrize("trials", [3, 30])
     def test_a_terminal_gets_a_picture(
@@ -276,7 +391,7 @@ class TestOutput:
 @pytest.mark.slow
 @pytest.mark.parametrize("executor", ["local", "tune"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_process_leaves_a_search_that_goes_on(
+def test_an_interrupted_process_leaves_a_search_that_resumes(
     number: signal.Signals, executor: str, options: list[str], tmp_path: Path
 ) -> None:
     """A real search: real images, real training, a real signal."""
@@ -298,7 +413,7 @@ def test_an_interrupted_process_leaves_a_search_that_goes_on(
         process.wait()
     assert (process.returncode, error) == (130, "")
     assert "interrupted after" in out
-    assert f"go on: python -m search.run --out {folder}\n" in out
+    assert f"resume: python -m search.run --out {folder}\n" in out
     records = list(read(folder))
     assert not [r for r in records if r.state == "RUNNING"]
     orphans = [r for r in records if r.outcome == ORPHAN]

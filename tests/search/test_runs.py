@@ -6,15 +6,20 @@ import json
 import multiprocessing
 import shutil
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 
 from res2net.cost import cost
 from res2net.errors import UserError
 from res2net.folder import load_arch
-from search import runs
+from search import load, runs
 from search.api import Result, search
+from search.lock import locked
 from search.settings import Settings
 from search.study.storage import read
 from search.study.trials import INFEASIBLE, SCORED
@@ -56,7 +61,7 @@ class TestFolder:
         settings = make_settings(trials=2, seed=3)
         run(settings, tmp_path / "run")
         content = json.loads((tmp_path / "run/run.json").read_text())
-        assert content.keys() == {"settings", "space", "data", "created", "sessions"}
+        assert content.keys() == {"version", "settings", "space", "data", "created", "sessions"}
         assert Settings.from_dict(content["settings"]) == settings == runs.settings_of(tmp_path / "run")
         assert runs.space_of(tmp_path / "run") == settings.scope.get_space(10, data.image_size)
         described = {
@@ -67,6 +72,7 @@ class TestFolder:
             "image_size": 8,
         }
         assert content["data"] == described | {"mean": [0.5] * 3, "std": [0.3] * 3}
+        assert content["version"] == version("res2net-search")
         (session,) = content["sessions"]
         assert session.keys() == {"started", "versions", "hardware", "commit"}
         assert {"python", "torch", "optuna"} <= session["versions"].keys()
@@ -78,9 +84,9 @@ class TestFolder:
         second = runs.read(tmp_path)
         assert second["created"] == first["created"]
         assert second["sessions"][:-1] == first["sessions"]
-        assert second["settings"]["trials"] == 3
+        assert second["settings"]["budget"]["trials"] == 3
 
-    def test_the_folder_alone_goes_on_and_is_exported(
+    def test_the_folder_alone_resumes_and_is_exported(
         self, run: Callable, make_settings: Callable, tiny_space: Path, tmp_path: Path
     ) -> None:
         """Renamed, and the file of the space lost."""
@@ -111,7 +117,7 @@ class TestFolder:
         assert (result.trials.outcome == "failed").sum() == 3
         assert not (tmp_path / "best").exists()
 
-    def test_an_interrupted_search_says_so_and_goes_on(
+    def test_an_interrupted_search_says_so_and_resumes(
         self, loaded: Data, make_settings: Callable, tmp_path: Path
     ) -> None:
         calls = []
@@ -128,6 +134,103 @@ class TestFolder:
         result = search(make_settings(trials=4), tmp_path, work=WORK)
         assert (result.interrupted, result.unfinished) == (False, False)
         assert (result.trials.outcome == SCORED).sum() == 4
+
+
+class TestVersions:
+    """Folders of earlier versions are read, or refused in one line that says which version wrote them."""
+
+    @staticmethod
+    def rewrite(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+        content = json.loads((folder / "run.json").read_text())
+        change(content)
+        (folder / "run.json").write_text(json.dumps(content))
+
+    def test_a_run_of_version_0_1_resumes(self, run: Callable, make_settings: Callable, tmp_path: Path) -> None:
+        """Its settings have no groups, and some settings did not exist."""
+        settings = make_settings(trials=2, seed=3, lr=0.05, max_macs=20_000)
+        run(settings, tmp_path)
+
+        def flatten(content: dict[str, Any]) -> None:
+            del content["version"]
+            content["settings"] = settings.values()
+            for name in ("objective", "max_params", "max_activations", "study"):
+                del content["settings"][name]
+
+        self.rewrite(tmp_path, flatten)
+        assert runs.settings_of(tmp_path) == settings
+        assert len(run(settings.replace(trials=3), tmp_path).trials) >= 3
+        assert runs.read(tmp_path)["settings"] == settings.replace(trials=3).to_dict()
+
+    @pytest.mark.parametrize("group", ["scope", None])
+    def test_unknown_settings_of_a_newer_version_are_refused(
+        self, group: str | None, run: Callable, make_settings: Callable, tmp_path: Path
+    ) -> None:
+        run(make_settings(trials=1), tmp_path)
+
+        def newer(content: dict[str, Any]) -> None:
+            content["version"] = "9.0"
+            (content["settings"][group] if group else content["settings"])["teacher"] = "resnet"
+
+        self.rewrite(tmp_path, newer)
+        before = tree(tmp_path)
+        for call in (lambda: run(make_settings(trials=2), tmp_path), lambda: load(tmp_path)):
+            with pytest.raises(UserError, match=r"run\.json, written by version 9\.0 .*'teacher'") as error:
+                call()
+            assert "\n" not in str(error.value)
+        assert tree(tmp_path) == before
+
+    @pytest.mark.parametrize(
+        ("settings", "named"),
+        [({"sed": 1}, "version 0.1 .*'seed'"), ({"scope": 3}, "version 0.1"), ({"lr": "x"}, "version 0.1")],
+    )
+    def test_settings_that_were_changed_by_hand(self, settings: dict[str, Any], named: str, tmp_path: Path) -> None:
+        (tmp_path / "run.json").write_text(json.dumps({"settings": settings, "space": {}}))
+        with pytest.raises(UserError, match=named):
+            runs.settings_of(tmp_path)
+
+    @pytest.mark.parametrize("space", [{}, {"name": "mine", "teacher": 1}])
+    def test_a_space_that_is_unknown(self, space: dict[str, Any], tmp_path: Path) -> None:
+        content = {"version": "9.0", "settings": {}, "space": space}
+        (tmp_path / "run.json").write_text(json.dumps(content))
+        with pytest.raises(UserError, match=r"version 9\.0"):
+            runs.space_of(tmp_path)
+
+
+class TestLoad:
+    """`search.load(folder)` returns what the search returned."""
+
+    def test_a_finished_search(self, run: Callable, make_settings: Callable, tmp_path: Path) -> None:
+        made = run(make_settings(trials=6, max_macs=16_000), tmp_path)
+        before = tree(tmp_path)
+        self.check(load(str(tmp_path)), made)
+        assert tree(tmp_path) == before  # nothing is written
+
+    def test_an_interrupted_search(self, loaded: Data, make_settings: Callable, tmp_path: Path) -> None:
+        def work(job: Any, data: Data):
+            if job.number == 2:
+                raise KeyboardInterrupt
+            yield from WORK(job, data)
+
+        made = search(make_settings(trials=6), tmp_path, work=work)
+        assert made.unfinished
+        self.check(load(tmp_path), made)
+
+    @staticmethod
+    def check(found: Result, made: Result) -> None:
+        pd.testing.assert_frame_equal(found.trials, made.trials)
+        pd.testing.assert_frame_equal(found.front, made.front)
+        for name in ("folder", "settings", "space", "hypervolume", "unfinished"):
+            assert getattr(found, name) == getattr(made, name), name
+        assert (found.ledger.front, found.ledger.history) == (made.ledger.front, made.ledger.history)
+        for result in (found, made):
+            figure = result.plot()
+            assert isinstance(figure, Figure)
+            assert figure.axes[0].get_xlabel() == "multiply-accumulates of one image"
+
+    @pytest.mark.parametrize("call", [load, runs.read, runs.settings_of, runs.space_of])
+    def test_a_folder_that_is_no_run(self, call: Callable, tmp_path: Path) -> None:
+        with pytest.raises(UserError, match=r"run\.json is missing; accepted: the folder of a search"):
+            call(tmp_path)
 
 
 class TestImageSize:
@@ -165,8 +268,8 @@ class TestRefusals:
         with pytest.raises(UserError) as error:
             run(make_settings(trials=2, seed=1, max_macs=300_000), tmp_path)
         text = str(error.value)
-        assert text.startswith("--out: ")
-        assert "holds a search with --max-macs None, not 300000; --seed 0, not 1; accepted: the same settings" in text
+        assert text.startswith("`out`: ")
+        assert "holds a search with `max_macs` None, not 300000; `seed` 0, not 1; accepted: the same settings" in text
         assert tree(tmp_path) == before
 
     def test_the_same_file_of_a_space_with_another_content(
@@ -176,18 +279,18 @@ class TestRefusals:
         settings = make_settings(space=str(space), trials=1)
         run(settings, tmp_path / "run")
         space.write_text(space.read_text().replace("[1, 2, 4]", "[1, 2]"))
-        with pytest.raises(UserError, match=r"holds a search with another content of --space .*mine\.yaml"):
+        with pytest.raises(UserError, match=r"holds a search with another content of `space` .*mine\.yaml"):
             run(settings, tmp_path / "run")
 
     def test_a_folder_with_something_else(self, run: Callable, make_settings: Callable, tmp_path: Path) -> None:
         (tmp_path / "notes.txt").write_text("mine")
-        with pytest.raises(UserError, match=r"^--out: .* holds files but no search; accepted: a new folder"):
+        with pytest.raises(UserError, match=r"^`out`: .* holds files but no search; accepted: a new folder"):
             run(make_settings(), tmp_path)
         assert tree(tmp_path) == {"notes.txt": b"mine"}
 
     def test_a_file(self, run: Callable, make_settings: Callable, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("mine")
-        with pytest.raises(UserError, match=r"^--out: .* is a file; accepted: a folder"):
+        with pytest.raises(UserError, match=r"^`out`: .* is a file; accepted: a folder"):
             run(make_settings(), tmp_path / "file")
         assert tree(tmp_path) == {"file": b"mine"}
 
@@ -202,14 +305,14 @@ class TestRefusals:
         assert tree(tmp_path) == {"run.json": content.encode()}
 
     def test_impossible_limits_write_nothing(self, run: Callable, make_settings: Callable, tmp_path: Path) -> None:
-        with pytest.raises(UserError, match="--max-macs"):
+        with pytest.raises(UserError, match="`max_macs`"):
             run(make_settings(max_macs=10), tmp_path / "run")
         assert not (tmp_path / "run").exists()
 
     def test_a_second_driver(self, run: Callable, make_settings: Callable, tmp_path: Path) -> None:
         run(make_settings(trials=1), tmp_path)
         before = tree(tmp_path)
-        with runs.locked(tmp_path), pytest.raises(UserError, match=r"^--out: a search is running in"):
+        with locked(tmp_path), pytest.raises(UserError, match=r"^`out`: a search is running in"):
             run(make_settings(trials=2), tmp_path)
         assert tree(tmp_path) == before
         run(make_settings(trials=2), tmp_path)  # let go
@@ -256,7 +359,7 @@ class TestRefusals:
 
 
 def _hold(folder: Path, pipe: object) -> None:
-    with runs.locked(folder):
+    with locked(folder):
         pipe.send("held")
         pipe.recv()
 
@@ -289,9 +392,3 @@ class TestWeights:
 def test_names_of_new_runs(tmp_path: Path) -> None:
     assert runs.new_name(Settings(space="dir/mine.yaml")).startswith("mine-shapes-2")
     assert "/" not in runs.new_name(Settings(space="scale"))
-
-
-@pytest.mark.parametrize("call", [runs.read, runs.settings_of, runs.space_of])
-def test_a_folder_that_is_no_run(call: Callable, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"run\.json is missing; accepted: the --out of a search"):
-        call(tmp_path)
