@@ -84,16 +84,17 @@ def train(
             write_atomic(folder / ABOUT_FILE, json.dumps(_about(scope, scoring, space, data), indent=2) + "\n")
         torch.manual_seed(scope.seed)
         config = replace(scoring.train_config(scope.seed), device=device)
-        trainer = SupernetTrainer(ElasticRes2Net(space), data, config, members_of(space), group)
+        model = ElasticRes2Net(space)
+        trainer = SupernetTrainer(model, data, config, members_of(space), group)
         rows = _restore(trainer, folder)
         try:
             _run(trainer, watched(space), rows, folder, console or Console(quiet=True))
         except TrainingFailed as problem:
             raise UserError(f"supernet: {problem}; accepted: a lower `lr` (it is {scoring.lr})") from None
         if first:
-            write_atomic(folder / WEIGHTS_FILE, weights_bytes(trainer.model))
+            write_atomic(folder / WEIGHTS_FILE, weights_bytes(model))
             (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
-    return trainer.model
+    return model
 
 
 def check(folder: Path, scope: Scope, scoring: Scoring, space: Space) -> None:

@@ -17,7 +17,7 @@ import torch
 import res2net
 from res2net.cost import cost
 from search import run, runs
-from search.export import export, front_of
+from search.export import export, ledger_of
 from search.export import main as export_main
 from search.study.storage import read
 from search.study.trials import SCORED, STOPPED
@@ -57,7 +57,7 @@ def test_trials_and_the_front_are_those_of_the_search(copy: Path) -> None:
         record = records[row.number]
         assert (record.key, record.macs, record.val_top1) == (row.key, row.macs, pytest.approx(row.val_top1))
         assert cost(record.arch, 32).macs == row.macs
-    assert [r.number for r in front_of(copy)] == FRONT
+    assert [r.number for r in ledger_of(copy).front] == FRONT
 
 
 def test_a_network_of_the_front_is_exported(copy: Path, tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_plots_and_tables_are_drawn_again(resumed: Path) -> None:
     for name in ("pareto.png", "pareto.html", "curves.png"):
         assert (resumed / name).stat().st_size > 0
     assert len(pd.read_csv(resumed / "trials.csv")) == len(list(read(resumed)))
-    assert pd.read_csv(resumed / "pareto.csv").number.tolist() == [r.number for r in front_of(resumed)]
+    assert pd.read_csv(resumed / "pareto.csv").number.tolist() == [r.number for r in ledger_of(resumed).front]
 
 
 @pytest.mark.slow
