@@ -1,65 +1,130 @@
-"""Command-line options from the fields of a dataclass: names, types, defaults and help stand in one place.
+"""Options of commands, made from the fields of dataclasses: names, types, defaults, help texts, choices and checks.
 
-@dataclass(frozen=True)
-class Settings:
-    epochs: int = field(default=10, metadata={"help": "epochs to train", "metavar": "N"})
+    @dataclass(frozen=True)
+    class Config:
+        epochs: int = field(default=10, metadata={"help": "epochs to train", "metavar": "N"})
 
-add_options(parser, Settings)  # --epochs N
-settings = from_options(Settings, parser.parse_args())
+    add_options(parser, fields_of(Config))  # --epochs N
+    config = from_options(Config, parser.parse_args())
+
+The keys of a field's metadata:
+    help: a text, in which `{choices}` stands for the accepted names. A field without it is no option.
+    metavar: the name of the value. group: the title above the option. positional: true for an argument without a name.
+    choices: a function that returns the accepted names. parse: a function of a text and the field's name, for 20M or 6h.
+    common: whether `--help` shows the field, where a command has a `--help-all`.
 """
 
 from __future__ import annotations
 
 import argparse
 import types
-import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, Union, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
-SIMPLE = (str, int, float, Path)  # types whose constructor reads the text of an option
+SIMPLE = (str, int, float, bool, Path)  # types that an option may have
+Option = tuple[Field[Any], type]  # a field, and the type of a value that is given
 
 
-def add_options(parser: argparse.ArgumentParser, cls: type) -> None:
-    """Add an option to the parser for each field of a dataclass that has a help text: `--batch-size` for `batch_size`.
+class Adder(Protocol):
+    """A parser, or a group of one."""
 
-    A field is of type str, int, float, Path or bool, or of a union that starts with one of them (`int | None`). A bool
-    becomes a flag without a value. A field without a default is required.
-    metadata: `help`; `metavar`, the value's name in the help; `group`, the title that the option stands under;
-    `positional`, true for an argument without a name.
+    def add_argument(self, *names: str, **how: Any) -> Any:
+        """Add an option."""
+        ...
+
+
+def fields_of(cls: type, names: Iterable[str] | None = None) -> list[Option]:
+    """Return the fields of a dataclass that are options, or the named ones in that order."""
+    hints = get_type_hints(cls)
+    every = {f.name: (f, _plain(hints[f.name])) for f in fields(cls) if "help" in f.metadata}
+    return [every[name] for name in (every if names is None else names)]
+
+
+def _plain(kind: Any) -> type:
+    """Return the type of a value that is given: the first one of `int | None`."""
+    return get_args(kind)[0] if get_origin(kind) in (types.UnionType, Union) else kind
+
+
+def add_options(
+    target: Adder,
+    found: Sequence[Option],
+    everything: bool = True,
+    notes: Mapping[str, str] | None = None,
+    choices: Mapping[str, Sequence[str]] | None = None,
+) -> None:
+    """Add one option for each field. Options that are not given are left out of the parsed namespace.
+
+    everything: whether the help shows all fields; else only the common ones. notes: what follows a default in the help.
+    choices: accepted names that the dataclass cannot know by itself.
     """
-    hints = typing.get_type_hints(cls)
-    groups: dict[str, Any] = {}  # argparse has no public name for their class
-    for field in fields(cls):
-        about = field.metadata
-        if "help" not in about:
-            continue
-        if (title := about.get("group")) and title not in groups:
-            groups[title] = parser.add_argument_group(title)
-        target = groups[title] if title else parser
-        if about.get("positional"):
-            target.add_argument(field.name, **_value(field, hints[field.name]))
+    groups: dict[str, Adder] = {}
+    for field, kind in found:
+        assert kind in SIMPLE, f"field {field.name!r} has type {kind}; an option may have {SIMPLE}"
+        how: dict[str, Any] = {"default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
+        if everything or field.metadata.get("common"):
+            how["help"] = describe(field, (notes or {}).get(field.name, ""), (choices or {}).get(field.name))
+        if kind is bool:
+            how["action"] = "store_true"
         else:
-            how = {"required": True} if field.default is MISSING else {"default": field.default}
-            name = "--" + field.name.replace("_", "-")
-            target.add_argument(name, **how, **_value(field, hints[field.name]))
+            how["metavar"] = field.metadata.get("metavar")
+            if "parse" not in field.metadata and kind is not str:
+                how["type"] = kind
+        title = field.metadata.get("group")
+        if title and title not in groups and isinstance(target, argparse.ArgumentParser):
+            groups[title] = target.add_argument_group(title)
+        if field.metadata.get("positional"):
+            del how["default"]
+            target.add_argument(field.name, **how)
+        else:
+            required = {"required": True} if field.default is MISSING else {}
+            groups.get(title or "", target).add_argument(f"--{field.name.replace('_', '-')}", **how, **required)
 
 
-def from_options(cls: type[T], args: argparse.Namespace) -> T:
-    """Return the dataclass of the parsed options. Fields without an option keep their defaults."""
-    make: Callable[..., T] = cls
-    names = [f.name for f in fields(make) if "help" in f.metadata]  # type: ignore[arg-type]  # T is a dataclass
-    return make(**{name: getattr(args, name) for name in names})
+def from_options(cls: Callable[..., T], args: argparse.Namespace) -> T:
+    """Return the dataclass of the parsed options. Fields that were not given keep their defaults."""
+    names = {f.name for f in fields(cls)}  # type: ignore[arg-type]  # callable for its type, a dataclass in fact
+    return cls(**{name: value for name, value in vars(args).items() if name in names})
 
 
-def _value(field: Field[Any], hint: Any) -> dict[str, Any]:
-    """Return the arguments of `add_argument` that say how the value is written."""
-    union = typing.get_origin(hint) in (types.UnionType, typing.Union)
-    kind = typing.get_args(hint)[0] if union else hint
-    about = {"help": field.metadata["help"]}
-    if kind is bool:
-        return about | {"action": "store_true"}
-    assert kind in SIMPLE, f"field {field.name!r} has type {hint}; an option may have {SIMPLE} or bool"
-    return about | {"type": kind, "metavar": field.metadata.get("metavar")}
+def describe(field: Field[Any], note: str = "", choices: Sequence[str] | None = None) -> str:
+    """Return the help text of a field, with its choices (the field's own if None) and its default."""
+    own: Callable[[], Sequence[str]] = field.metadata.get("choices", tuple)
+    text = field.metadata["help"].replace("{choices}", ", ".join(own() if choices is None else choices))
+    if "default:" in text or field.default is MISSING:
+        return text
+    default = "none" if field.default is None else "off" if field.default is False else field.default
+    return f"{text} (default: {default}{note})"
+
+
+def written(values: Mapping[str, Any], names: Iterable[str]) -> list[str]:
+    """Return the options that set the named values, ready for `shlex.join`. None and False need no option."""
+    out = []
+    for name in names:
+        if (value := values[name]) is not None and value is not False:
+            out += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+    return out
+
+
+def parsed(options: Mapping[str, Any], groups: Iterable[type]) -> dict[str, Any]:
+    """Return the options with texts such as 20M or 6h turned into numbers; raise `UserError` for any other text."""
+    known = {f.name: f.metadata["parse"] for group in groups for f in fields(group) if "parse" in f.metadata}
+    return {k: known[k](v, k) if k in known and isinstance(v, str) else v for k, v in options.items()}
+
+
+class HelpAll(argparse.Action):
+    """`--help-all`: print the help of the parser that `full` builds, and exit."""
+
+    def __init__(
+        self, option_strings: Sequence[str], dest: str, full: Callable[[], argparse.ArgumentParser], **_: Any
+    ) -> None:
+        text = "show all options and exit"
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, default=argparse.SUPPRESS, help=text)
+        self.full = full
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        """Print the full help, and exit."""
+        self.full().print_help()
+        parser.exit()

@@ -17,11 +17,11 @@ from rich.console import Console
 import trainers.datasets.data
 from res2net.commands import Parser, run_main
 from res2net.errors import UserError
+from res2net.options import HelpAll, add_options, fields_of, parsed, written
 from search import runs
 from search.api import Result, search
 from search.evaluators import EVALUATORS
 from search.groups import Budget, Resources, Scope, Scoring
-from search.options import HelpAll, add_options, fields_of, parsed, written
 from search.report import dashboard, progress
 from search.settings import GROUP_OF, Settings
 from search.units import format_seconds

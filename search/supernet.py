@@ -11,8 +11,8 @@ from pathlib import Path
 from rich.console import Console
 
 from res2net.commands import Parser, run_main
+from res2net.options import add_options, fields_of, written
 from search.groups import Scope, Scoring
-from search.options import add_options, fields_of, written
 from search.settings import Settings
 from search.shared_weights import PROG, train
 from trainers.ddp import joined

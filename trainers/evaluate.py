@@ -22,7 +22,7 @@ from res2net.cost import cost
 from res2net.deploy.optimize import optimize
 from res2net.errors import UserError, unknown
 from res2net.folder import TRAINING_FILE, load_arch
-from res2net.options import add_options, from_options
+from res2net.options import add_options, fields_of, from_options
 from trainers.datasets.data import Data
 from trainers.ddp import ALONE, Group
 from trainers.device import DEVICES, PRECISIONS, autocast, device_of, placed, uses_bf16
@@ -151,7 +151,7 @@ def _test_data(config: EvaluateConfig, trained: dict[str, Any], arch: BaseArch, 
 def build_parser() -> Parser:
     """Return the parser of the command's options."""
     parser = Parser(prog=PROG, description="Score a model folder on a data set's test split.")
-    add_options(parser, EvaluateConfig)
+    add_options(parser, fields_of(EvaluateConfig))
     return parser
 
 

@@ -33,7 +33,7 @@ from res2net.arch import BaseArch
 from res2net.commands import Parser, run_main
 from res2net.errors import UserError, unknown
 from res2net.folder import CHECKPOINT_FILE, TRAINING_FILE, check_replaceable
-from res2net.options import add_options, from_options
+from res2net.options import add_options, fields_of, from_options
 from trainers import resume
 from trainers.datasets.data import Data, Files, Split
 from trainers.ddp import Group, joined
@@ -75,24 +75,24 @@ class FitConfig:
     )
     out: Path = field(metadata={"help": "the model folder to write", "group": "where", "metavar": "DIR"})
     data: str = _option("data", "shapes", ", ".join(trainers.datasets.data.names()))
-    data_dir: str | None = _option("data", None, "folder of the data set's files", "DIR")
+    data_dir: str | None = _option("data", None, "folder of the data set's files (default: none)", "DIR")
     download: bool = _option("data", False, "first fetch the data set into --data-dir")
     image_size: int | None = _option("data", None, "pixels along a side, for image files", "N")
     val_fraction: float = _option("data", 0.0, "share of the training images for validation")
-    train_images: int | None = _option("data", None, "number of training images to use (all)", "N")
+    train_images: int | None = _option("data", None, "number of training images to use (default: all)", "N")
     task: str = _option("data", "classification", ", ".join(TASKS))
     recipe: str = _option("how", "fast", f"{', '.join(RECIPES)}, or a YAML file that changes one")
-    epochs: int | None = _option("how", None, "epochs; the schedule keeps its shape (the recipe's)", "N")
-    batch_size: int | None = _option("how", None, "images a step, over all processes (the recipe's)", "N")
-    lr: float | None = _option("how", None, "peak learning rate (the recipe's)", "X")
-    weight_decay: float | None = _option("how", None, "weight decay (the recipe's)", "X")
-    label_smoothing: float | None = _option("how", None, "label smoothing (the recipe's)", "X")
+    epochs: int | None = _option("how", None, "epochs; the schedule keeps its shape (default: the recipe's)", "N")
+    batch_size: int | None = _option("how", None, "images a step, over all processes (default: the recipe's)", "N")
+    lr: float | None = _option("how", None, "peak learning rate (default: the recipe's)", "X")
+    weight_decay: float | None = _option("how", None, "weight decay (default: the recipe's)", "X")
+    label_smoothing: float | None = _option("how", None, "label smoothing (default: the recipe's)", "X")
     from_scratch: bool = _option("how", False, "initialise the weights, also those of a model folder")
     seed: int = _option("how", 0, "seed of initial weights, batches and split")
     resume: bool = _option("where", False, "continue from the checkpoint in --out, if there is one")
     precision: str = _option("where", "auto", ", ".join(PRECISIONS))
     device: str = _option("where", "auto", DEVICES)
-    workers: int | None = _option("where", None, "threads that decode image files (one a core)", "N")
+    workers: int | None = _option("where", None, "threads that decode image files (default: one a core)", "N")
     compile: bool = _option("where", False, "use torch.compile: pays in long trainings")
 
     def __post_init__(self) -> None:
@@ -256,7 +256,7 @@ def _end(out: Path, scores: Scores, task: Task, data: Data, training: Config) ->
 def build_parser() -> Parser:
     """Return the parser of the command's options."""
     parser = Parser(prog=PROG, description="Train one network; write a model folder with its test scores.")
-    add_options(parser, FitConfig)
+    add_options(parser, fields_of(FitConfig))
     return parser
 
 

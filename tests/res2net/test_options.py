@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from res2net.errors import Parser
-from res2net.options import add_options, from_options
+from res2net.commands import Parser
+from res2net.options import add_options, fields_of, from_options
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class Settings:
 
 def parsed(*argv: str) -> Settings:
     parser = Parser(prog="prog")
-    add_options(parser, Settings)
+    add_options(parser, fields_of(Settings))
     return from_options(Settings, parser.parse_args(argv))
 
 
@@ -53,7 +53,7 @@ def test_a_mistake_names_the_option(argv: list[str], part: str, capsys: pytest.C
 
 def test_help_shows_groups_metavars_and_defaults() -> None:
     parser = Parser(prog="prog")
-    add_options(parser, Settings)
+    add_options(parser, fields_of(Settings))
     text = " ".join(parser.format_help().split())
     for part in ("where: --out OUT where to", "--epochs N epochs to train (default: 3)", "--peak-lr PEAK_LR"):
         assert part in text
@@ -65,4 +65,4 @@ def test_a_type_that_no_option_can_have_is_our_own_mistake() -> None:
         values: tuple[int, ...] = field(default=(), metadata={"help": "several"})
 
     with pytest.raises(AssertionError, match="values"):
-        add_options(argparse.ArgumentParser(), Wrong)
+        add_options(argparse.ArgumentParser(), fields_of(Wrong))
