@@ -149,7 +149,7 @@ class Ledger:
     def best(self) -> list[Record]:
         """The qualified trained networks, best first."""
         known = [r for r in self.history if r.outcome == SCORED and self.qualifies(r)]
-        return sorted(known, key=lambda r: (-(r.val_top1 or 0.0), self.cost(r)))
+        return sorted(known, key=lambda r: (-(r.val_top1 or 0.0), self.cost(r), r.number))
 
     def knee(self, records: Sequence[Record]) -> Record:
         """Return the record farthest above the line between the ends of the records' front."""
