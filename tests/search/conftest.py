@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -96,6 +97,21 @@ def run_driver(open_driver: Callable, data: Data) -> Callable[..., Driver]:
         return driver
 
     return run
+
+
+@pytest.fixture
+def write_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
+    """Write a user's own module; return its name, which no other test's module has."""
+
+    def write(source: str) -> str:
+        folder = tmp_path / "own"
+        folder.mkdir(exist_ok=True)
+        name = f"own_{secrets.token_hex(4)}"
+        (folder / f"{name}.py").write_text(source)
+        monkeypatch.syspath_prepend(folder)
+        return name
+
+    return write
 
 
 @pytest.fixture(scope="session")
