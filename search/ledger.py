@@ -171,7 +171,8 @@ class Ledger:
         return [best[i] for i in sorted(places, reverse=True)]
 
     def _front_of(self, records: Sequence[Record]) -> list[Record]:
-        return [records[i] for i in front(*self._columns(records))]
+        known = sorted(records, key=lambda r: r.number)  # of equal networks the first asked stands, not the first ended
+        return [known[i] for i in front(*self._columns(known))]
 
     def _columns(self, records: Sequence[Record]) -> tuple[list[float], list[float]]:
         return [r.val_top1 or 0.0 for r in records], [self.cost(r) for r in records]
