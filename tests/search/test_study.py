@@ -11,6 +11,7 @@ from pathlib import Path
 
 import optuna
 import pytest
+from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
 import space as spaces
@@ -287,7 +288,7 @@ def test_an_enqueued_trial_killed_while_asked_keeps_its_parameters(
     params = next(SPACE.all_params())
     study.enqueue(params)
     with monkeypatch.context() as patch:
-        patch.setattr(type(study.optuna_study._storage), "set_trial_param", _killed)
+        patch.setattr(RDBStorage, "set_trial_param", _killed)
         with pytest.raises(KeyboardInterrupt):
             study.ask()
     assert [(r.state, r.params) for r in study.records()] == [("RUNNING", params)]
