@@ -10,7 +10,7 @@
 The keys of a field's metadata:
     help: a text, in which `{choices}` stands for the accepted names. A field without it is no option.
     metavar: the name of the value. group: the title above the option. positional: true for an argument without a name.
-    choices: a function that returns the accepted names. parse: a function of a text and the field's name, for 20M or 6h.
+    choices: a function that returns the accepted names. parse: a function of a text and the field's name (20M, 6h).
     common: whether `--help` shows the field, where a command has a `--help-all`.
 """
 

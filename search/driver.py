@@ -92,12 +92,17 @@ class Driver:
             return self._next_new() or self._next_confirmation() or self._next_suspect()
 
     def _runs_alone(self) -> bool:
-        """Return whether a suspect runs here, beside which nothing else may start."""
-        return any(trial.accepted.proposal.alone for trial in self.running.values())
+        """Return whether nothing may start here: a suspect runs, or waits until all running trials have ended.
+
+        A suspect waits only if its driver was killed between enqueueing it and asking for it.
+        """
+        waits = any(r.state == "WAITING" and "alone" in r.attrs for r in self.study.unended())
+        return bool(self.running) and (waits or any(t.accepted.proposal.alone for t in self.running.values()))
 
     def _next_new(self) -> Job | None:
         """Return the next network that is not known yet."""
-        searching = sum("confirms" not in r.attrs for r in self.study.running()) + len(self.ledger.suspects)
+        under_way = [*self.study.running(), *self.ledger.suspects.values()]
+        searching = sum("confirms" not in r.attrs for r in under_way)
         nothing = self.why_stopped and not self.study.waiting()  # another driver may have given a trial up
         if nothing or self.ledger.spent + searching >= self.settings.budget.trials or self._no_time():
             return None
@@ -112,8 +117,10 @@ class Driver:
         if not self.evaluator.estimates or any("confirms" not in r.attrs for r in self.study.running()):
             return None
         while True:
-            tried = self.ledger.scored.keys() | self.ledger.given_up.keys() | {r.key for r in self.study.running()}
-            picks = self.ledger.picks(self.settings.scoring.confirm)
+            books = self.ledger
+            tried = books.scored.keys() | books.given_up.keys() | books.suspects.keys()
+            tried |= {r.key for r in self.study.running()}
+            picks = books.picks(self.settings.scoring.confirm)
             pick = next((r for r in picks if r.key not in tried), None)
             if pick is None or self._no_time():
                 return None
@@ -124,18 +131,19 @@ class Driver:
 
     def _next_suspect(self) -> Job | None:
         """Return a network that ran whenever a driver was killed. It runs last, while nothing else runs here."""
-        if self.running or not self.ledger.suspects or self._no_time():
-            return None
-        suspect = next(iter(self.ledger.suspects.values()))
-        if not self.study.waiting():
-            self.study.enqueue(suspect.params, retry_of=suspect.number, alone=True)
-        self._refresh()
-        return self._start(self.proposals.ask())
+        while True:
+            done = self.ledger.spent >= self.settings.budget.trials
+            suspects = [r for r in self.ledger.suspects.values() if not done or "confirms" in r.attrs]
+            if self.running or not suspects or self._no_time():
+                return None
+            if not self.study.waiting():
+                self.study.enqueue(suspects[0].params, retry_of=suspects[0].number, alone=True)
+                self._refresh()  # it is no suspect from now on, or the proposal would be answered as one
+            if (accepted := self.proposals.ask()) is not None:
+                return self._start(accepted)
 
-    def _start(self, accepted: Accepted | None) -> Job | None:
+    def _start(self, accepted: Accepted) -> Job:
         """Return the job of an accepted proposal, with the last checkpoint of an earlier trial of its network."""
-        if accepted is None:
-            return None
         number, arch = accepted.proposal.number, accepted.arch
         estimate = self.evaluator.estimates and accepted.proposal.confirms is None
         job = (self.evaluator.confirmation if accepted.proposal.confirms is not None else self.evaluator.job)(
@@ -309,7 +317,7 @@ class Driver:
         nothing else, it is given up. An innocent network that ran beside the culprit passes that test.
         """
         for orphan in self.study.orphans():
-            if orphan.attrs.get("alone"):
+            if orphan.attrs.get("alone") and orphan.key:  # without a key, the driver died before the network ran
                 self.study.adopt(orphan.number)
                 self.study.fail(orphan.number, FAILED, f"{KILLED}, and it ran alone")
                 self._refresh()
@@ -318,7 +326,8 @@ class Driver:
                 self._ask_again(orphan, KILLED, at_once=not suspect)
 
     def _ask_again(self, orphan: Record, reason: str, at_once: bool = True) -> None:
-        if at_once and orphan.number not in self.ledger.retried:
+        suspect = orphan.attrs.get("alone") and orphan.key  # it stays one, and so still runs last
+        if at_once and not suspect and orphan.number not in self.ledger.retried:
             # Before the orphan is ended: a kill in between loses nothing.
             self.study.enqueue(orphan.params, retry_of=orphan.number, alone=orphan.attrs.get("alone"))
         self.study.adopt(orphan.number)

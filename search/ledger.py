@@ -149,7 +149,7 @@ class Ledger:
     def best(self) -> list[Record]:
         """The qualified trained networks, best first."""
         known = [r for r in self.history if r.outcome == SCORED and self.qualifies(r)]
-        return sorted(known, key=lambda r: (-(r.val_top1 or 0.0), self.cost(r)))
+        return sorted(known, key=lambda r: (-(r.val_top1 or 0.0), self.cost(r), r.number))
 
     def knee(self, records: Sequence[Record]) -> Record:
         """Return the record farthest above the line between the ends of the records' front."""
@@ -171,7 +171,8 @@ class Ledger:
         return [best[i] for i in sorted(places, reverse=True)]
 
     def _front_of(self, records: Sequence[Record]) -> list[Record]:
-        return [records[i] for i in front(*self._columns(records))]
+        known = sorted(records, key=lambda r: r.number)  # of equal networks the first asked stands, not the first ended
+        return [known[i] for i in front(*self._columns(known))]
 
     def _columns(self, records: Sequence[Record]) -> tuple[list[float], list[float]]:
         return [r.val_top1 or 0.0 for r in records], [self.cost(r) for r in records]

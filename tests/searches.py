@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -114,3 +115,18 @@ def ray_cluster() -> Iterator[None]:
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def write_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
+    """Write a user's own module; return its name, which no other test's module has."""
+
+    def write(source: str) -> str:
+        folder = tmp_path / "own"
+        folder.mkdir(exist_ok=True)
+        name = f"own_{secrets.token_hex(4)}"
+        (folder / f"{name}.py").write_text(source)
+        monkeypatch.syspath_prepend(folder)
+        return name
+
+    return write

@@ -233,6 +233,7 @@ class Study:
         done = sorted(n for n in self._open if trials[n].state.is_finished())
         self._open.difference_update(done)
         scored = [*self._front, *(trials[n] for n in done if trials[n].state == TrialState.COMPLETE)]
+        scored.sort(key=lambda t: t.number)  # of equal trials the first asked stands, also if it ended later
         self._front = [scored[i] for i in front([t.values[0] for t in scored], [t.values[1] for t in scored])]
         records = [record_of(trials[n]) for n in done]
         self._orphans += sum(r.outcome == ORPHAN for r in records)

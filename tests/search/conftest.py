@@ -1,3 +1,12 @@
 """The fixtures that tests of the search share."""
 
-from searches import data, loaded, make_settings, open_driver, ray_cluster, run_driver, tiny_space  # noqa: F401
+from searches import (  # noqa: F401
+    data,
+    loaded,
+    make_settings,
+    open_driver,
+    ray_cluster,
+    run_driver,
+    tiny_space,
+    write_module,
+)

@@ -1,4 +1,4 @@
-"""A trial that was cut short goes on from its last rung, and ends as if it never had been."""
+"""A trial that was cut short resumes from its last rung, and ends as if it had never been cut short."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 
 from res2net.elastic import ElasticRes2Net
 from search.checkpoints import Checkpoints
-from search.driver import RETRIES
+from search.ledger import RETRIES
 from search.study.storage import read
 from search.study.trials import FAILED, ORPHAN, SCORED, STOPPED, Record
 from search.worker import Job, Report, SharedWork, Work, guarded, train_trial
@@ -31,7 +31,7 @@ class Killed(BaseException):
 
 
 class Dies:
-    """A work that trains, and is killed as soon as a network has been trained for so many epochs."""
+    """A work that trains, and is killed once a network has been trained for `epoch` epochs."""
 
     def __init__(self, epoch: int, number: int | None = None, by: BaseException | None = None) -> None:
         self.epoch, self.number, self.by = epoch, number, by or Killed()
@@ -82,7 +82,7 @@ def run_in(run_driver: Callable, tmp_path: Path) -> Callable:
 
 class TestTrial:
     @pytest.mark.parametrize("evaluator", ["scratch", "inherit"])
-    def test_goes_on_from_each_rung_bit_for_bit(
+    def test_resumes_from_each_rung_bit_for_bit(
         self, evaluator: str, job: Job, make_settings: Callable, data: Data, epochs: Counter[str]
     ) -> None:
         job = replace(job, evaluator=evaluator)
@@ -101,14 +101,14 @@ class TestTrial:
             assert [r.seconds for r in resumed] == sorted(r.seconds for r in resumed)
             assert resumed[rung - 1].seconds == whole[rung - 1].seconds
 
-    def test_goes_on_from_a_checkpoint_of_one_that_was_resumed(self, job: Job, data: Data) -> None:
+    def test_resumes_from_the_checkpoint_of_a_resumed_trial(self, job: Job, data: Data) -> None:
         whole = list(train_trial(job, data))
         second = list(train_trial(replace(job, checkpoint=whole[0].checkpoint), data))
         third = list(train_trial(replace(job, checkpoint=second[2].checkpoint), data))
         assert untimed(third) == untimed(whole)
 
     @pytest.mark.parametrize("kind", ["empty", "truncated", "damaged", "pickle", "network", "seed", "epochs", "table"])
-    def test_starts_anew_where_the_checkpoint_is_of_no_use(self, kind: str, job: Job, data: Data) -> None:
+    def test_starts_anew_from_an_unusable_checkpoint(self, kind: str, job: Job, data: Data) -> None:
         whole = list(train_trial(job, data))
         good = whole[0].checkpoint
         other = {
@@ -140,7 +140,7 @@ class TestTrial:
 
 
 class TestSearch:
-    def test_a_killed_one_goes_on_inside_its_trial(
+    def test_a_killed_search_resumes_inside_its_trial(
         self, run_in: Callable, make_settings: Callable, epochs: Counter[str], tmp_path_factory: pytest.TempPathFactory
     ) -> None:
         settings = make_settings(trials=5, epochs=4, eta=2)
@@ -169,7 +169,7 @@ class TestSearch:
         assert list((killed / "checkpoints").iterdir()) == []
 
     @pytest.mark.parametrize("scheduler", ["pareto-asha", "asha"])
-    def test_a_killed_one_stops_the_same_trials(
+    def test_a_killed_search_stops_the_same_trials(
         self, scheduler: str, run_in: Callable, make_settings: Callable, tmp_path_factory: pytest.TempPathFactory
     ) -> None:
         settings = make_settings(trials=8, epochs=4, eta=2, scheduler=scheduler, batch_size=40)
@@ -204,7 +204,7 @@ class TestSearch:
             assert driver.study.record(0).epochs == {1: 10.0}
         assert held == [(0, b"state", {})]
 
-    def test_what_is_kept_is_the_newest_of_each_network_that_has_not_ended(
+    def test_the_newest_checkpoint_of_each_unended_network_is_kept(
         self, open_driver: Callable, make_settings: Callable
     ) -> None:
         kept: dict[int, bytes] = {}
@@ -227,7 +227,7 @@ class TestSearch:
             driver.on_report(last.number, Report(3, 20.0, 1.0, 1.0))
             assert kept == {}
 
-    def test_those_that_a_kill_left_behind_are_deleted(
+    def test_checkpoints_that_a_kill_left_behind_are_deleted(
         self, open_driver: Callable, make_settings: Callable, tmp_path: Path
     ) -> None:
         kept = {99: b"of a trial that the study never heard of"}
@@ -249,19 +249,25 @@ class TestSearch:
     def test_a_network_that_always_dies_after_its_rung_is_given_up(
         self, by: BaseException, run_in: Callable, make_settings: Callable, epochs: Counter[str], tmp_path: Path
     ) -> None:
-        """Though each try finds a checkpoint and seems to get on."""
+        """Each retry resumes from a checkpoint and so seems to make progress. A killed driver's network runs alone."""
+        kills = isinstance(by, Killed)
+        tries = 2 + RETRIES if kills else 1 + RETRIES
         settings, work = make_settings(trials=1, epochs=4), Dies(3, by=by)
-        for _ in range(1 + RETRIES if isinstance(by, Killed) else 0):
+        for _ in range(tries if kills else 0):
             with pytest.raises(Killed):
                 run_in(settings, work)
-        run_in(make_settings(trials=1 if isinstance(by, Killed) else 1 + RETRIES, epochs=4), work)
+        run_in(make_settings(trials=1 if kills else tries, epochs=4), work)
         ended = of(tmp_path, FAILED, ORPHAN)
-        assert len(ended) == 1 + RETRIES
+        assert len(ended) == tries
         assert len({r.key for r in ended}) == 1
         assert ended[-1].outcome == FAILED
-        assert ended[-1].attrs["reason"].startswith(("the search was stopped while it ran, and 2", "out of memory"))
-        assert [r.attrs.get("note") for r in ended] == [None] + ["resumed after epoch 1"] * RETRIES
-        assert epochs[ended[0].key] == 3 + RETRIES * 2
+        assert (
+            ended[-1]
+            .attrs["reason"]
+            .startswith(("the search was stopped while it ran, and it ran alone", "out of memory"))
+        )
+        assert [r.attrs.get("note") for r in ended] == [None] + ["resumed after epoch 1"] * (tries - 1)
+        assert epochs[ended[0].key] == 3 + (tries - 1) * 2
         assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
@@ -284,7 +290,7 @@ class TestFiles:
         with pytest.raises(KeyError):
             del checkpoints[3]
 
-    def test_a_file_that_cannot_be_read_is_of_no_use(self, tmp_path: Path) -> None:
+    def test_an_unreadable_file_is_an_empty_checkpoint(self, tmp_path: Path) -> None:
         checkpoints = Checkpoints(tmp_path)
         (tmp_path / "checkpoints/5.pt").mkdir()
         assert checkpoints[5] == b""

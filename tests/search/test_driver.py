@@ -15,9 +15,11 @@ import torch
 from optuna.storages import RDBStorage
 
 import search.driver
+import search.proposals
 from res2net.cost import cost
-from search.driver import RETRIES, trial_seed
+from search.evaluators import trial_seed
 from search.execute.local import execute
+from search.ledger import RETRIES
 from search.settings import Settings
 from search.study.storage import read
 from search.study.trials import FAILED, INFEASIBLE, ORPHAN, REPEATED, SCORED, Record
@@ -111,9 +113,8 @@ def test_every_trained_network_is_within_the_limits(
 def test_a_space_that_is_used_up_ends_the_search(run_driver: Callable, make_settings: Callable, tmp_path: Path) -> None:
     driver = run_driver(make_settings(trials=100, epochs=1, **LIMITS))
     space = driver.space
-    possible = {
-        space.arch(p).key() for p in space.all_params() if driver.limits.allow(cost(space.arch(p), space.image_size))
-    }
+    every = [space.arch(p) for p in space.all_params()]
+    possible = {arch.key() for arch in every if driver.limits.allow(arch, space.image_size)}
     assert {r.key for r in of(tmp_path, SCORED)} == possible
     assert driver.why_stopped == "every network of the space that meets the limits was tried"
 
@@ -323,7 +324,7 @@ class TestTime:
     def test_no_trial_is_started_that_would_not_end(
         self, clock: list[float], run_driver: Callable, make_settings: Callable, trials: int, why: str
     ) -> None:
-        """Of `--time` 35, three trials of 10 s; where that is all of them, it was not the clock that stopped it."""
+        """Three trials of 10 s fit into 35 s. If three are all, the time is not why the search stopped."""
 
         def work(job: Job, data: Data) -> Iterator[Report]:
             clock[0] += 10
@@ -404,31 +405,6 @@ class TestResume:
         assert [(r.attrs["retry_of"], r.outcome) for r in retried] == [(1, SCORED)]
         assert len(of(tmp_path, SCORED)) == 3
 
-    def test_a_network_that_kills_the_driver_is_given_up_after_so_many_resumes(
-        self, run_driver: Callable, make_settings: Callable, tmp_path: Path
-    ) -> None:
-        settings, tried = make_settings(trials=4), []
-
-        def deadly(job: Job, data: Data) -> Iterator[Report]:
-            tried.append(job.arch.key())
-            if job.arch.key() == tried[0]:
-                raise Killed
-            yield from Synthetic()(job, data)
-
-        for _ in range(1 + RETRIES):
-            with pytest.raises(Killed):
-                run_driver(settings, deadly)
-        driver = run_driver(settings, deadly)
-        assert Counter(tried)[tried[0]] == 1 + RETRIES
-        assert driver.ledger.spent == 4
-        assert (len(of(tmp_path, ORPHAN)), len(of(tmp_path, SCORED))) == (RETRIES, 3)
-        (failed,) = of(tmp_path, FAILED)
-        assert failed.key == tried[0]
-        assert failed.attrs["reason"].startswith("the search was stopped while it ran, and 2 trials of it were lost")
-        again = run_driver(make_settings(trials=100, epochs=2), deadly)
-        assert again.counts[SCORED] == ALL - 1
-        assert Counter(tried)[tried[0]] == 1 + RETRIES
-
     def test_a_network_that_was_interrupted_is_asked_again_however_often(
         self, open_driver: Callable, run_driver: Callable, make_settings: Callable, tmp_path: Path
     ) -> None:
@@ -436,7 +412,7 @@ class TestResume:
             with open_driver(make_settings(trials=1)) as driver:
                 driver.next_job()
                 driver.release_all("the search was interrupted")
-        assert run_driver(make_settings(trials=1)).counts[SCORED] == 1
+        assert run_driver(make_settings(trials=1)).ledger.counts[SCORED] == 1
         assert {r.key for r in of(tmp_path, ORPHAN)} == {r.key for r in of(tmp_path, SCORED)}
 
     @pytest.mark.parametrize("kept", [0, 5, search.proposals.MAX_MISSES - 1])
@@ -467,7 +443,7 @@ class TestResume:
             monkeypatch.setattr(driver.study, method, call)
             with pytest.raises(Killed):
                 driver.next_job()
-        assert run_driver(settings, folder=killed).counts[INFEASIBLE] == search.proposals.MAX_MISSES
+        assert run_driver(settings, folder=killed).ledger.counts[INFEASIBLE] == search.proposals.MAX_MISSES
         assert answered(killed) == answered(whole)
         before = records(killed)
         assert run_driver(settings, folder=killed).why_stopped.startswith("every network of the space")
@@ -550,6 +526,202 @@ def _copy(start: Path, to: Path) -> Path:
     return to
 
 
+class Deadly:
+    """A work under which the driver is killed whenever it runs the first network it was given.
+
+    kills: how many runs of that network kill. tried: the network of each call.
+    """
+
+    def __init__(self, kills: float = math.inf) -> None:
+        self.kills, self.tried = kills, list[str]()
+
+    def __call__(self, job: Job, data: Data) -> Iterator[Report]:
+        self.tried.append(job.arch.key())
+        if job.arch.key() == self.tried[0] and self.tried.count(self.tried[0]) <= self.kills:
+            raise Killed
+        yield from Synthetic()(job, data)
+
+
+class TestSuspects:
+    """A network whose drivers were killed RETRIES + 1 times at one epoch runs last, alone."""
+
+    def killed(self, run_driver: Callable, settings: Settings, work: Deadly, times: int = 1 + RETRIES) -> None:
+        for _ in range(times):
+            with pytest.raises(Killed):
+                run_driver(settings, work)
+
+    def test_a_network_that_kills_the_driver_also_alone_is_given_up(
+        self, run_driver: Callable, make_settings: Callable, tmp_path: Path
+    ) -> None:
+        settings, work = make_settings(trials=4), Deadly()
+        self.killed(run_driver, settings, work, 2 + RETRIES)
+        assert Counter(work.tried)[work.tried[0]] == 2 + RETRIES
+        assert work.tried[-1] == work.tried[0]  # last: all others were scored before
+        assert len(of(tmp_path, SCORED)) == 3
+        driver = run_driver(settings, work)
+        assert Counter(work.tried)[work.tried[0]] == 2 + RETRIES
+        assert driver.ledger.spent == 4
+        assert len(of(tmp_path, ORPHAN)) == 1 + RETRIES
+        (failed,) = of(tmp_path, FAILED)
+        assert driver.ledger.given_up == {work.tried[0]: failed.number}
+        assert failed.attrs["reason"] == "the search was stopped while it ran, and it ran alone"
+        again = run_driver(make_settings(trials=100), work)
+        assert again.ledger.counts[SCORED] == ALL - 1
+        assert Counter(work.tried)[work.tried[0]] == 2 + RETRIES
+
+    def test_an_innocent_network_is_scored(self, run_driver: Callable, make_settings: Callable, tmp_path: Path) -> None:
+        settings, work = make_settings(trials=4), Deadly(kills=1 + RETRIES)
+        self.killed(run_driver, settings, work)
+        driver = run_driver(settings, work)
+        assert (driver.ledger.counts[SCORED], driver.ledger.counts[FAILED], driver.ledger.suspects) == (4, 0, {})
+        last = of(tmp_path, SCORED)[-1]
+        assert (last.key, last.attrs["alone"]) == (work.tried[0], True)
+        assert work.tried[-1] == work.tried[0]
+
+    @pytest.fixture
+    def settings(self, make_settings: Callable) -> Settings:
+        return make_settings(trials=ALL)
+
+    @pytest.fixture
+    def suspect(self, settings: Settings, run_driver: Callable) -> str:
+        """The key of a network that becomes a suspect as soon as a driver opens the study."""
+        work = Deadly()
+        self.killed(run_driver, settings, work)
+        return work.tried[0]
+
+    def test_nothing_starts_beside_it_and_it_starts_beside_nothing(
+        self, settings: Settings, suspect: str, open_driver: Callable
+    ) -> None:
+        with open_driver(settings.replace(trials=ALL + 1)) as driver:
+            jobs = list(iter(driver.next_job, None))
+            assert len(jobs) == ALL - 1
+            assert suspect not in {job.arch.key() for job in jobs}
+            assert list(driver.ledger.suspects) == [suspect]
+            for job in jobs[1:]:
+                driver.on_report(job.number, Report(2, 10.0, 1.0))
+                assert driver.next_job() is None
+            driver.on_lost(jobs[0].number, "the worker died")  # its network is asked again, before the suspect
+            retry = driver.next_job()
+            assert retry.arch == jobs[0].arch
+            assert driver.next_job() is None
+            driver.on_report(retry.number, Report(2, 10.0, 1.0))
+            alone = driver.next_job()
+            assert alone.arch.key() == suspect
+            driver.study.enqueue(driver.study.record(retry.number).params)
+            assert driver.next_job() is None
+            driver.on_report(alone.number, Report(2, 10.0, 1.0))
+
+    def test_it_is_repeated_when_the_sampler_proposes_it_meanwhile(
+        self, settings: Settings, suspect: str, open_driver: Callable, tmp_path: Path
+    ) -> None:
+        with open_driver(settings) as driver:
+            record = driver.ledger.suspects[suspect]
+            driver.study.enqueue(record.params)  # as the sampler may, at any time
+            assert driver.next_job().arch.key() != suspect
+        (repeated,) = [r for r in of(tmp_path, REPEATED) if r.key == suspect]
+        assert repeated.attrs["reason"] == f"the same network is to run last as trial {record.number}"
+
+    @pytest.mark.parametrize("stopped", ["killed before anything", "among others", "interrupted", "out of time"])
+    def test_a_resume_in_between_loses_nothing(
+        self,
+        stopped: str,
+        settings: Settings,
+        suspect: str,
+        open_driver: Callable,
+        run_driver: Callable,
+        data: Data,
+        tmp_path: Path,
+    ) -> None:
+        """An interruption while it runs alone is not its fault: it stays a suspect, and still runs last."""
+        kept = {max(r.number for r in records(tmp_path) if r.key == suspect): b"its checkpoint"}
+        with open_driver(settings, checkpoints=kept) as driver:
+            if stopped == "among others":
+                assert driver.next_job().arch.key() != suspect
+            elif stopped != "killed before anything":
+                while (job := driver.next_job()).arch.key() != suspect:
+                    driver.on_report(job.number, Report(2, 10.0, 1.0))
+                assert job.checkpoint == b"its checkpoint"
+                if stopped == "interrupted":
+                    driver.release_all("the search was interrupted")
+                else:
+                    driver.release(job.number, "the time was up after epoch 0")
+        with open_driver(settings, checkpoints=kept) as driver:
+            assert list(driver.ledger.suspects) == [suspect]
+            assert list(kept.values()) == [b"its checkpoint"]
+            execute(driver, data, Synthetic())
+        assert driver.ledger.counts[SCORED] == ALL
+        assert of(tmp_path, SCORED)[-1].key == suspect
+        assert kept == {}
+
+    @pytest.mark.parametrize("method", ["ask", "describe"])
+    def test_killed_before_it_runs_alone_it_is_not_given_up(
+        self,
+        method: str,
+        settings: Settings,
+        suspect: str,
+        open_driver: Callable,
+        run_driver: Callable,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        def kill(*_: object) -> None:
+            raise Killed
+
+        with open_driver(settings.replace(trials=1)) as driver:
+            monkeypatch.setattr(driver.study, method, kill)
+            with pytest.raises(Killed):
+                driver.next_job()
+        driver = run_driver(settings.replace(trials=1))
+        assert driver.ledger.counts[SCORED] == 1
+        assert of(tmp_path, SCORED)[0].key == suspect
+        assert of(tmp_path, FAILED, "waiting", "running") == []
+
+    def test_one_that_waits_starts_beside_nothing(
+        self, settings: Settings, suspect: str, open_driver: Callable
+    ) -> None:
+        """Another driver may have been killed after it enqueued the suspect."""
+        with open_driver(settings) as driver:
+            first = driver.next_job()
+            lost = driver.ledger.suspects[suspect]
+            driver.study.enqueue(lost.params, retry_of=lost.number, alone=True)
+            assert driver.next_job() is None
+            driver.on_report(first.number, Report(2, 10.0, 1.0))
+            assert driver.next_job().arch.key() == suspect
+            assert driver.next_job() is None
+
+    def test_a_confirmation_may_be_one(self, run_driver: Callable, make_settings: Callable, tmp_path: Path) -> None:
+        """A confirmation that kills its driver must not be picked again while it is a suspect."""
+        settings = make_settings(evaluator="supernet", trials=4, confirm=2, epochs=2)
+        picked = list[str]()
+
+        def work(job: Job, data: Data) -> Iterator[Report]:
+            if job.evaluator != "supernet":
+                picked.append(job.arch.key())
+                if job.arch.key() == picked[0]:
+                    raise Killed
+            yield from Synthetic()(job, data)
+
+        for _ in range(2 + RETRIES):
+            with pytest.raises(Killed):
+                run_driver(settings, work)
+        driver = run_driver(settings, work)
+        assert Counter(picked)[picked[0]] == 2 + RETRIES
+        (failed,) = of(tmp_path, FAILED)
+        assert "confirms" in failed.attrs
+        assert picked[0] not in driver.ledger.scored
+        assert driver.ledger.trained
+
+    def test_a_search_that_is_done_runs_none(
+        self, settings: Settings, suspect: str, open_driver: Callable, run_driver: Callable, tmp_path: Path
+    ) -> None:
+        with open_driver(settings) as driver:
+            driver.on_report(driver.next_job().number, Report(2, 10.0, 1.0))
+        before, work = records(tmp_path), failing()
+        driver = run_driver(settings.replace(trials=1), work)
+        assert (work.calls, list(driver.ledger.suspects)) == ([], [suspect])
+        assert records(tmp_path) == before
+
+
 class TestInterruption:
     def test_running_trials_are_released_and_asked_again(
         self, open_driver: Callable, make_settings: Callable, tmp_path: Path
@@ -587,7 +759,7 @@ class TestInterruption:
                     execute(driver, data, Synthetic())
             driver.release_all("the search was interrupted")
         assert [r.outcome for r in records(tmp_path)] == [ORPHAN, "waiting"]
-        assert run_driver(settings).spent == 3
+        assert run_driver(settings).ledger.spent == 3
         assert of(tmp_path, "running", "waiting") == []
 
 
@@ -649,16 +821,16 @@ def test_matched_networks_are_all_at_that_many_macs(
 def test_a_space_too_large_to_go_through_is_sampled(
     run_driver: Callable, make_settings: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(search.driver, "ENUMERABLE", 10)
-    monkeypatch.setattr(search.driver, "MAX_MISSES", 1)
-    assert run_driver(make_settings(trials=6, epochs=1)).spent == 6
+    monkeypatch.setattr(search.proposals, "ENUMERABLE", 10)
+    monkeypatch.setattr(search.proposals, "MAX_MISSES", 1)
+    assert run_driver(make_settings(trials=6, epochs=1)).ledger.spent == 6
 
 
 def test_why_a_search_stopped_says_no_more_than_it_looked_at(
     run_driver: Callable, make_settings: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of 12 networks as in `test_limits_that_nothing_meets_together_end_the_search`, but too many to go through."""
-    monkeypatch.setattr(search.driver, "ENUMERABLE", 11)
+    monkeypatch.setattr(search.proposals, "ENUMERABLE", 11)
     driver = run_driver(make_settings(max_macs=166_000, min_macs=165_500))
     assert driver.why_stopped == "no new network in 12 proposals in a row, nor in 11 drawn at random"
 
@@ -674,5 +846,5 @@ def test_random_numbers_of_the_process_change_nothing(
 
 
 def test_settings_are_checked_where_they_are_made() -> None:
-    with pytest.raises(ValueError, match="--trials"):
+    with pytest.raises(ValueError, match="`trials`"):
         Settings(trials=0)

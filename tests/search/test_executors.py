@@ -1,6 +1,6 @@
-"""One contract for every executor: whatever happens to a trial, the study says so and the search goes on.
+"""One contract for every executor: the study records every end of a trial, and the search continues.
 
-Work is made inside the tests' functions: Ray sends its workers by value what they cannot import.
+The works are made inside the tests' functions: Ray's workers cannot import a test file, so functions travel by value.
 """
 
 from __future__ import annotations
@@ -19,8 +19,11 @@ import pytest
 import torch
 
 from res2net.errors import UserError
-from search.driver import RETRIES, Driver, trial_seed
+from search.driver import Driver
+from search.evaluators import trial_seed
 from search.execute.local import execute as execute_local
+from search.groups import Resources
+from search.ledger import RETRIES
 from search.study.storage import read
 from search.study.trials import FAILED, ORPHAN, SCORED, Record
 from search.worker import Job, Report, Work, train_trial
@@ -44,11 +47,14 @@ def execute(request: pytest.FixtureRequest) -> Execute:
 def execute_tune(ray_cluster: None) -> Execute:
     from search.execute.tune import execute
 
-    return execute
+    def run(driver: Driver, data: Data, work: Work, **resources: float) -> None:
+        execute(driver, data, work, Resources(**resources))
+
+    return run
 
 
 class TestEveryExecutor:
-    def test_all_trials_run_with_what_they_need_and_hand_back_what_they_made(
+    def test_every_trial_gets_its_job_and_the_data_and_hands_back_its_weights(
         self, execute: Execute, open_driver: Callable, make_settings: Callable, data: Data, tmp_path: Path
     ) -> None:
         kept: dict[int, tuple[Job, bytes]] = {}
@@ -75,7 +81,7 @@ class TestEveryExecutor:
         assert all(weights == job.to_json().encode() + images * 2**15 for job, weights in kept.values())
         assert kept.keys() == {r.number for r in scored}
 
-    def test_trials_that_fail_are_recorded_with_the_reason_and_the_search_goes_on(
+    def test_failures_are_recorded_with_their_reason_and_other_networks_run(
         self, execute: Execute, open_driver: Callable, make_settings: Callable, data: Data, tmp_path: Path
     ) -> None:
         space = make_settings().scope.get_space(10)
@@ -104,7 +110,7 @@ class TestEveryExecutor:
         assert reasons[diverges] == "training loss is nan in epoch 2 of 2"
         assert "nan" in reasons[is_nan]
 
-    def test_an_interruption_leaves_nothing_running_and_the_search_can_go_on(
+    def test_an_interruption_leaves_nothing_running_and_the_search_resumes(
         self, execute: Execute, open_driver: Callable, make_settings: Callable, data: Data, tmp_path: Path
     ) -> None:
         settings = make_settings(trials=6, epochs=3)
@@ -163,7 +169,7 @@ class TestTune:
         assert len(of(tmp_path, SCORED)) == 5
         assert max(running) == 2
 
-    def test_a_network_whose_worker_died_goes_on_from_its_rung_bit_for_bit(
+    def test_a_network_whose_worker_died_resumes_from_its_rung_bit_for_bit(
         self, execute_tune: Execute, open_driver: Callable, make_settings: Callable, data: Data, tmp_path: Path
     ) -> None:
         kept: dict[int, bytes] = {}
@@ -192,7 +198,7 @@ class TestTune:
     def test_a_network_that_always_kills_its_worker_is_given_up(
         self, execute_tune: Execute, open_driver: Callable, make_settings: Callable, data: Data, tmp_path: Path
     ) -> None:
-        """Though each of its tries goes on from a checkpoint."""
+        """Though each of its retries resumes from a checkpoint."""
 
         def deadly(job: Job, data: Data) -> Iterator[Report]:
             for report in train_trial(job, data):
@@ -230,7 +236,7 @@ class TestTune:
     def test_more_gpus_than_there_are_is_one_line(
         self, execute_tune: Execute, open_driver: Callable, make_settings: Callable, data: Data, tmp_path: Path
     ) -> None:
-        with open_driver(make_settings()) as driver, pytest.raises(UserError, match=r"^--gpus-per-trial: 16"):
+        with open_driver(make_settings()) as driver, pytest.raises(UserError, match=r"^`gpus_per_trial`: 16"):
             execute_tune(driver, data, Synthetic(), gpus_per_trial=16)
         assert list(read(tmp_path)) == []
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import optuna
 import pytest
+import sqlalchemy
 from optuna.trial import TrialState
 
 import space as spaces
@@ -280,22 +281,21 @@ def test_a_retry_asked_but_not_described_knows_its_trial(tmp_path: Path) -> None
     assert (record.attrs["retry_of"], record.attrs["alone"], record.params) == (lost.number, True, lost.params)
 
 
-def test_an_enqueued_trial_killed_while_asked_keeps_its_parameters(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_enqueued_trial_killed_while_asked_keeps_its_parameters(tmp_path: Path) -> None:
     study = open_study(tmp_path)
     params = next(SPACE.all_params())
     study.enqueue(params)
-    with monkeypatch.context() as patch:
-        patch.setattr(type(study.optuna_study._storage), "set_trial_param", _killed)
-        with pytest.raises(KeyboardInterrupt):
-            study.ask()
+
+    def kill(connection: object, cursor: object, statement: str, *_: object) -> None:
+        if statement.startswith("INSERT INTO trial_params"):
+            raise KeyboardInterrupt
+
+    sqlalchemy.event.listen(study.storage.engine, "before_cursor_execute", kill)
+    with pytest.raises(KeyboardInterrupt):
+        study.ask()
+    sqlalchemy.event.remove(study.storage.engine, "before_cursor_execute", kill)
     assert [(r.state, r.params) for r in study.records()] == [("RUNNING", params)]
     study.close()
-
-
-def _killed(*_: object) -> None:
-    raise KeyboardInterrupt
 
 
 def test_the_database_is_one_file_in_write_ahead_mode(tmp_path: Path) -> None:

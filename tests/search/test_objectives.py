@@ -1,0 +1,183 @@
+"""Objectives: their measures and ranges, limits on them, and a search by an objective of the user's own."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import space as spaces
+from res2net.cost import cost
+from res2net.errors import UserError
+from res2net.named import named
+from search import load, search
+from search.front import front
+from search.objectives import (
+    ACCURACY,
+    ACTIVATIONS,
+    COSTS,
+    MACS,
+    PARAMS,
+    Limit,
+    Limits,
+    Objective,
+    cost_objective,
+    limits,
+)
+from search.settings import Settings
+from search.units import parse_count
+from studies.synthetic import Synthetic
+from trainers.datasets.data import Data
+
+ARCH = named("res2net50_26w_4s")
+# Counts the 3x3 convolutions of the splits and both 1x1 convolutions of each block.
+CONVOLUTIONS = """
+from search import Objective
+
+def count(arch, image_size):
+    return sum(stage.depth * (2 + max(1, stage.scale - 1)) for stage in arch.stages)
+
+CONVS = Objective("convs", "convolutions", "convolutions", log=False, measure=count)
+ACCURACY = Objective("accuracy", "accuracy", "%", "maximize")
+NUMBER = 7
+"""
+
+
+class TestValues:
+    @pytest.mark.parametrize("name", COSTS)
+    @pytest.mark.parametrize("image_size", [32, 64])
+    def test_costs_are_those_of_the_network(self, name: str, image_size: int) -> None:
+        assert COSTS[name].of(ARCH, image_size) == getattr(cost(ARCH, image_size), name)
+        assert cost_objective(name) is COSTS[name]
+
+    def test_only_accuracy_is_maximized_and_only_it_needs_training(self) -> None:
+        assert (ACCURACY.name, ACCURACY.direction, ACCURACY.measure) == ("val_top1", "maximize", None)
+        assert {(o.direction, o.measure is None) for o in COSTS.values()} == {("minimize", False)}
+
+    @pytest.mark.parametrize("log", [True, False])
+    def test_the_axis_is_logarithmic_or_not(self, log: bool) -> None:
+        objective = Objective("x", "x", "x", log=log)
+        step = objective.axis(100) - objective.axis(10)
+        assert (objective.axis(1000) - objective.axis(100) == pytest.approx(step)) is log
+
+    def test_values_are_written_as_people_read_them(self) -> None:
+        assert (MACS.format(4_160_000_000), ACCURACY.format(81.236)) == ("4.16G", "81.24")
+
+    @pytest.mark.parametrize("name", COSTS)
+    def test_ranges_are_exact(self, name: str) -> None:
+        space = spaces.get("scale_card_depth", "micro")
+        values = [getattr(cost(space.arch(p), space.image_size), name) for p in space.all_params()]
+        assert COSTS[name].range(space) == (min(values), max(values))
+
+    def test_the_range_of_another_objective_holds_a_sample(self) -> None:
+        """The extremes of MACs are part of the sample."""
+        space = spaces.get("scale_card_depth", "micro")
+        depth = Objective("depth", "blocks", "", measure=lambda arch, size: sum(s.depth for s in arch.stages))
+        blocks = [sum(s.depth for s in space.arch(p).stages) for p in space.all_params()]
+        assert depth.range(space) == (min(blocks), max(blocks))
+        assert depth.range(space) == depth.range(space)
+
+
+class TestLimits:
+    def test_violations_are_shares_above_zero(self) -> None:
+        assert Limit(MACS, least=50, most=100).violations(150) == [0.5, -2.0]
+        assert Limit(MACS, least=50, most=100).violations(25) == [-0.75, 0.5]
+        assert Limit(PARAMS, most=10).violations(20) == [1.0]
+        assert Limit(PARAMS).violations(20) == []
+
+    def test_all_limits_are_held_against_a_network(self) -> None:
+        macs, params, _ = cost(ARCH, 224)
+        found = limits(
+            {"max_macs": macs / 1.5, "min_macs": macs / 3, "max_params": params * 2, "max_activations": None}
+        )
+        assert found.violations(ARCH, 224) == pytest.approx([0.5, 1 - 3, -0.5])
+        assert found.violations(ARCH, 112)[0] < 0  # MACs fall with the image
+        assert [(name, objective) for name, _, objective in found.bounds] == [
+            ("max_macs", MACS),
+            ("min_macs", MACS),
+            ("max_params", PARAMS),
+        ]
+        assert found.of(MACS) == Limit(MACS, macs / 3, macs / 1.5)
+        assert found.of(ACTIVATIONS) == Limit(ACTIVATIONS)
+
+    def test_no_limits_allow_everything(self, make_settings: Callable[..., Settings]) -> None:
+        settings = make_settings()
+        settings.scope.limits.check(settings.scope.get_space(10))
+        assert settings.scope.limits == limits({}) == limits({"max_macs": None}) == Limits()
+        assert (Limits().violations(ARCH, 224), Limits().allow(ARCH, 224)) == ([], True)
+
+    @pytest.mark.parametrize(
+        ("least", "most", "allowed"), [(0, 0, True), (0, 1, True), (-1, 0, True), (0, -1, False), (1, 2, False)]
+    )
+    def test_a_limit_itself_is_allowed(self, least: int, most: int, allowed: bool) -> None:
+        macs = cost(ARCH, 224).macs
+        assert Limits((Limit(MACS, macs + least, macs + most),)).allow(ARCH, 224) is allowed
+
+    @pytest.mark.parametrize("name", ["max_macs", "max_params", "max_activations", "min_macs"])
+    def test_an_impossible_limit_is_refused_with_one_that_is_possible(
+        self, make_settings: Callable[..., Settings], name: str
+    ) -> None:
+        objective = COSTS[name[4:]]
+        space = make_settings().scope.get_space(10)
+        least, most = objective.range(space)
+        settings = make_settings(**{name: most + 1 if name == "min_macs" else least - 1})
+        with pytest.raises(UserError, match=rf"^`{name}`: nothing in space 'tiny' \(micro\)") as error:
+            settings.scope.limits.check(space)
+        named = re.search(r"accepted: at (?:least|most) (\S+), its (?:cheapest|dearest)$", str(error.value))
+        assert named is not None, error.value
+        make_settings(**{name: parse_count(named[1], name)}).scope.limits.check(space)  # the value it names is accepted
+        make_settings(**{name: most if name == "min_macs" else least}).scope.limits.check(space)
+
+
+class TestAnObjectiveOfTheUsers:
+    @pytest.fixture
+    def module(self, write_module: Callable[[str], str]) -> str:
+        return write_module(CONVOLUTIONS)
+
+    def test_a_search_finds_the_front_by_it(
+        self, module: str, loaded: Data, make_settings: Callable[..., Settings], tmp_path: Path
+    ) -> None:
+        settings = make_settings(objective=f"{module}:CONVS", trials=12, epochs=1)
+        result = search(settings, tmp_path / "run", work=Synthetic(weights=True))
+        trials = pd.read_csv(tmp_path / "run" / "trials.csv")
+        scored = trials[trials.outcome == "scored"].reset_index()
+        assert len(scored) == 12
+        assert scored.convs.nunique() > 3
+        assert (scored.convs > 1).all()
+        assert scored.macs.notna().all()
+        expected = scored.loc[front(scored.val_top1, scored.convs), "key"]
+        assert list(result.front.key) == list(expected) == list(pd.read_csv(tmp_path / "run" / "pareto.csv").key)
+        assert result.hypervolume > 0
+        assert (tmp_path / "run" / "best").is_dir()
+        again = load(tmp_path / "run")
+        assert list(again.front.key) == list(expected)
+        assert again.hypervolume == pytest.approx(result.hypervolume)
+
+    def test_a_resume_compares_it(
+        self, module: str, loaded: Data, make_settings: Callable[..., Settings], tmp_path: Path
+    ) -> None:
+        settings = make_settings(objective=f"{module}:CONVS", trials=2, epochs=1)
+        search(settings, tmp_path / "run", work=Synthetic(weights=True))
+        with pytest.raises(UserError, match=f"`objective` {module}:CONVS, not macs"):
+            search(settings.replace(objective="macs"), tmp_path / "run", work=Synthetic(weights=True))
+        resumed = search(settings.replace(trials=4), tmp_path / "run", work=Synthetic(weights=True))
+        assert resumed.ledger.spent == 4
+
+    @pytest.mark.parametrize(
+        ("path", "said"),
+        [
+            ("maccs", "unknown value 'maccs'; did you mean 'macs'"),
+            ("no_such_module:CONVS", "'no_such_module:CONVS' cannot be imported"),
+            ("{module}:CONV", "has no 'CONV'"),
+            ("{module}:NUMBER", "is a int; accepted: an Objective with a measure"),
+            ("{module}:ACCURACY", "is a Objective; accepted: an Objective with a measure"),
+        ],
+    )
+    def test_a_wrong_path_is_one_line(self, module: str, path: str, said: str) -> None:
+        with pytest.raises(UserError, match="^`objective`: ") as error:
+            Settings(objective=path.format(module=module))
+        assert said in str(error.value)
+        assert "\n" not in str(error.value)
