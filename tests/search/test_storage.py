@@ -8,18 +8,20 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+import search.study.sampler
 import search.study.study
 from res2net.errors import UserError
 from search import export, run, runs
 from search.api import search as search_
-from search.driver import KILLED, Driver
+from search.driver import Driver
 from search.execute.local import execute
+from search.ledger import KILLED, RETRIES
 from search.settings import Settings
+from search.study.sampler import factory
 from search.study.storage import read, sqlite_url
 from search.study.study import Study
 from search.study.trials import FAILED, INFEASIBLE, ORPHAN, REPEATED, SCORED, Record
@@ -31,6 +33,7 @@ from studies.synthetic import Synthetic
 from trainers.datasets.data import Data
 
 ALL = 12  # networks of the tiny space
+DIRECTIONS = {"val_top1": "maximize", "macs": "minimize"}
 Open = Callable[..., contextlib.AbstractContextManager[Driver]]
 
 
@@ -45,7 +48,8 @@ def opener(url: str, name: str) -> Open:
     def open_(settings: Settings, **callbacks: Callable) -> Iterator[Driver]:
         space = settings.scope.get_space(10)
         where = {"host": "here", "folder": "runs/here"}
-        study = Study(url, name, settings.budget.sampler, settings.scope.seed, space.parameters, where)
+        make, seed = factory(settings.budget.sampler), settings.scope.seed
+        study = Study(url, name, DIRECTIONS, make, seed, space.parameters, where)
         with contextlib.closing(study):
             yield Driver(settings, space, study, **callbacks)
 
@@ -129,11 +133,10 @@ class TestEveryStorage:
         with open_(settings) as driver:
             execute(driver, data, work)
         with open_(settings) as again:
-            for name in ("scored", "given_up", "lost", "counts", "fronts", "history", "spent"):
-                assert getattr(again, name) == getattr(driver, name), name
-            assert again.front == driver.ledger.front
+            for name in ("scored", "given_up", "lost", "counts", "front", "history", "spent"):
+                assert getattr(again.ledger, name) == getattr(driver.ledger, name), name
             ended = Counter(r.outcome for r in again.study.records() if r.state != "WAITING")
-            assert ended == again.counts
+            assert ended == again.ledger.counts
 
     def test_an_interruption_leaves_nothing_running(self, open_: Open, make_settings: Callable) -> None:
         with open_(make_settings()) as driver:
@@ -163,9 +166,9 @@ class TestSeveralDrivers:
                 for report in Synthetic()(job, data):
                     driver.on_report(job.number, report)
             assert (one.next_job(), two.next_job()) == (None, None)
-            assert one.spent == two.spent == ALL
-            assert one.scored == two.scored
-            assert one.front == two.front
+            assert one.ledger.spent == two.ledger.spent == ALL
+            assert one.ledger.scored == two.ledger.scored
+            assert one.ledger.front == two.ledger.front
 
     def test_trials_are_counted_over_all_drivers(self, shared: Open, make_settings: Callable) -> None:
         settings = make_settings(trials=5)
@@ -181,7 +184,7 @@ class TestSeveralDrivers:
                 assert [r.number for r in two.study.running()] == [job.number]
                 assert two.study.orphans() == []
             assert [one.on_report(job.number, report) for report in Synthetic()(job, data)] == [True, False]
-            assert one.spent == 3
+            assert one.ledger.spent == 3
 
     def test_what_one_left_behind_is_taken_over_by_exactly_one(
         self, shared: Open, make_settings: Callable, data: Data
@@ -189,7 +192,7 @@ class TestSeveralDrivers:
         settings = make_settings(trials=ALL)
         with shared(settings) as gone, shared(settings) as one, shared(settings) as two:
             left = [gone.next_job() for _ in range(3)]
-            gone.study._study.ask(gone.study._distributions)  # killed before it said whose the trial is
+            gone.study.optuna_study.ask(gone.study._distributions)  # killed before it said whose the trial is
             vanish(gone)
             again = [driver.next_job() for driver in (one, two, one)]
             assert [job.arch for job in again] == [job.arch for job in left]
@@ -223,7 +226,7 @@ class TestSeveralDrivers:
 
     def test_a_network_that_ends_its_driver_is_given_up(self, shared: Open, make_settings: Callable) -> None:
         settings = make_settings(trials=1)
-        for _ in range(1 + search.driver.RETRIES):
+        for _ in range(1 + RETRIES):
             with shared(settings) as driver:
                 job = driver.next_job()
         with shared(settings) as driver:
@@ -241,7 +244,7 @@ class TestWholeSearch:
 
     def test_a_second_folder_joins(self, loaded: Data, settings: Settings, tmp_path: Path) -> None:
         first = search_(settings, tmp_path / "one", work=self.WORK)
-        second = search_(replace(settings, trials=12), tmp_path / "two", work=self.WORK)
+        second = search_(settings.replace(trials=12), tmp_path / "two", work=self.WORK)
         assert (len(first.front) > 0, len(second.trials)) == (True, len(read_all(settings)))
         assert second.trials.outcome.eq(SCORED).sum() == 12
         assert not (tmp_path / "one/study.db").exists()
@@ -255,9 +258,9 @@ class TestWholeSearch:
         self, loaded: Data, settings: Settings, tmp_path: Path
     ) -> None:
         search_(settings, tmp_path / "one", work=self.WORK)
-        search_(replace(settings, trials=5), tmp_path / "two", work=self.WORK)
+        search_(settings.replace(trials=5), tmp_path / "two", work=self.WORK)
         with pytest.raises(
-            UserError, match=r"^--pick: the weights of trial 0 are where it was trained, in '.*/one' on"
+            UserError, match=r"^`pick`: the weights of trial 0 are where it was trained, in '.*/one' on"
         ):
             export.export(tmp_path / "two", "0", tmp_path / "to")
         assert export.export(tmp_path / "one", "0", tmp_path / "to").number == 0
@@ -268,8 +271,8 @@ class TestWholeSearch:
         settings = make_settings(trials=2, storage=postgres.url)
         search_(settings, tmp_path / "before", work=self.WORK)
         (tmp_path / "before").rename(tmp_path / "after")
-        result = search_(replace(settings, trials=3), tmp_path / "after", work=self.WORK)
-        assert runs.settings_of(tmp_path / "after").study == "before"
+        result = search_(settings.replace(trials=3), tmp_path / "after", work=self.WORK)
+        assert runs.settings_of(tmp_path / "after").resources.study == "before"
         assert result.trials.outcome.eq(SCORED).sum() == 3
 
     def test_a_server_that_goes_away_is_one_line_and_the_search_goes_on_later(
@@ -282,7 +285,7 @@ class TestWholeSearch:
                 yield report
 
         try:
-            with pytest.raises(UserError, match=r"^--storage: .* cannot be reached any more: .*nothing is lost; accep"):
+            with pytest.raises(UserError, match=r"^`storage`: .* cannot be reached any more: .*nothing is lost; accep"):
                 search_(settings, tmp_path / "run", work=stops)
         finally:
             postgres.start()
@@ -325,7 +328,7 @@ class TestRefusals:
         assert "secret" not in error
 
     def test_a_name_without_a_storage(self, refused: Callable) -> None:
-        assert refused("--study mine").startswith("--study: says nothing without --storage")
+        assert refused("--study mine").startswith("--study: has no effect without --storage")
 
     def test_shared_weights_that_each_driver_would_train(self, refused: Callable) -> None:
         error = refused("--storage postgresql://me@host/db --evaluator supernet")
@@ -351,13 +354,13 @@ class TestRefusals:
     ) -> None:
         settings = make_settings(trials=1, storage=postgres.url, study=tmp_path.name)
         space = settings.scope.get_space(10, 8)
-        join(postgres.url, tmp_path.name, runs.described(settings, space), new=True)
+        join(postgres.url, tmp_path.name, DIRECTIONS, runs.described(settings, space), new=True)
         same = f"--storage {postgres.url} --study {tmp_path.name} --batch-size 20"
         assert refused(f"{same} --seed 1") == (
             f"--study: '{tmp_path.name}' holds a search with --seed 0, not 1; "
             "accepted: the same settings, or another --study\n"
         )
-        with pytest.raises(UserError, match="another content of --space"):
+        with pytest.raises(UserError, match="another content of `space`"):
             runs.check_study(runs.described(settings, settings.scope.get_space(10, 32)), settings, space)
 
     def test_a_folder_whose_study_is_not_there(
@@ -365,22 +368,22 @@ class TestRefusals:
     ) -> None:
         """A new one would have other networks under the numbers of the weights."""
         with pytest.raises(UserError, match="there is no study 'lost' in postgresql://"):
-            join(postgres.url, "lost", {}, new=False)
+            join(postgres.url, "lost", DIRECTIONS, {}, new=False)
 
 
 def test_what_is_done_for_a_trial_does_not_grow_with_the_study(
     open_driver: Callable, make_settings: Callable, data: Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A trial is read out of the study a bounded number of times, however many there are."""
-    monkeypatch.setattr(search.study.study, "REMEMBERED", 10)
-    given, read_, seen = search.study.study._record, [], []
-    monkeypatch.setattr(search.study.study, "_record", lambda trial: read_.append(trial.number) or given(trial))
+    monkeypatch.setattr(search.study.sampler, "REMEMBERED", 10)
+    given, read_, seen = search.study.study.record_of, [], []
+    monkeypatch.setattr(search.study.study, "record_of", lambda trial: read_.append(trial.number) or given(trial))
     settings = make_settings(space="scale_card_depth_width", trials=60, epochs=1, sampler="tpe")
     with open_driver(settings) as driver:
         while (job := driver.next_job()) is not None:
             for report in Synthetic()(job, data):
                 driver.on_report(job.number, report)
-            seen.append(len(driver.study._remembered()))
+            seen.append(len(search.study.sampler.remembered(driver.study._trials, driver.study._front)))
         trials = len(driver.study._trials)
         front = len(driver.study._front)
     assert len(read_) < 12 * trials

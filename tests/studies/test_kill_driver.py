@@ -10,12 +10,15 @@ import pytest
 
 from search.api import search
 from search.settings import Settings
+from search.study.sampler import SAMPLERS
 from search.study.storage import read, sqlite_url
 from search.study.study import Study
 from search.study.trials import SCORED
 from studies import kill_driver
 from studies.kill_driver import Seen, count, records_of
 from studies.synthetic import Synthetic
+
+DIRECTIONS = {"val_top1": "maximize", "macs": "minimize"}
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +83,7 @@ def torn(folder: Path, seen: Seen) -> None:
 
 
 def with_study(folder: Path, change: Callable[[Study], None]) -> None:
-    study = Study(sqlite_url(folder), "run", "random", 0, {"scale": (1, 2, 3, 4, 6, 8)})
+    study = Study(sqlite_url(folder), "run", DIRECTIONS, SAMPLERS["random"], 0, {"scale": (1, 2, 3, 4, 6, 8)})
     change(study)
     study.close()
 
