@@ -51,8 +51,8 @@ def doubled(folder: Path, seen: Seen) -> None:
 
 def again(study: Study, first: object) -> None:
     number = study.ask().number
-    study.annotate(number, {"network": {"key": first.key}, "macs": first.macs})
-    study.complete(number, 1.0, first.macs, SCORED, epochs=2)
+    study.annotate(number, {"network": {"key": first.key}, "macs": first.attrs["macs"]})
+    study.complete(number, (1.0, first.attrs["macs"]), SCORED, epochs=2)
 
 
 def running(folder: Path, seen: Seen) -> None:
