@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from search import export, run, runs, supernet
+from search import export, run, runs, shared_weights
 from search.settings import Settings
 
 
@@ -36,7 +36,7 @@ def test_a_search_and_its_export(photos: Path, tiny_space: Path, tmp_path: Path)
     options += ["--executor", "local", "--trials", "3", "--epochs", "2", "--batch-size", "16", "--out", str(out)]
     assert run.main(options) == 0
     content = runs.read(out)
-    assert content["settings"]["image_size"] == content["data"]["image_size"] == 16
+    assert content["settings"]["scope"]["image_size"] == content["data"]["image_size"] == 16
     assert content["data"]["classes"] == ["blue", "green", "red"]
     assert (content["data"]["train_images"], content["data"]["val_images"]) == (54, 6)
     assert export.main([str(out), "--to", str(tmp_path / "exported"), "--test"]) == 0
@@ -48,7 +48,7 @@ def test_a_search_and_its_export(photos: Path, tiny_space: Path, tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_files_that_cannot_be_read_end_a_search_in_one_line_and_it_goes_on_once_they_can(
+def test_files_that_cannot_be_read_end_a_search_in_one_line_and_it_resumes_once_they_can(
     photos: Path, tiny_space: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
@@ -103,15 +103,15 @@ def test_mistakes_are_one_line(options: list[str], says: str, capsys: pytest.Cap
 
 
 def test_files_of_earlier_versions_load() -> None:
-    old = Settings().to_dict()
-    del old["image_size"]
-    assert Settings.from_dict(old) == Settings()
+    flat = Settings().values()
+    del flat["image_size"]
+    assert Settings.from_dict(flat) == Settings()
 
 
 def test_shared_weights_of_earlier_versions_are_known(tmp_path: Path) -> None:
     space = Settings().scope.get_space(10, 32)
-    kept = {name: getattr(Settings(), name) for name in supernet.TRAINED_BY if name != "image_size"}
+    kept = {name: Settings().values()[name] for name in shared_weights.TRAINED_BY if name != "image_size"}
     written = space.to_dict()
     del written["skeleton"]["in_channels"]
-    (tmp_path / supernet.ABOUT_FILE).write_text(json.dumps({"settings": kept, "space": written}))
-    supernet.check(tmp_path, Settings(), space)
+    (tmp_path / shared_weights.ABOUT_FILE).write_text(json.dumps({"settings": kept, "space": written}))
+    shared_weights.check(tmp_path, Settings().scope, Settings().scoring, space)

@@ -14,10 +14,10 @@ import torch
 from res2net import load
 from res2net.elastic import ElasticRes2Net
 from res2net.errors import UserError
-from search import supernet
+from search import shared_weights, supernet
 from search.api import search
-from search.driver import picked
 from search.front import front
+from search.ledger import Ledger
 from search.settings import Settings
 from search.study.storage import read
 from search.study.trials import ESTIMATED, REPEATED, SCORED, Record
@@ -37,15 +37,25 @@ def of(folder: Path, outcome: str) -> list[Record]:
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return safetensors.torch.load_file(folder / supernet.WEIGHTS_FILE)
+    return safetensors.torch.load_file(folder / shared_weights.WEIGHTS_FILE)
 
 
 def trained(settings: Settings, data: Data, folder: Path) -> ElasticRes2Net:
-    return supernet.train(replace(settings, epochs=2), settings.scope.get_space(10, data.image_size), data, folder)
+    space, scoring = settings.scope.get_space(10, data.image_size), replace(settings.scoring, epochs=2)
+    return shared_weights.train(settings.scope, scoring, space, data, folder)
+
+
+def loaded_from(folder: Path, settings: Settings, data: Data) -> ElasticRes2Net:
+    space = settings.scope.get_space(10, data.image_size)
+    return shared_weights.load(folder, space, data, settings.scope, settings.scoring)
+
+
+def picked(settings: Settings, estimates: list[Record], count: int) -> list[Record]:
+    return Ledger.of(settings.rules, estimates).picks(count)
 
 
 class TestTraining:
-    def test_one_that_was_interrupted_goes_on_to_the_same_weights(
+    def test_an_interrupted_training_resumes_to_the_same_weights(
         self, settings: Settings, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         trained(settings, data, tmp_path / "whole")
@@ -60,43 +70,43 @@ class TestTraining:
         with pytest.raises(KeyboardInterrupt):
             trained(settings, data, tmp_path / "parts")
         with pytest.raises(UserError, match="is not trained to its end"):
-            supernet.load(tmp_path / "parts", settings.scope.get_space(10, 8), data, settings)
+            loaded_from(tmp_path / "parts", settings, data)
         monkeypatch.setattr(SupernetTrainer, "epoch", epoch)
         trained(settings, data, tmp_path / "parts")
         whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
         assert all(torch.equal(whole[k], parts[k]) for k in whole.keys() | parts.keys())
-        assert not (tmp_path / "parts" / supernet.CHECKPOINT_FILE).exists()
-        assert list(pd.read_csv(tmp_path / "parts" / supernet.EPOCHS_FILE).epoch) == [1, 2]
+        assert not (tmp_path / "parts" / shared_weights.CHECKPOINT_FILE).exists()
+        assert list(pd.read_csv(tmp_path / "parts" / shared_weights.EPOCHS_FILE).epoch) == [1, 2]
 
     @pytest.mark.parametrize(
         ("change", "said"),
-        [({"seed": 1}, "--seed 0, not 1"), ({"lr": 0.5}, "--lr 0.1, not 0.5"), ({"space": "scale"}, "--space")],
+        [({"seed": 1}, "`seed` 0, not 1"), ({"lr": 0.5}, "`lr` 0.1, not 0.5"), ({"space": "scale"}, "`space`")],
     )
     def test_a_folder_of_other_settings_is_refused(
         self, settings: Settings, data: Data, tmp_path: Path, change: dict, said: str
     ) -> None:
         trained(settings, data, tmp_path / "s")
         with pytest.raises(UserError, match=said):
-            trained(replace(settings, **change), data, tmp_path / "s")
+            trained(settings.replace(**change), data, tmp_path / "s")
 
     def test_weights_that_another_split_was_held_out_from_do_not_score(
         self, settings: Settings, data: Data, tmp_path: Path
     ) -> None:
         """What is validation with one seed was trained on with another."""
         trained(settings, data, tmp_path / "s")
-        with pytest.raises(UserError, match="--seed 0, not 3"):
-            supernet.load(tmp_path / "s", settings.scope.get_space(10, 8), data, replace(settings, seed=3))
+        with pytest.raises(UserError, match="`seed` 0, not 3"):
+            loaded_from(tmp_path / "s", settings.replace(seed=3), data)
 
     @pytest.mark.parametrize("broken", ["truncated", "foreign"])
     def test_weights_that_cannot_be_read_are_refused(
         self, settings: Settings, data: Data, tmp_path: Path, broken: str
     ) -> None:
         trained(settings, data, tmp_path / "s")
-        path = tmp_path / "s" / supernet.WEIGHTS_FILE
+        path = tmp_path / "s" / shared_weights.WEIGHTS_FILE
         whole = path.read_bytes()
         path.write_bytes(whole[:200] if broken == "truncated" else safetensors.torch.save({"a": torch.ones(1)}))
         with pytest.raises(UserError, match="not the weights of this supernet"):
-            supernet.load(tmp_path / "s", settings.scope.get_space(10, 8), data, settings)
+            loaded_from(tmp_path / "s", settings, data)
 
     def test_a_folder_with_something_else_is_left_alone(self, settings: Settings, data: Data, tmp_path: Path) -> None:
         (tmp_path / "diary.txt").write_text("dear")
@@ -117,10 +127,10 @@ class TestSearch:
     def test_scores_every_network_once_and_trains_the_picked(
         self, settings: Settings, loaded: Data, tmp_path: Path
     ) -> None:
-        result = search(replace(settings, trials=12), tmp_path / "run")
+        result = search(settings.replace(trials=12), tmp_path / "run")
         estimates, confirmed = of(tmp_path / "run", ESTIMATED), of(tmp_path / "run", SCORED)
         assert len({r.key for r in estimates}) == len(estimates) == 12
-        picks = {r.number for r in picked(estimates, 2)}
+        picks = {r.number for r in picked(settings, estimates, 2)}
         assert {r.attrs["confirms"] for r in confirmed} == picks
         assert set(result.front.key) <= {r.key for r in confirmed}
         assert {r.attrs["epochs"] for r in estimates} == {0}
@@ -132,7 +142,7 @@ class TestSearch:
         jobs: list[Job] = []
         work = SharedWork.__call__
         monkeypatch.setattr(SharedWork, "__call__", lambda self, job, data: jobs.append(job) or work(self, job, data))
-        result = search(replace(settings, confirm_by="tune", lr=0.1), tmp_path / "run")
+        result = search(settings.replace(confirm_by="tune", lr=0.1), tmp_path / "run")
         assert [(j.evaluator, j.config.lr) for j in jobs if j.evaluator != "supernet"] == [("inherit", 0.02)] * 2
         assert len(of(tmp_path / "run", SCORED)) == 2
         assert set(result.front.key) <= {j.arch.key() for j in jobs if j.evaluator == "inherit"}
@@ -143,36 +153,35 @@ class TestSearch:
     def test_scores_are_those_of_the_supernet_whatever_the_order(
         self, settings: Settings, loaded: Data, tmp_path: Path
     ) -> None:
-        search(replace(settings, confirm=0), tmp_path / "run")
-        space = settings.scope.get_space(10, loaded.image_size)
-        model = supernet.load(tmp_path / "run" / supernet.FOLDER, space, loaded, settings)
-        score = supernet.scorer(model, loaded, settings)
+        search(settings.replace(confirm=0), tmp_path / "run")
+        model = loaded_from(tmp_path / "run" / shared_weights.FOLDER, settings, loaded)
+        score = shared_weights.scorer(model, loaded, settings.scope, settings.scoring)
         for record in reversed(of(tmp_path / "run", ESTIMATED)):
             assert score(record.arch)[1] == pytest.approx(record.val_top1)
 
     def test_without_confirmation_the_front_is_of_estimates(
         self, settings: Settings, loaded: Data, tmp_path: Path
     ) -> None:
-        result = search(replace(settings, confirm=0), tmp_path / "run")
+        result = search(settings.replace(confirm=0), tmp_path / "run")
         assert set(result.trials.outcome) <= {ESTIMATED, REPEATED}
         assert len(result.front) > 0
         assert not (tmp_path / "run" / "best").exists()
 
-    def test_one_that_goes_on_trains_no_weights_and_confirms_what_is_missing(
+    def test_a_resumed_search_trains_no_weights_and_confirms_what_is_missing(
         self, settings: Settings, loaded: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        search(replace(settings, confirm=0), tmp_path / "run")
+        search(settings.replace(confirm=0), tmp_path / "run")
         monkeypatch.setattr(SupernetTrainer, "epoch", None)  # it would be called
         search(settings, tmp_path / "run")
         estimates, confirmed = of(tmp_path / "run", ESTIMATED), of(tmp_path / "run", SCORED)
-        assert {r.attrs["confirms"] for r in confirmed} == {r.number for r in picked(estimates, 2)}
+        assert {r.attrs["confirms"] for r in confirmed} == {r.number for r in picked(settings, estimates, 2)}
         search(settings, tmp_path / "run")
         assert of(tmp_path / "run", SCORED) == confirmed
 
     def test_weights_that_were_brought_along_are_used(self, settings: Settings, loaded: Data, tmp_path: Path) -> None:
         trained(settings, loaded, tmp_path / "s")
-        search(replace(settings, supernet=str(tmp_path / "s"), confirm=0), tmp_path / "run")
-        assert not (tmp_path / "run" / supernet.FOLDER).exists()
+        search(settings.replace(supernet=str(tmp_path / "s"), confirm=0), tmp_path / "run")
+        assert not (tmp_path / "run" / shared_weights.FOLDER).exists()
         assert len(of(tmp_path / "run", ESTIMATED)) == 6
 
     @pytest.mark.slow
@@ -181,7 +190,7 @@ class TestSearch:
     ) -> None:
         trained(settings, loaded, tmp_path / "s")
         for executor in ("local", "tune"):
-            how = replace(settings, supernet=str(tmp_path / "s"), executor=executor, trials=12)
+            how = settings.replace(supernet=str(tmp_path / "s"), executor=executor, trials=12)
             search(how, tmp_path / executor)
         one, other = ({r.key: r.val_top1 for r in of(tmp_path / e, ESTIMATED)} for e in ("local", "tune"))
         assert one == other
@@ -191,21 +200,21 @@ class TestSearch:
         ("change", "said"),
         [
             ({"evaluator": "supernett"}, "did you mean 'supernet'"),
-            ({"match_macs": 300_000}, "--match-macs: its widths"),
-            ({"confirm": -1}, "--confirm: -1"),
+            ({"match_macs": 300_000}, "`match_macs`: its widths"),
+            ({"confirm": -1}, "`confirm`: -1"),
             ({"confirm_by": "tuned"}, "did you mean 'tune'"),
-            ({"evaluator": "scratch", "supernet": "s"}, "--supernet: says nothing"),
+            ({"evaluator": "scratch", "supernet": "s"}, "`supernet`: has no effect"),
         ],
     )
     def test_settings_that_do_not_go_together_are_refused(self, settings: Settings, change: dict, said: str) -> None:
         with pytest.raises(UserError, match=said):
-            replace(settings, **change)
+            settings.replace(**change)
 
     def test_a_supernet_that_is_not_there_is_said_before_anything_is_written(
         self, settings: Settings, loaded: Data, tmp_path: Path
     ) -> None:
         with pytest.raises(UserError, match="holds no supernet"):
-            search(replace(settings, supernet=str(tmp_path / "s")), tmp_path / "run")
+            search(settings.replace(supernet=str(tmp_path / "s")), tmp_path / "run")
         assert not (tmp_path / "run").exists()
 
 
@@ -220,8 +229,8 @@ def test_inherit_starts_from_the_slice(settings: Settings, data: Data) -> None:
 
 
 @pytest.mark.parametrize(("count", "numbers"), [(0, []), (1, [4]), (2, [4, 0]), (3, [4, 2, 0]), (9, [4, 3, 2, 1, 0])])
-def test_picked_are_spread_over_the_front_dearest_first(count: int, numbers: list[int]) -> None:
+def test_picks_are_spread_over_the_front_dearest_first(settings: Settings, count: int, numbers: list[int]) -> None:
     points = [(10.0, 1), (20.0, 2), (30.0, 3), (40.0, 4), (50.0, 5), (5.0, 6)]
     estimates = [Record(i, "COMPLETE", ESTIMATED, {}, {"macs": m}, a, {}) for i, (a, m) in enumerate(points)]
     assert len(front([a for a, _ in points], [m for _, m in points])) == 5
-    assert [r.number for r in picked(estimates, count)] == numbers
+    assert [r.number for r in picked(settings, estimates, count)] == numbers

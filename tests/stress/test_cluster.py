@@ -19,7 +19,9 @@ from search.study.trials import FAILED, ORPHAN, SCORED, Record
 pytest.importorskip("ray")
 
 from res2net.errors import UserError
+from search.execute import cluster
 from search.execute import tune as execute_tune
+from search.groups import Resources
 
 ROOT = Path(__file__).parents[2]
 # Ray gives its workers a niceness of 15, with which they hardly start where others are busy.
@@ -165,22 +167,22 @@ class TestNodes:
 class TestAddress:
     @pytest.mark.parametrize("address", ["ray://127.0.0.1:10001", "nonsense", "127.0.0.1:80", "127.0.0.1:port"])
     def test_what_is_no_address(self, address: str) -> None:
-        with pytest.raises(UserError, match=f"^--ray-address: {address}: .*; accepted: auto"):
-            execute_tune.check(ray_address=address)
+        with pytest.raises(UserError, match=f"^`ray_address`: {address}: .*; accepted: auto"):
+            execute_tune.check(Resources(ray_address=address))
 
     def test_nothing_listens_there(self) -> None:
         with socket.socket() as free:
             free.bind(("", 0))
             address = f"127.0.0.1:{free.getsockname()[1]}"
-            with pytest.raises(UserError, match=f"^--ray-address: {address}: .*refused; accepted: auto"):
-                execute_tune.check(ray_address=address)
+            with pytest.raises(UserError, match=f"^`ray_address`: {address}: .*refused; accepted: auto"):
+                execute_tune.check(Resources(ray_address=address))
 
     def test_something_else_listens_there(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(execute_tune, "HEALTH_SECONDS", 2.0)
+        monkeypatch.setattr(cluster, "HEALTH_SECONDS", 2.0)
         with socket.create_server(("", 0)) as server:
             threading.Thread(target=server.accept, daemon=True).start()
             with pytest.raises(UserError, match=r"no Ray answers there, .*; accepted: auto"):
-                execute_tune.check(ray_address=f"127.0.0.1:{server.getsockname()[1]}")
+                execute_tune.check(Resources(ray_address=f"127.0.0.1:{server.getsockname()[1]}"))
 
 
 @pytest.mark.parametrize(
@@ -197,15 +199,15 @@ class TestAddress:
 def test_places_are_counted_node_by_node(
     nodes: list[dict[str, float]], cpus: int, gpus: float, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(execute_tune, "_nodes", lambda: nodes)
-    assert execute_tune.places(cpus, gpus) == expected
+    monkeypatch.setattr(cluster, "_nodes", lambda: nodes)
+    assert cluster.places(cpus, gpus) == expected
 
 
 LISTEN = """
 import ray
-from search.execute.tune import _ray
+from search.execute.cluster import ray_at
 
-with _ray(None):
+with ray_at(None):
     ray.get([ray.remote(lambda: 0).remote() for _ in range(2)])  # so that workers are there
     print("there", flush=True)
     input()

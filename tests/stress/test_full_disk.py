@@ -68,7 +68,7 @@ class TestEveryWrite:
         settings, folder = make_settings(trials=3, epochs=3), tmp_path / "run"
         with monkeypatch.context():
             refuse(name)
-            with pytest.raises(UserError, match=r"^--out: the disk of '.*' is full; accepted: the same command"):
+            with pytest.raises(UserError, match=r"^`out`: the disk of '.*' is full; accepted: the same command"):
                 search(settings, folder)
             monkeypatch.undo()
         monkeypatch.setattr("trainers.datasets.data.load", lambda *_, **__: loaded)
