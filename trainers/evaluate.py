@@ -54,7 +54,7 @@ def evaluate(
 
 @dataclass(frozen=True, slots=True)
 class EvaluateConfig:
-    """A model folder to score. The options of `python -m trainers.evaluate` are these fields, with the same defaults."""
+    """A model folder to score. The options of `trainers.evaluate` are these fields, with the same defaults."""
 
     folder: Path = field(
         metadata={"help": "a model folder of fit, export or save", "metavar": "FOLDER", "positional": True}
