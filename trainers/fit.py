@@ -34,8 +34,7 @@ from res2net.folder import CHECKPOINT_FILE, TRAINING_FILE, check_replaceable
 from res2net.kinds import AnyArch
 from res2net.options import add_options, from_options
 from trainers import resume
-from trainers.datasets.data import Data, Split
-from trainers.datasets.folder import Files
+from trainers.datasets.data import Data, Files, Split
 from trainers.ddp import Group, joined
 from trainers.device import DEVICES, PRECISIONS, device_of, uses_bf16
 from trainers.evaluate import evaluate

@@ -16,7 +16,7 @@ from res2net.files import write_atomic, write_folder
 from res2net.folder import ARCH_FILE, BOARD_FOLDER, CARD_FILE, LOG_FILE, TRAINING_FILE, WEIGHTS_FILE, weights_bytes
 from res2net.kinds import AnyArch
 from trainers.card import code, machine, model_card
-from trainers.datasets.folder import Files
+from trainers.datasets.data import Files
 from trainers.meta import environment
 from trainers.resume import Run
 from trainers.tasks.task import Scores, Task
