@@ -55,7 +55,7 @@ def evaluate(
 
 @dataclass(frozen=True, slots=True)
 class EvaluateConfig:
-    """A model folder to score. These fields are the options of `python -m trainers.evaluate`."""
+    """A model folder to score. The options of `trainers.evaluate` are these fields, with the same defaults."""
 
     folder: Path = field(
         metadata={"help": "a model folder of fit, export or save", "metavar": "FOLDER", "positional": True}

@@ -1,4 +1,4 @@
-"""Several processes: they train as one does, with the same batches, to rounding."""
+"""Several processes train as one process does with the same batches, to rounding."""
 
 import json
 import os
@@ -19,7 +19,7 @@ TIMELESS = ("epoch", "train_loss", "val_loss", "val_top1", "val_top5")
 
 
 def torchrun(processes: int, *argv: str) -> subprocess.CompletedProcess[str]:
-    """What torchrun does, with a port that is free, on loopback alone."""
+    """Run torchrun on this machine alone, on loopback and with a free port."""
     here = ["--nnodes", "1", "--nproc-per-node", str(processes), "--rdzv-backend", "c10d", "--rdzv-endpoint"]
     command = [sys.executable, "-m", "torch.distributed.run", *here, "127.0.0.1:0", "--local-addr", "127.0.0.1", *argv]
     # The path of this checkout: scripts in a temporary folder would import the installed one.
@@ -49,7 +49,7 @@ def test_with_torchrun_a_device_of_one_process_is_refused(device: str, monkeypat
         joined(device).__enter__()
 
 
-def test_a_synchronised_norm_in_eval_mode_is_an_ordinary_one() -> None:
+def test_a_synchronised_norm_in_eval_mode_equals_an_ordinary_one() -> None:
     torch.manual_seed(0)
     norm, plain = CpuSyncBatchNorm(4), nn.BatchNorm2d(4)
     plain.running_mean.uniform_()
@@ -65,7 +65,7 @@ import torch.distributed as dist
 from trainers.ddp import CpuSyncBatchNorm, joined
 with joined("cpu") as (group, device):
     torch.manual_seed(0)
-    x = 100 + torch.randn(5, 3, 4, 4)  # a mean that squares would cancel in; shards of 3 and 2 images
+    x = 100 + torch.randn(5, 3, 4, 4)  # one-pass variances fail at such a mean; shards of 3 and 2
     weight = torch.randn(5, 3, 4, 4)
     plain, norm = nn.BatchNorm2d(3), CpuSyncBatchNorm(3)
     own = slice(group.rank, None, group.world)
@@ -82,7 +82,7 @@ with joined("cpu") as (group, device):
 
 
 @pytest.mark.slow
-def test_a_synchronised_norm_is_the_whole_batch_s(tmp_path: Path) -> None:
+def test_a_synchronised_norm_sees_the_whole_batch(tmp_path: Path) -> None:
     (tmp_path / "worker.py").write_text(WORKER)
     done = torchrun(2, str(tmp_path / "worker.py"))
     assert done.returncode == 0, done.stderr
@@ -109,9 +109,9 @@ class TestFit:
         for a, b in zip(one["history"], two["history"], strict=True):
             assert [b[k] for k in TIMELESS] == pytest.approx([a[k] for k in TIMELESS], rel=1e-3)
         assert two["test_top1"] == pytest.approx(one["test_top1"], abs=0.2)
-        assert done.stdout.count("epoch 1 ") + done.stdout.count("epoch 1\t") == 1  # rank 0 alone speaks
+        assert done.stdout.count("epoch 1 ") + done.stdout.count("epoch 1\t") == 1  # only rank 0 prints
 
-    def test_a_mistake_ends_all_of_them(self, arch: str) -> None:
+    def test_a_mistake_ends_all_processes(self, arch: str) -> None:
         done = torchrun(2, *self.argv(arch, "--out", "out", "--recipe", "moderm"))
         assert done.returncode != 0
         assert "did you mean 'modern'" in done.stderr
@@ -130,7 +130,7 @@ from trainers.supernet import SupernetTrainer
 data = trainers.datasets.data.load("shapes", train_images=23, val_fraction=0.002)
 members = members_of(space.get("scale_card_depth", "micro"))
 def gradients(group):
-    # Of a step with 23 images, 12 and 11 of them; in double precision, as networks this deep multiply rounding.
+    # One step with 23 images, shared as 12 and 11. In double precision: deep networks amplify rounding errors.
     torch.manual_seed(0)
     model = ElasticRes2Net(space.get("scale_card_depth", "micro")).double().train()
     config = Config(epochs=1, batch_size=23, precision="fp32", device="cpu")
@@ -142,14 +142,14 @@ def gradients(group):
 with joined("cpu") as (group, device):
     assert group.world == 2
     (ours, found), (alone, expected) = gradients(group), gradients(ALONE)
-    torch.testing.assert_close(ours, alone, rtol=1e-6, atol=0)  # the logits' loss is taken in fp32
+    torch.testing.assert_close(ours, alone, rtol=1e-6, atol=0)  # the loss itself is computed in fp32
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-5)
 """
 
 
 @pytest.mark.slow
-def test_a_supernet_of_two_processes_is_that_of_one(tmp_path: Path) -> None:
+def test_two_processes_give_the_supernet_gradients_of_one(tmp_path: Path) -> None:
     (tmp_path / "worker.py").write_text(SUPERNET)
     done = torchrun(2, str(tmp_path / "worker.py"))
     assert done.returncode == 0, done.stderr

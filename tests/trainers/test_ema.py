@@ -1,4 +1,4 @@
-"""Averages of weights, beside a loop that is written out."""
+"""Averaged weights against a plain loop."""
 
 import copy
 
@@ -8,7 +8,7 @@ from torch import nn
 from trainers.ema import Ema
 
 
-def test_is_the_average_written_out() -> None:
+def test_equals_the_average_of_a_plain_loop() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
     ema, expected = Ema(model, 0.9), copy.deepcopy(model.state_dict())
@@ -29,7 +29,7 @@ def test_is_the_average_written_out() -> None:
     assert not any(p.requires_grad for p in ema.model.parameters())
 
 
-def test_the_network_itself_is_left_alone() -> None:
+def test_the_trained_network_is_unchanged() -> None:
     model = nn.Linear(2, 2)
     before = copy.deepcopy(model.state_dict())
     Ema(model, 0.5).update(0)

@@ -1,4 +1,4 @@
-"""`python -m trainers.evaluate`: what fit said of a folder, said again; and one line for a mistake."""
+"""`trainers.evaluate`: it reproduces the scores of fit, and reports a mistake in one line."""
 
 import json
 import re
@@ -53,7 +53,7 @@ def describe(folder: Path, **values: object) -> None:
 
 @pytest.mark.usefixtures("small")
 class TestScores:
-    def test_are_those_of_the_network_image_by_image(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_equal_those_of_the_network_image_by_image(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         mean, std = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
         describe(folder, mean=mean, std=std)
         assert evaluate.main([str(folder), "--device", "cpu", "--precision", "fp32"]) == 0
@@ -64,7 +64,7 @@ class TestScores:
             for x, y in images.batches(1):
                 better = int((model(x)[0] > model(x)[0, y]).sum())
                 first, among = first + (better == 0), among + (better < 5)
-        assert said["top1"] == pytest.approx(first, abs=1.01)  # one image in a hundred may turn on rounding
+        assert said["top1"] == pytest.approx(first, abs=1.01)  # rounding may change the class of one image in a hundred
         assert said["top5"] == pytest.approx(among, abs=1.01)
         assert said["rate"] > 0
 
@@ -74,7 +74,7 @@ class TestScores:
             if mean:
                 describe(folder, mean=mean, std=(0.25,) * 3)
             else:
-                (folder / "training.json").unlink()  # then as the data set's own training images are
+                (folder / "training.json").unlink()  # then the statistics of the data set's training images serve
             assert evaluate.main([str(folder), "--device", "cpu"]) == 0
             losses.append(says(capsys)["loss"])
         assert len(set(losses)) == 3
@@ -82,7 +82,7 @@ class TestScores:
 
 @pytest.mark.usefixtures("small")
 class TestPython:
-    def test_gives_the_scores_that_the_command_prints(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_returns_the_scores_that_the_command_prints(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         scores = evaluate_folder(EvaluateConfig(folder, device="cpu", precision="fp32"))
         assert capsys.readouterr().out == ""
         assert evaluate.main([str(folder), "--device", "cpu", "--precision", "fp32"]) == 0
@@ -90,7 +90,7 @@ class TestPython:
         assert (said["top1"], said["top5"]) == (pytest.approx(scores.top1, abs=0.01), pytest.approx(scores.top5))
         assert said["loss"] == pytest.approx(scores.loss, abs=1e-4)
 
-    def test_defaults_are_the_command_s(self) -> None:
+    def test_defaults_equal_those_of_the_command(self) -> None:
         args = evaluate.build_parser().parse_args(["DIR"])
         assert from_options(EvaluateConfig, args) == EvaluateConfig(Path("DIR"))
 
@@ -137,7 +137,7 @@ class TestMistakes:
 
 
 @pytest.mark.slow
-def test_says_what_fit_said(
+def test_reproduces_the_scores_of_fit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
 

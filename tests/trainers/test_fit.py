@@ -1,4 +1,4 @@
-"""`python -m trainers.fit`: a whole model folder or nothing, and one line for a mistake."""
+"""`trainers.fit`: a whole model folder or nothing, exact resumption, and one line for a mistake."""
 
 import io
 import json
@@ -42,7 +42,7 @@ def pictures(n: int, channels: int, classes: int) -> Split:
 
 
 class World:
-    """A data set in place of the real ones, of as many classes and colours as a test wants."""
+    """A small data set in place of the real ones. A test sets its number of classes and colours."""
 
     def __init__(self) -> None:
         self.classes, self.channels, self.loaded = 3, 3, []
@@ -79,14 +79,14 @@ def source(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """The command, in a folder of its own and in the cheapest way."""
+    """The command in a temporary folder, with the cheapest training."""
     monkeypatch.chdir(tmp_path)
     quick = ("--epochs", "1", "--batch-size", "8", "--precision", "fp32", "--device", "cpu")
     return lambda *argv: fit.main([*quick, *map(str, argv)])
 
 
 def one_line(capsys: pytest.CaptureFixture[str], *parts: str) -> None:
-    """Stderr is one line that names the program and says all the parts."""
+    """Check that stderr is one line that names the program and contains all the parts."""
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     assert err.startswith("python -m trainers.fit: error: ")
@@ -166,7 +166,7 @@ class TestArch:
     def weights_before(
         self, run: Run, monkeypatch: pytest.MonkeyPatch, *argv: object
     ) -> tuple[res2net.Res2Net, dict[str, torch.Tensor]]:
-        """The network that training is given, and its weights then."""
+        """Return the network and its weights before the first step."""
         seen = []
 
         def kept(trainer: Trainer, *_: object) -> None:
@@ -181,7 +181,7 @@ class TestArch:
         model, _ = self.weights_before(run, monkeypatch, "res2net50_26w_4s")
         assert model.arch == create("res2net50_26w_4s", num_classes=3).arch
 
-    def test_an_arch_json_takes_the_data_s_classes_and_colours(
+    def test_an_arch_json_gets_the_classes_and_colours_of_the_data(
         self, run: Run, world: World, source: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         world.classes, world.channels = 5, 1
@@ -189,14 +189,14 @@ class TestArch:
         assert (model.arch.num_classes, model.arch.in_channels) == (5, 1)
         assert model.arch.stages == ARCH.stages
 
-    def test_a_folder_goes_on_from_its_weights(
+    def test_a_folder_starts_from_its_weights(
         self, run: Run, world: World, source: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         _, before = self.weights_before(run, monkeypatch, source)
         expected = res2net.load(source).state_dict()
         assert all(torch.equal(before[k], expected[k]) for k in expected)
 
-    def test_but_for_the_classifier_where_the_classes_are_others(
+    def test_a_classifier_of_other_classes_is_initialised(
         self, run: Run, world: World, source: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         world.classes = 5
@@ -206,7 +206,7 @@ class TestArch:
         assert all(torch.equal(before[k], expected[k]) for k in expected if not k.startswith("fc."))
         assert "3 -> 5 classes" in capsys.readouterr().out.replace("\n", " ")
 
-    def test_from_scratch_forgets_them(
+    def test_from_scratch_ignores_the_folder_s_weights(
         self, run: Run, world: World, source: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         world.channels = 1
@@ -215,7 +215,7 @@ class TestArch:
         fresh = create(model.arch).state_dict()
         assert all(torch.equal(before[k], fresh[k]) for k in fresh)
 
-    def test_a_folder_of_an_architecture_alone_is_trained_from_scratch(
+    def test_a_folder_without_weights_is_trained_from_scratch(
         self, run: Run, world: World, source: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         (source / "model.safetensors").unlink()
@@ -253,7 +253,7 @@ class TestMistakes:
             (["res2net50_26w_4s", "--val-fraction", "1"], ["--val-fraction", "1"]),
         ],
     )
-    def test_are_one_line_that_names_them(
+    def test_are_one_line_that_names_the_option(
         self, run: Run, capsys: pytest.CaptureFixture[str], argv: list[str], parts: list[str]
     ) -> None:
         try:
@@ -263,13 +263,13 @@ class TestMistakes:
         assert code == 2
         one_line(capsys, *parts)
 
-    def test_training_without_numbers(
+    def test_a_training_loss_that_is_not_finite(
         self, run: Run, world: World, source: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         assert run(source, "--out", "out", "--lr", 1e30) == 2
         one_line(capsys, "--lr: 1e+30; training loss is nan in epoch 1 of 1")
 
-    def test_weights_that_have_become_no_numbers(
+    def test_a_test_loss_that_is_not_finite(
         self, run: Run, world: World, source: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         monkeypatch.setattr(fit, "evaluate", lambda *_: Scores(math.nan, 10.0, 50.0))
@@ -291,17 +291,17 @@ class TestMistakes:
         one_line(capsys, "model.safetensors", "not a readable safetensors file")
 
     @pytest.mark.parametrize("name", ["kept", "kept/notes.txt", "kept/notes.txt/below"])
-    def test_an_out_that_is_something_else(
+    def test_an_out_that_is_no_model_folder(
         self, run: Run, world: World, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
     ) -> None:
         (tmp_path / "kept").mkdir()
         (tmp_path / "kept/notes.txt").write_text("mine")
         assert run(source, "--out", name) == 2
         one_line(capsys, "--out", "notes.txt")
-        assert world.loaded == []  # said before the data is read
+        assert world.loaded == []  # refused before the data is read
         assert contents(tmp_path / "kept") == {"notes.txt": b"mine"}
 
-    def test_a_missing_test_split_is_said_before_the_training(
+    def test_a_missing_test_split_is_found_before_the_training(
         self, run: Run, world: World, source: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         def missing(*_: object, **__: object) -> None:
@@ -314,18 +314,18 @@ class TestMistakes:
 
 
 class TestPython:
-    """`fit(config)` does what the command does, and says it as a value."""
+    """`fit(config)` does the work of the command and returns a `Result`."""
 
     @pytest.fixture
     def config(self, world: World, source: Path, tmp_path: Path) -> FitConfig:
         quick = {"epochs": 2, "batch_size": 8, "precision": "fp32", "device": "cpu", "val_fraction": 0.25}
         return FitConfig(source, tmp_path / "out", **quick)
 
-    def test_defaults_are_the_command_s(self) -> None:
+    def test_defaults_equal_those_of_the_command(self) -> None:
         args = fit.build_parser().parse_args(["NAME", "--out", "DIR"])
         assert from_options(FitConfig, args) == FitConfig("NAME", Path("DIR"))
 
-    def test_gives_what_it_wrote_and_prints_nothing(
+    def test_returns_the_written_scores_and_prints_nothing(
         self, config: FitConfig, capsys: pytest.CaptureFixture[str]
     ) -> None:
         result = fit.fit(config)
@@ -339,17 +339,17 @@ class TestPython:
         state = res2net.load(config.out).state_dict()
         assert all(torch.equal(v, state[k]) for k, v in result.model.state_dict().items())
 
-    def test_of_what_is_done_gives_it_again(self, config: FitConfig) -> None:
+    def test_resuming_a_finished_training_returns_its_result(self, config: FitConfig) -> None:
         first = fit.fit(config)
         again = fit.fit(replace(config, resume=True))
         assert again.epochs == first.epochs
         assert again.test[1:] == first.test[1:]
         assert again.model.state_dict().keys() == first.model.state_dict().keys()
 
-    def test_takes_an_architecture_itself(self, config: FitConfig) -> None:
+    def test_accepts_an_arch_value(self, config: FitConfig) -> None:
         assert fit.fit(replace(config, arch=ARCH, epochs=1)).model.arch == ARCH
 
-    def test_says_that_it_was_interrupted(self, config: FitConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_an_interrupted_result_can_be_resumed(self, config: FitConfig, monkeypatch: pytest.MonkeyPatch) -> None:
         with monkeypatch.context() as patched:
             patched.setattr(fit, "evaluate", interrupted)
             result = fit.fit(config)
@@ -361,7 +361,7 @@ class TestPython:
             fit.fit(replace(config, lr=math.inf))
         assert not config.out.exists()
 
-    def test_needs_no_main_thread(self, run: Run, world: World, source: Path) -> None:
+    def test_runs_outside_the_main_thread(self, run: Run, world: World, source: Path) -> None:
         codes: list[int] = []
         thread = threading.Thread(target=lambda: codes.append(run(source, "--out", "out")))
         thread.start()
@@ -374,7 +374,7 @@ def interrupted(*_: object, **__: object) -> None:
 
 
 class TestInterrupt:
-    def test_before_an_epoch_is_done_leaves_things_as_they_were(
+    def test_in_the_first_epoch_leaves_the_folders_unchanged(
         self,
         run: Run,
         world: World,
@@ -393,7 +393,7 @@ class TestInterrupt:
 
     @pytest.mark.parametrize("where", ["trainers.fit.evaluate", "trainers.write.card"])
     @pytest.mark.parametrize("out", ["out", "source"])
-    def test_after_that_keeps_what_resume_goes_on_from(
+    def test_later_keeps_a_checkpoint_to_resume_from(
         self,
         run: Run,
         world: World,
@@ -412,7 +412,7 @@ class TestInterrupt:
 
 
 class TestResume:
-    """A run that is stopped and goes on is the run that never was, to the bit."""
+    """A stopped and resumed training equals one that never stopped, bit for bit."""
 
     RECIPES = ("fast", "modern", "paper-cifar")
 
@@ -443,7 +443,7 @@ class TestResume:
         rows = [line.split(",")[:4] for line in Path("parts", "log.csv").read_text().splitlines()]
         assert rows == [line.split(",")[:4] for line in Path("whole", "log.csv").read_text().splitlines()]
 
-    def test_of_nothing_begins_and_of_what_is_done_does_nothing(
+    def test_without_a_checkpoint_begins_and_of_a_finished_one_does_nothing(
         self, run: Run, world: World, source: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         assert run(source, "--out", "out", "--resume") == 0
@@ -494,7 +494,7 @@ class TestResume:
         one_line(capsys, "--resume", "another architecture")
 
     @pytest.mark.parametrize("kind", ["empty", "foreign", "truncated", "damaged", "another's"])
-    def test_of_what_is_no_checkpoint_is_refused(
+    def test_of_a_damaged_or_foreign_file_is_refused(
         self, run: Run, source: Path, stopped: Path, capsys: pytest.CaptureFixture[str], kind: str
     ) -> None:
         path, buffer = stopped / "checkpoint.pt", io.BytesIO()
@@ -513,7 +513,7 @@ class TestResume:
         assert run(source, "--out", "out", "--resume") == 2
         one_line(capsys, "--resume", "no checkpoint of this program")
 
-    def test_without_it_a_stopped_training_is_not_written_over(
+    def test_without_resume_a_stopped_training_is_not_overwritten(
         self, run: Run, source: Path, stopped: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         before = contents(stopped)
@@ -533,7 +533,7 @@ class TestResume:
 
 
 class TestMemory:
-    def test_that_does_not_suffice_is_answered_with_a_batch_size_that_fits(
+    def test_too_little_of_it_is_answered_with_a_batch_size_that_fits(
         self, run: Run, world: World, source: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         backward = Trainer._backward
@@ -565,17 +565,17 @@ class TestLog:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("data", ["shapes", "folder"])
-def test_killed_and_resumed_is_the_run_that_never_was(
+def test_a_killed_and_resumed_training_equals_an_uninterrupted_one(
     data: str, run: Run, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By SIGKILL, twice; with files of images that threads decode, too."""
+    """Killed twice by SIGKILL; with images in memory, and with image files that threads decode."""
     argv = [str(source), "--data", data, "--recipe", "modern", "--epochs", "5", "--batch-size", "16", "--device", "cpu"]
     argv += ["--val-fraction", "0.1", "--precision", "fp32"]
     argv += ["--train-images", "300"] if data == "shapes" else ["--data-dir", str(photos(tmp_path / "photos"))]
     assert fit.main([*argv, "--out", "whole"]) == 0
     for stop in (1, 3):
         command = [sys.executable, "-m", "trainers.fit", *argv, "--out", "parts", "--resume"]
-        # As many threads as here, since sums differ with their number; and the code of this checkout.
+        # The same number of threads as here, because it changes the rounding; and the code of this checkout.
         env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
         process = subprocess.Popen(command, env=env)
         table = Path("parts/log.csv")

@@ -1,4 +1,4 @@
-"""Mixup and CutMix: what a batch is blended to, and that its targets say the same."""
+"""Mixup and CutMix: images and targets are blended with the same share."""
 
 from dataclasses import replace
 
@@ -14,12 +14,12 @@ CLASSES = 4
 
 
 def batch(n: int, size: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
-    """Each image is of one value, by which its pixels are known again."""
+    """A batch of uniform images, each of its own value, so that a pixel shows its image."""
     x = torch.arange(1.0, n + 1)[:, None, None, None].expand(n, 3, size, size)
     return x.contiguous(memory_format=torch.channels_last), torch.arange(n) % CLASSES
 
 
-def test_nothing_is_done_unless_asked() -> None:
+def test_without_mixing_the_batch_is_unchanged() -> None:
     x, y = batch(6)
     a, b = mixed(x, y, CLASSES, Config(), 0)
     assert a is x
@@ -31,7 +31,7 @@ def test_mixup_blends_images_and_targets_alike(n: int, step: int, alpha: float) 
     x, y = batch(n)
     a, target = mixed(x, y, CLASSES, Config(mixup=alpha), step)
     one_hot = torch.eye(CLASSES)[y]
-    # The share, read off the targets of an image whose partner is of another class, holds for the pixels.
+    # The target of an image with a partner of another class shows the share. The pixels must have the same one.
     for i in range(n):
         j = n - 1 - i
         if y[i] != y[j]:
@@ -42,7 +42,7 @@ def test_mixup_blends_images_and_targets_alike(n: int, step: int, alpha: float) 
 
 
 @given(n=st.integers(2, 7), step=st.integers(0, 500), size=st.sampled_from([4, 8, 13]))
-def test_cutmix_pastes_a_rectangle_whose_share_the_targets_have(n: int, step: int, size: int) -> None:
+def test_cutmix_pastes_a_rectangle_and_the_targets_have_its_share(n: int, step: int, size: int) -> None:
     x, y = batch(n, size)
     a, target = mixed(x, y, CLASSES, Config(cutmix=1.0), step)
     for i in range(n):

@@ -1,4 +1,4 @@
-"""Recipes: the published values, files that change them, and one line for what cannot be."""
+"""Recipes: the published values, files that change them, and one line for a wrong value."""
 
 import json
 from dataclasses import fields
@@ -35,7 +35,7 @@ class TestNames:
             for step in (7 * epoch, 7 * epoch + 6):
                 assert config.lr_at(step, 7) == pytest.approx(rate)
 
-    def test_fast_is_the_search_s(self) -> None:
+    def test_fast_is_the_recipe_of_a_search(self) -> None:
         assert recipe("fast", {"epochs": Config().epochs, "warmup": Config().warmup}) == Config()
 
     @pytest.mark.parametrize("name", RECIPES)
@@ -45,10 +45,10 @@ class TestNames:
         assert Config(**json.loads(text)) == config
 
     @given(name=st.sampled_from(list(RECIPES)), factor=st.sampled_from([0.1, 0.5, 2, 3]))
-    def test_a_longer_or_shorter_one_keeps_its_shape(self, name: str, factor: float) -> None:
+    def test_a_longer_or_shorter_schedule_keeps_its_shape(self, name: str, factor: float) -> None:
         base = recipe(name)
         changed = recipe(name, {"epochs": round(base.epochs * factor)})
-        steps = 60  # an epoch of the shorter one has so many, of the other in proportion
+        steps = 60  # steps an epoch of the unchanged recipe; the changed one has as many steps in all
         for step in range(0, base.epochs * steps, 97):
             assert changed.lr_at(step, round(steps / factor)) == pytest.approx(base.lr_at(step, steps), rel=0.05)
 
@@ -64,7 +64,7 @@ class TestFiles:
         assert (config.lr, config.weight_decay, config.flip, config.batch_size) == (0.2, 1e-4, False, 32)
         assert config.mixup == recipe("modern").mixup
 
-    def test_start_from_fast_where_they_name_none(self, tmp_path: Path) -> None:
+    def test_without_a_name_start_from_fast(self, tmp_path: Path) -> None:
         assert recipe(self.write(tmp_path, "epochs: 20")) == recipe("fast", {"epochs": 20})
 
     def test_an_explicit_schedule_is_taken_as_it_is(self, tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ class TestFiles:
             ("{", ["not YAML"]),
         ],
     )
-    def test_a_wrong_one_is_one_line(self, tmp_path: Path, text: str, parts: list[str]) -> None:
+    def test_a_mistake_is_one_line(self, tmp_path: Path, text: str, parts: list[str]) -> None:
         path = self.write(tmp_path, text)
         with pytest.raises(UserError) as error:
             recipe(path)
@@ -106,14 +106,14 @@ class TestFiles:
         for part in parts:
             assert part in str(error.value)
 
-    def test_a_name_or_file_that_is_none(self, tmp_path: Path) -> None:
+    def test_an_unknown_name_or_file_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"`recipe`: unknown value 'moderm'; did you mean 'modern'\?"):
             recipe("moderm")
         with pytest.raises(UserError, match="cannot be read"):
             recipe(str(tmp_path / "none.yaml"))
 
 
-def test_what_is_a_run_s_is_not_a_recipe_s() -> None:
+def test_each_field_belongs_to_the_recipe_or_to_the_run() -> None:
     assert set(KEYS) | set(RUN_KEYS) == {f.name for f in fields(Config)}
 
 

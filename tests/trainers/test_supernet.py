@@ -1,4 +1,4 @@
-"""Training of shared weights: the sandwich rule, exact resumption, and scores that do not depend on one another."""
+"""Training of shared weights: the sandwich rule, exact resumption, and independent scores."""
 
 import copy
 import io
@@ -71,7 +71,7 @@ class TestTraining:
         assert all(s[0] == SPACE.largest() and len(s) == 4 for s in steps)
         assert len({a for s in steps for a in s}) > 8
 
-    def test_a_training_that_goes_on_is_one_that_never_stopped(self) -> None:
+    def test_a_resumed_training_equals_an_uninterrupted_one(self) -> None:
         whole, first, second = make(), make(), make()
         losses = [whole.epoch(), whole.epoch()]
         first.epoch()
@@ -83,9 +83,9 @@ class TestTraining:
         for name, value in whole.model.state_dict().items():
             assert torch.equal(value, second.model.state_dict()[name]), name
 
-    def test_learns(self) -> None:
+    def test_it_learns_an_easy_data_set(self) -> None:
         d = data()
-        for split in (d.train, d.val):  # a class is a brightness
+        for split in (d.train, d.val):  # one brightness for each class
             split.images[:] = (60 * split.labels[:, None, None, None] + 40).astype(np.uint8)
         torch.manual_seed(0)
         config = Config(epochs=8, batch_size=8, precision="fp32", device="cpu", crop_padding=0)
@@ -101,7 +101,7 @@ class TestTraining:
 
 
 class TestScoring:
-    def test_is_the_same_whatever_was_scored_before(self) -> None:
+    def test_does_not_depend_on_the_members_scored_before(self) -> None:
         trainer = make()
         trainer.epoch()
         archs = [SPACE.arch(p) for p in SPACE.all_params()]
@@ -111,7 +111,7 @@ class TestScoring:
         assert {a: trainer.scorer(a) for a in archs} == forward
         assert {a: Scorer(trainer.model, data(), CONFIG)(a) for a in archs[:3]} == {a: forward[a] for a in archs[:3]}
 
-    def test_leaves_the_shared_weights_alone(self) -> None:
+    def test_does_not_change_the_shared_weights(self) -> None:
         trainer = make()
         before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
         trainer.scorer(SPACE.largest())
@@ -119,7 +119,7 @@ class TestScoring:
 
     def test_statistics_are_the_mean_of_the_batches(self) -> None:
         model = nn.Sequential(nn.BatchNorm2d(3))
-        model(torch.randn(4, 3, 5, 5))  # statistics that are to be forgotten
+        model(torch.randn(4, 3, 5, 5))  # statistics that calibration must discard
         batches = [torch.randn(6, 3, 4, 4) + i for i in range(3)]
         calibrate(model, batches)
         assert (model.training, model[0].momentum) == (False, 0.1)

@@ -1,4 +1,4 @@
-"""The trainer: batches against a naive reading, the schedule, exact resumption, no waiting for the device."""
+"""The trainer: batches against a naive oracle, the schedule, exact resumption, no wait for the device."""
 
 import io
 import itertools
@@ -101,7 +101,7 @@ class TestImages:
 
 
 class Spy(nn.Module):
-    """Remembers what it was shown."""
+    """A network that keeps the batches it was trained on."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -151,7 +151,7 @@ class TestEpoch:
             F.cross_entropy(spy(x), y, label_smoothing=config.label_smoothing).item(), rel=1e-5
         )
 
-    def test_what_an_epoch_says(self) -> None:
+    def test_an_epoch_reports_its_scores_and_its_speed(self) -> None:
         first, second = train(network(), data(), QUICK)
         assert (first.epoch, second.epoch) == (1, 2)
         for e in (first, second):
@@ -159,13 +159,13 @@ class TestEpoch:
             assert math.isfinite(e.val_loss)
             assert e.images_per_second == pytest.approx(20 / e.seconds)
 
-    def test_no_validation_split_no_score(self) -> None:
+    def test_without_a_validation_split_scores_are_nan(self) -> None:
         (epoch,) = train(network(), data(n_val=0), replace(QUICK, epochs=1))
         assert math.isnan(epoch.val_top1)
         assert math.isnan(epoch.val_loss)
         assert math.isfinite(epoch.train_loss)
 
-    def test_on_epoch_stops_by_false_alone(self) -> None:
+    def test_only_false_from_on_epoch_stops_the_training(self) -> None:
         answers: Iterator[bool | None] = iter([None, True, False, True])
         told: list[Epoch] = []
 
@@ -177,15 +177,15 @@ class TestEpoch:
         assert [e.epoch for e in epochs] == [1, 2, 3]
         assert told == epochs
 
-    def test_the_model_is_left_ready_to_be_used(self) -> None:
+    def test_the_model_is_left_in_eval_mode(self) -> None:
         for n_val in (0, 7):
             model = network()
             train(model, data(n_val=n_val), replace(QUICK, epochs=1))
             assert not model.training
 
-    def test_it_learns_what_can_be_learned(self) -> None:
+    def test_it_learns_an_easy_data_set(self) -> None:
         d = data(60, 30)
-        for part in (d.train, d.val):  # a class is its colour
+        for part in (d.train, d.val):  # one colour for each class
             part.images[:] = part.images // 4
             for label in range(3):
                 part.images[part.labels == label, label] += 128
@@ -236,21 +236,21 @@ class TestSchedule:
         assert rates[:2] == pytest.approx([1 / 3, 2 / 3])
         assert rates[2:] == pytest.approx([1.0] * 2 + [0.1] * 6 + [0.01] * 6)
 
-    def test_norms_and_biases_are_decayed_where_asked_alone(self) -> None:
+    def test_norms_and_biases_are_decayed_only_with_decay_norms(self) -> None:
         for decay_norms in (True, False):
             trainer = Trainer(network(), data(), replace(QUICK, decay_norms=decay_norms, weight_decay=0.01))
             decays = {id(w): g["weight_decay"] for g in trainer.optimizer.param_groups for w in g["params"]}
             for weight in trainer.model.parameters():
                 assert decays[id(weight)] == (0.01 if decay_norms or weight.ndim > 1 else 0)
 
-    def test_averaged_weights_are_what_is_scored(self) -> None:
+    def test_averaged_weights_are_scored(self) -> None:
         trainer = Trainer(network(), data(), replace(QUICK, ema=0.9))
         score = trainer.epoch()
         assert trainer.scored is not trainer.model
         assert evaluate(trainer.scored, trainer.val_images, trainer.bf16).loss == score.val_loss
         assert evaluate(trainer.model, trainer.val_images, trainer.bf16).loss != score.val_loss
 
-    def test_one_step_is_nesterov_s(self) -> None:
+    def test_one_step_is_sgd_with_nesterov_momentum(self) -> None:
         d, config = data(8), replace(QUICK, epochs=1, crop_padding=0, flip=False, warmup=0.0)
         model, twin = network(), network()
         order = torch.randperm(8, generator=torch.Generator().manual_seed(config.seed))
@@ -276,7 +276,7 @@ class TestDeterminism:
         assert results[0][1:] == results[1][1:]
         assert not same(results[0][0], results[2][0])
 
-    def test_nothing_global_is_drawn_from(self) -> None:
+    def test_the_global_random_state_is_unchanged(self) -> None:
         state = torch.get_rng_state()
         model = network()
         torch.set_rng_state(state)
@@ -303,11 +303,11 @@ class TestDeterminism:
 
 
 class TestFailures:
-    def test_a_loss_that_is_no_number_ends_it_with_the_reason(self) -> None:
+    def test_a_loss_that_is_not_finite_ends_the_training(self) -> None:
         with pytest.raises(TrainingFailed, match=r"^training loss is nan in epoch 1 of 2$"):
             train(network(), data(), replace(QUICK, lr=1e30))
 
-    def test_so_does_a_score_of_weights_that_are_no_numbers(self) -> None:
+    def test_a_validation_loss_that_is_not_finite_ends_the_training(self) -> None:
         class Explodes(Spy):
             def forward(self, x: Tensor) -> Tensor:
                 return super().forward(x) * (1 if self.training else math.nan)
@@ -315,10 +315,10 @@ class TestFailures:
         with pytest.raises(TrainingFailed, match=r"^validation loss is nan in epoch 1 of 2$"):
             train(Explodes(), data(), QUICK)
 
-    def test_so_do_final_weights_that_are_no_numbers_though_every_loss_is_one(self) -> None:
+    def test_final_weights_that_are_not_finite_end_it_even_if_all_losses_are(self) -> None:
         model, epochs = network(), []
         variance = next(b for n, b in model.named_buffers() if n.endswith("running_var"))
-        variance.fill_(math.inf)  # and stays so; the batch norm then puts out zeros when it is scored
+        variance.fill_(math.inf)  # it stays infinite, and the batch norm puts out zeros in eval mode
         with pytest.raises(TrainingFailed, match=r"^weight '.*running_var' is not finite after epoch 2$"):
             train(model, data(), QUICK, epochs.append)
         assert [e.epoch for e in epochs] == [1]
@@ -342,20 +342,20 @@ class TestFailures:
             ("label_smoothing", -0.1),
         ],
     )
-    def test_a_setting_that_cannot_be_is_named(self, field: str, value: float) -> None:
+    def test_a_wrong_value_is_refused_with_the_field_s_name(self, field: str, value: float) -> None:
         with pytest.raises(UserError, match=rf"^`{field}`: {value}; accepted: "):
             Config(**{field: value})
 
-    def test_a_precision_that_is_none(self) -> None:
+    def test_an_unknown_precision_is_refused(self) -> None:
         with pytest.raises(UserError, match=r"did you mean 'bf16'\? accepted: auto, fp32, bf16"):
             Config(precision="fp16")
 
     @pytest.mark.parametrize("name", ["tpu", "meta", "", "cuda:x", "cpu cuda"])
-    def test_a_device_that_is_none(self, name: str) -> None:
+    def test_an_unknown_device_is_refused(self, name: str) -> None:
         with pytest.raises(UserError, match=r"^`device`: unknown value .* accepted: auto, cpu, cuda, cuda:N, mps$"):
             device_of(name)
 
-    def test_a_device_that_is_not_there(self) -> None:
+    def test_a_missing_device_is_refused(self) -> None:
         with pytest.raises(UserError, match=r"^`device`: 'cuda:99' is not there; this machine has \d+ CUDA devices$"):
             device_of("cuda:99")
 
@@ -390,7 +390,7 @@ class TestMps:
 
 
 class TestPrecision:
-    def test_what_is_asked_is_used(self) -> None:
+    def test_an_explicit_precision_is_used(self) -> None:
         assert uses_bf16("bf16", CPU)
         assert not uses_bf16("fp32", CPU)
 
@@ -449,13 +449,13 @@ class TestEvaluate:
         assert same(before, weights(model))
         assert all(p.grad is None for p in model.parameters())
 
-    def test_no_images_no_score(self) -> None:
+    def test_without_images_scores_are_nan(self) -> None:
         d = data(n_val=0)
         assert all(math.isnan(v) for v in evaluate(network(), Images(d.val, d, CPU)))
 
 
 class TestWaiting:
-    """On a CUDA device each of these would wait for all that is queued."""
+    """The host reads from the device once an epoch. On CUDA each of these methods waits for all queued work."""
 
     WAITS = ("item", "__bool__", "__float__", "__int__", "__index__", "tolist", "numpy", "cpu", "nonzero")
 
