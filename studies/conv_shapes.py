@@ -321,7 +321,7 @@ def _main(args: argparse.Namespace) -> int:
         return 0
     check_positive(args, "threads", "chunk_size", "most_macs")
     shapes = sorted(space_shapes(args.bases) | thin_shapes())
-    print(f"{'machine':<9} {'shapes':>7} {'runs':>7} {'crashes':>8} {'wrong':>6} {'seconds':>8}")
+    print(f"{'machine':<9} {'shapes':>7} {'runs':>7} {'crashes':>8} {'wrong':>6} {'seconds':>8}", flush=True)
     faults = 0
     for name in args.machines:
         findings, start = Findings(), time.monotonic()
