@@ -1,4 +1,4 @@
-"""List the named networks, or hold them against what was published: `python -m res2net [--check]`."""
+"""The command `python -m res2net`: list the named networks, or compare them with published figures (`--check`)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PROG = "python -m res2net"
 
 
 def table(rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """Aligned columns; all but the first `left` and the last to the right."""
+    """Return rows in aligned columns: to the left the first `left` columns and the last, to the right the others."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     last = len(widths) - 1
     lines = (
@@ -32,7 +32,7 @@ def table(rows: Sequence[Sequence[str]], left: int = 1) -> str:
 
 
 def listing() -> str:
-    """Every network of the paper: size and complexity at its input size, and the errors that the paper prints."""
+    """Return a table of the paper's networks: size, complexity at the input size, and the paper's test errors."""
     rows = [("name", "params", "GMACs", "top-1 error %", "top-5 error %", "input", "data")]
     for name in dict.fromkeys((*PUBLISHED, *names())):
         entry = PUBLISHED.get(name, Entry())
@@ -44,7 +44,7 @@ def listing() -> str:
 
 
 def measured(figure: Figure) -> Cost:
-    """The cost of what a published figure is of."""
+    """Return our cost of the network that a published figure describes."""
     arch = named(figure.name)
     if figure.classes is not None:
         arch = replace(arch, num_classes=figure.classes)
@@ -56,7 +56,7 @@ def measured(figure: Figure) -> Cost:
 
 
 def as_printed(value: int, figure: str, unit: float) -> str:
-    """A value with the digits of a published figure; whole where that has no decimal point."""
+    """Return a value with as many digits as a published figure; a figure without a decimal point is exact."""
     if not figure:
         return ""
     digits = len(figure.partition(".")[2])
@@ -64,7 +64,10 @@ def as_printed(value: int, figure: str, unit: float) -> str:
 
 
 def verdict(figure: Figure) -> tuple[str, str, str, bool]:
-    """Our parameters and GMACs as the figure prints them, what is said of them, and whether that is as it must be."""
+    """Return our parameters and GMACs with the figure's digits, a remark, and whether the outcome is expected.
+
+    Equal is expected, unless the figure states why it differs.
+    """
     found = measured(figure)
     params, gmacs = as_printed(found.params, figure.params, 1e6), as_printed(found.macs, figure.gmacs, 1e9)
     if (params, gmacs) == (figure.params, figure.gmacs):
@@ -73,7 +76,7 @@ def verdict(figure: Figure) -> tuple[str, str, str, bool]:
 
 
 def comparison(title: str, figures: Sequence[Figure]) -> tuple[str, bool]:
-    """Published figures beside ours, and whether all are equal but for those that are known to differ."""
+    """Return a table of published figures beside ours, and whether all outcomes are the expected ones."""
     rows = [("name", "source", "params", "published", "GMACs", "published", "")]
     verdicts = [verdict(figure) for figure in figures]
     for figure, (params, gmacs, said, _) in zip(figures, verdicts, strict=True):
@@ -87,24 +90,24 @@ def comparison(title: str, figures: Sequence[Figure]) -> tuple[str, bool]:
 
 
 def check() -> tuple[str, bool]:
-    """Both comparisons."""
+    """Return both comparisons, and whether all outcomes are the expected ones."""
     released, printed = comparison("Definitions", RELEASED), comparison("Printed in papers", PRINTED)
     return f"{released[0]}\n{printed[0]}", released[1] and printed[1]
 
 
 def parser() -> Parser:
-    """The command's options."""
+    """Return the command's options."""
     out = Parser(prog=PROG, description="The networks of the paper (arXiv 1904.01169), by name.")
     out.add_argument(
         "--check",
         action="store_true",
-        help="hold sizes and complexities against the published ones; exit code 1 if not",
+        help="compare sizes and complexities with published ones; the exit code is 1 if one disagrees",
     )
     return out
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the list, or the comparison."""
+    """Print the list or the comparison; return the exit code."""
     return run_main(_main, parser, argv)
 
 

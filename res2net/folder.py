@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal, overload
 
 import safetensors.torch
 from torch import nn
@@ -72,6 +73,27 @@ def load_arch(folder: str | Path) -> BaseArch:
         return from_json(path.read_text(encoding="utf-8"))
     except (UserError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: {error}") from None
+
+
+@overload
+def load(
+    folder: str | Path,
+    *,
+    features_only: Literal[False] = False,
+    output_stride: int | None = None,
+    num_classes: int | None = None,
+) -> Network: ...
+
+
+@overload
+def load(
+    folder: str | Path,
+    *,
+    features_only: Literal[True],
+    out_indices: Sequence[int] | None = None,
+    output_stride: int | None = None,
+    num_classes: int | None = None,
+) -> Backbone: ...
 
 
 def load(

@@ -114,6 +114,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """Return the block's output; `residual` replaces its own shortcut (DLA computes the shortcut outside)."""
+        # ReLUs are in place: batch norms and sums put out fresh maps that nothing else reads.
         out = self.middle(torch.relu_(self.bn1(self.conv1(x))))
         out = self.bn3(self.conv3(out))
         if self.se is not None:
@@ -138,7 +139,7 @@ class Bottle2neck(Block):
     """A block of several splits: each convolution reads its split plus the result of the previous one (equation 1).
 
     Channels are in the released order, so the last split passes through. In a stage's first block, each convolution
-    reads its split alone: its stride makes the results smaller than the splits.
+    reads its split alone, as released: with a stride, the results are smaller than the splits.
     """
 
     def _build_middle(self, arch: Arch, stage: Stage, first: bool) -> None:

@@ -1,4 +1,4 @@
-"""What was published of the named networks: errors, sizes and complexities, each with its source. Imports no torch."""
+"""Published test errors, sizes and complexities of the named networks, with their sources. Imports no torch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Entry(NamedTuple):
-    """A row of the paper's Tables 1 to 4: test errors in % (none where the paper has none), and the input's size."""
+    """A row of the paper's Tables 1 to 4: test errors in % ("-": not in the paper), input size in pixels, data set."""
 
     top1: str = "-"
     top5: str = "-"
@@ -15,11 +15,12 @@ class Entry(NamedTuple):
 
 
 class Figure(NamedTuple):
-    """A published size or complexity, with the digits it was printed with: parameters (or M), GMACs.
+    """A published size or complexity, with all printed digits.
 
-    classes: of the head that it counts, None for the named network's own.
-    as_released: with the projections that the released definitions hold in vain.
-    differs: why the network cannot agree with it; empty where it must.
+    params: parameters, exact ("25,557,032") or in millions ("34.43"); gmacs: GMACs. Empty: not published.
+    classes: of the counted head; None: those of the named network.
+    as_released: whether it counts the unused projections of the released definition.
+    differs: the reason why our figure differs; empty if it must be equal.
     """
 
     name: str
@@ -32,10 +33,11 @@ class Figure(NamedTuple):
 
 
 def _cifar(top1: str = "-") -> Entry:
+    """Return a row of Table 4."""
     return Entry(top1, "-", 32, "CIFAR-100")
 
 
-# Errors as the paper prints them (arXiv 1904.01169, TPAMI version).
+# The paper's test errors (arXiv 1904.01169, TPAMI version).
 PUBLISHED = {
     "resnet50": Entry("23.85", "7.13"),
     "resnet101": Entry("22.63", "6.44"),
@@ -75,25 +77,28 @@ PUBLISHED = {
 def _exact(
     name: str, params: str, gmacs: str, source: str = "released definition", as_released: bool = False
 ) -> Figure:
+    """Return a size and a complexity of a released definition."""
     return Figure(name, params, gmacs, source, as_released=as_released)
 
 
 def _table3(name: str, gmacs: str, differs: str = "") -> Figure:
+    """Return a complexity that Table 3 prints."""
     return Figure(name, "", gmacs, "paper, Table 3", differs=differs)
 
 
 def _table4(name: str, millions: str, differs: str = "") -> Figure:
+    """Return a size that Table 4 prints."""
     return Figure(name, millions, "", "paper, Table 4", 10, differs=differs)
 
 
 def _layout(name: str, ten: str, hundred: str) -> tuple[Figure, Figure]:
-    """Table 4's sizes with one more digit, of heads for 10 classes (which the printed ones are of) and for 100."""
+    """Return Table 4's sizes with one more digit, with heads for 10 classes (as printed) and for 100 classes."""
     return Figure(name, ten, "", "layout of Table 4", 10), Figure(name, hundred, "", "layout of Table 4", 100)
 
 
 _PLAIN = "without unused projections"
-_SE = "Table 4 adds 0.7, 1.7, 0.2 and 0.2 M for SE, which no one reduction gives"
-# Of definitions that were released, or that give the printed sizes: equal to the last digit, or it is another network.
+_SE = "Table 4 adds 0.7, 1.7, 0.2 and 0.2 M for SE; no single reduction gives these"
+# Figures of released definitions, and of the layout of Table 4. A difference in the last digit means another network.
 RELEASED = (
     _exact("resnet50", "25,557,032", "4.0892"),
     _exact("resnet101", "44,549,160", "7.801", "torchvision"),
@@ -120,17 +125,17 @@ RELEASED = (
     *_layout("res2next29_8c25w_4s", "33.81", "33.91"),
     *_layout("res2next29_6c24w_6s", "36.71", "36.80"),
 )
-# What papers print, in their digits.
+# Figures that papers print.
 PRINTED = (
-    _table3("resnet50", "4.2", "4.089 rounds to 4.1, and is torchvision's ResNet-50"),
+    _table3("resnet50", "4.2", "4.089 rounds to 4.1; it is torchvision's ResNet-50"),
     _table3("res2net50_48w_2s", "4.2"),
-    _table3("res2net50_26w_4s", "4.2", "4.255 rounds to 4.3; cut off it is 4.2"),
+    _table3("res2net50_26w_4s", "4.2", "4.255 rounds to 4.3; truncated, it is 4.2"),
     _table3("res2net50_14w_8s", "4.2"),
     _table3("res2net50_26w_6s", "6.3"),
     _table3("res2net50_26w_8s", "8.3"),
     _table3("res2net50_18w_4s", "2.9"),
     _table4("resnext29_8c64w", "34.4"),
-    _table4("resnext29_16c64w", "68.1", "68.155 rounds to 68.2; cut off it is 68.1"),
+    _table4("resnext29_16c64w", "68.1", "68.155 rounds to 68.2; truncated, it is 68.1"),
     _table4("res2next29_6c24w_4s", "24.3"),
     _table4("res2next29_8c25w_4s", "33.8"),
     _table4("res2next29_6c24w_6s", "36.7"),
@@ -139,7 +144,5 @@ PRINTED = (
     _table4("se_res2next29_8c25w_4s", "34.0", _SE),
     _table4("se_res2next29_6c24w_6s", "36.9", _SE),
     Figure("blresnet50", "26.69", "", "Big-Little Net (arXiv 1807.03848)"),
-    Figure(
-        "blresnet50", "", "2.85", "Big-Little Net's release", differs="2.856; without the classifier 2.854 would agree"
-    ),
+    Figure("blresnet50", "", "2.85", "Big-Little Net's release", differs="2.856; without the classifier, it is 2.854"),
 )

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from math import prod
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar, overload
 
 import safetensors.torch
 import torch
@@ -25,6 +25,15 @@ NESTED = ("state_dict", "model")  # keys under which training programs store the
 PREFIXES = ("module.", "_orig_mod.")  # that DataParallel and torch.compile add to keys
 HEAD = "fc."
 State = dict[str, Tensor]
+Model = TypeVar("Model", bound=nn.Module)
+
+
+@overload
+def load_checkpoint(model: BaseArch | str, path: str | Path, *, num_classes: int | None = None) -> Network: ...
+
+
+@overload
+def load_checkpoint(model: Model, path: str | Path, *, num_classes: int | None = None) -> Model: ...
 
 
 def load_checkpoint(
