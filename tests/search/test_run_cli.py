@@ -262,7 +262,7 @@ class TestOutput:
         (fit,) = [line for line in lines if "trainers.fit" in line]
         assert shlex.split(fit)[-5] == f"{folder}/best"
 
-    @pytest.mark.parametrize("trials", [3, 30])
+    @pytest.mark.parametrize("trials", [3, pytest.param(30, marks=pytest.mark.slow)])
     def test_a_terminal_gets_a_picture(
         self, trials: int, by_formula: None, options: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:

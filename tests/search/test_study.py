@@ -69,7 +69,7 @@ def study(tmp_path: Path) -> Iterator[Study]:
     study.close()
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", [pytest.param(s, marks=[] if s == "tpe" else pytest.mark.slow) for s in SAMPLERS])
 class TestEverySampler:
     """What must hold whoever proposes. So many trials are past TPE's random start and NSGA-II's first generation."""
 

@@ -149,6 +149,7 @@ class TestSearch:
         for record in reversed(of(tmp_path / "run", ESTIMATED)):
             assert score(arch_of(record))[1] == pytest.approx(record.val_top1)
 
+    @pytest.mark.slow
     def test_without_confirmation_the_front_is_of_estimates(
         self, settings: Settings, loaded: Data, tmp_path: Path
     ) -> None:
@@ -157,6 +158,7 @@ class TestSearch:
         assert len(result.front) > 0
         assert not (tmp_path / "run" / "best").exists()
 
+    @pytest.mark.slow
     def test_one_that_goes_on_trains_no_weights_and_confirms_what_is_missing(
         self, settings: Settings, loaded: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
