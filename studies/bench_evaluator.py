@@ -1,10 +1,10 @@
-"""Fronts of real accuracies by shared weights and from scratch, each search given the same wall time.
+"""Compare fronts found by shared weights and by training from scratch, at equal wall time.
 
     python -m studies.bench_evaluator --seeds 3 --out studies/results/evaluators-shapes
 
-For each seed the weights of all members are trained, hundreds of members scored, and the picked ones of their front
-trained: from scratch, or tuned from their slices. What the dearer of the two took, the search from scratch gets as its
-`--time`. Compared is the hypervolume of networks that were trained, on the validation split.
+For each seed, two searches train shared weights, score members with them and train a few networks of the front: from
+scratch, or tuned from their slices. The third search trains every network from scratch. Its `--time` is the wall time
+of the slower of the other two. The hypervolumes compare trained networks only, on the validation split.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from search.report.figures import label_counts, new_figure, png, tidy
 from search.report.progress import Lines
 from search.report.tables import macs_range
 from search.settings import Settings
-from studies.bench import check_positive
+from studies.bench import check_positive, first_line
 from trainers.meta import environment
 
 PROG = "python -m studies.bench_evaluator"
@@ -43,23 +43,24 @@ COLOURS = {
 
 
 def build_parser() -> Parser:
-    """The command's options."""
-    out, d = Parser(prog=PROG, description=__doc__.splitlines()[0]), Settings()
+    """Return the command's options."""
+    out, d = Parser(prog=PROG, description=first_line(__doc__)), Settings()
     out.add_argument("--space", default=d.space, help="the space")
     out.add_argument("--data", default=d.data, help=", ".join(trainers.datasets.data.names()))
     out.add_argument("--data-dir", metavar="DIR", help="where the data set's files are")
-    out.add_argument("--train-images", type=int, metavar="N", help="train on so many images only")
-    out.add_argument("--seeds", type=int, default=3, help="searches of each kind")
-    out.add_argument("--first-seed", type=int, default=0, help="the first of them")
-    out.add_argument("--epochs", type=int, default=d.epochs, help="of a network that is trained")
-    out.add_argument("--supernet-epochs", type=int, default=d.supernet_epochs, help="of shared weights")
-    out.add_argument("--trials", type=int, default=100, help="members that shared weights score")
-    out.add_argument("--confirm", type=int, default=d.confirm, help="networks of their front that are trained")
-    out.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder of tables and plot")
+    out.add_argument("--train-images", type=int, metavar="N", help="train on N images only")
+    out.add_argument("--seeds", type=int, default=3, help="number of seeds")
+    out.add_argument("--first-seed", type=int, default=0, help="first seed")
+    out.add_argument("--epochs", type=int, default=d.epochs, help="epochs of each trained network")
+    out.add_argument("--supernet-epochs", type=int, default=d.supernet_epochs, help="epochs of the shared weights")
+    out.add_argument("--trials", type=int, default=100, help="members scored with the shared weights")
+    out.add_argument("--confirm", type=int, default=d.confirm, help="networks of the front to train")
+    out.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the tables and the plot")
     return out
 
 
 def _row(name: str, seed: int, seconds: float, result: Result) -> dict[str, object]:
+    """Return a search's line of the table."""
     found = result.front
     return {
         "search": name,
@@ -74,7 +75,7 @@ def _row(name: str, seed: int, seconds: float, result: Result) -> dict[str, obje
 
 
 def compare(args: argparse.Namespace, seed: int, folder: Path, console: Console) -> tuple[list[dict], pd.DataFrame]:
-    """One seed's three searches: a row each, and the points of their fronts."""
+    """Run the three searches of a seed; return a row for each and the points of their fronts."""
     names = ("space", "data", "data_dir", "train_images", "epochs", "supernet_epochs", "confirm")
     base = Settings(**{n: getattr(args, n) for n in names}, seed=seed, executor="local")
     data = base.scope.load_data(console)
@@ -94,14 +95,17 @@ def compare(args: argparse.Namespace, seed: int, folder: Path, console: Console)
     result = search(replace(base, time=longest, trials=10_000), folder / "alone", Lines(console))
     rows.append(_row("scratch", seed, result.seconds, result))
     fronts.append(result.front.assign(search="scratch", seed=seed))
-    return rows, pd.concat(fronts)[["search", "seed", "number", "macs", "params", "val_top1", "arch"]]
+    points = pd.concat(fronts).filter(["search", "seed", "number", "macs", "params", "val_top1", "arch"])
+    return rows, points
 
 
 def plot(fronts: pd.DataFrame, title: str, low: float, high: float) -> bytes:
-    """Each search's front, a line a seed."""
+    """Return a PNG with the fronts of all searches, one line per seed."""
     figure = new_figure()
     ax = figure.add_subplot()
-    for (name, seed), part in fronts.groupby(["search", "seed"]):
+    for key, part in fronts.groupby(["search", "seed"]):
+        assert isinstance(key, tuple)  # of two columns
+        name, seed = str(key[0]), key[1]
         x, y = [*part.macs.astype(float), high], [*part.val_top1, part.val_top1.iloc[-1]]
         label = name if seed == fronts.seed.min() else None
         ax.step(x, y, where="post", color=COLOURS[name], lw=1.4, alpha=0.8, label=label)
@@ -117,7 +121,7 @@ def plot(fronts: pd.DataFrame, title: str, low: float, high: float) -> bytes:
 
 
 def bench(args: argparse.Namespace) -> None:
-    """The command's body."""
+    """Run the command."""
     console = Console()
     check_positive(args, "seeds", "epochs", "supernet_epochs", "trials", "confirm")
     rows, fronts = [], []
@@ -142,10 +146,12 @@ def bench(args: argparse.Namespace) -> None:
     console.print(table.to_string(index=False), highlight=False)
     summary = table.groupby("search").hypervolume.agg(["mean", "min", "max", "count"]).round(2)
     console.print(f"\nhypervolume (% of top-1, averaged over budgets of MACs)\n{summary}", highlight=False)
+    for name, ratio in (summary["mean"] / summary["mean"]["scratch"]).drop("scratch").items():
+        console.print(f"{name} / scratch: {ratio:.2f}", highlight=False)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print a row a search and the hypervolumes; write `searches.csv`, `fronts.csv`, `fronts.png`, `about.json`."""
+    """Print a row per search and the hypervolumes; write `searches.csv`, `fronts.csv`, `fronts.png`, `about.json`."""
     return run_main(bench, build_parser, argv)
 
 

@@ -1,16 +1,18 @@
-"""What an executor adds to a trial: seconds per trial that trains nothing, over a real study on disk.
+"""Overhead of the executors: seconds per trial without training, over a study on disk.
 
     python -m studies.bench_executor --trials 10 1000 5000 --sampler random
 
-Each trial is asked of the sampler, screened, run, written to SQLite with its attributes and `arch.json`, and told. One
-search runs, and a row is printed at each of the sizes: the seconds of its last tenth of trials, and the driver's memory
-then. The first trial of every worker is in no row, so Ray's and the workers' start is a column of its own.
+A trial is proposed, screened, run, written to SQLite with its attributes and `arch.json`, and told to Optuna. One
+search runs for each executor. It prints a row at each size in `--trials`: seconds of the last tenth of its trials, and
+the driver's memory. No row counts a worker's first trial: the start of Ray and of its workers has columns of its own.
+With both executors, the last line is the ratio of their seconds per trial at the largest size.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 import os
 import sys
 import tempfile
@@ -18,8 +20,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
 
 from res2net.commands import Parser, run_main
 from res2net.errors import UserError
@@ -30,8 +30,9 @@ from search.settings import EXECUTORS, SAMPLERS, Settings
 from search.study.storage import sqlite_url
 from search.study.study import Study
 from search.worker import Job, Work
-from studies.synthetic import Synthetic
-from trainers.datasets.data import Data, Split
+from studies.bench import first_line
+from studies.synthetic import Synthetic, no_images
+from trainers.datasets.data import Data
 from trainers.meta import cores
 
 PROG = "python -m studies.bench_executor"
@@ -40,9 +41,10 @@ Execute = Callable[[Driver, Data, Work], None]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One executor's figures when `trials` had ended, of which the last `n` took `seconds`; `memory` in MB.
+    """One executor's figures at a size of the study.
 
-    start: until each worker has run a trial, of which `ray` is until Ray is there.
+    ray: seconds until Ray runs. start: seconds until each worker has run a trial, `ray` included. trials: ended trials.
+    seconds: time of the last `n` of them. memory: MB of the driver.
     """
 
     executor: str
@@ -56,20 +58,20 @@ class Row:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print a row an executor."""
+    """Print a row for each executor and size; return the exit code."""
     return run_main(bench, parser, argv)
 
 
 def bench(args: argparse.Namespace) -> None:
-    """The command's body."""
+    """Run the command."""
     if args.executor not in (*EXECUTORS, "both"):
-        raise UserError(f"--executor: {args.executor!r}; accepted: {', '.join(EXECUTORS)}, both")
+        raise UserError(f"`executor`: {args.executor!r}; accepted: {', '.join(EXECUTORS)}, both")
     workers, sizes = args.workers or cores(), sorted(args.trials)
     if sizes[0] <= workers:
-        raise UserError(f"--trials: {sizes[0]}; accepted: more than {workers}, the trials that warm the workers up")
+        raise UserError(f"`trials`: {sizes[0]}; accepted: more than {workers}, one warm-up trial per worker")
     settings = Settings(
         space="scale_card_depth_width",
-        per_stage=True,  # so large that hardly a network comes twice
+        per_stage=True,  # so large that repeats are rare
         trials=sizes[-1],
         epochs=args.epochs,
         sampler=args.sampler,
@@ -78,8 +80,12 @@ def bench(args: argparse.Namespace) -> None:
     how = f"{args.epochs} epochs, {args.sampler}, seed {args.seed}, {cores()} cores"
     print(f"space {settings.scope.space}, per stage: {how}")
     print(f"{'executor':<10}{'workers':>8}{'Ray, s':>9}{'start, s':>10}{'trials':>8}{'n':>6}{'s/trial':>10}{'MB':>8}")
+    last: dict[str, Row] = {}
     for executor in EXECUTORS if args.executor == "both" else (args.executor,):
-        (local if executor == "local" else tune)(settings, workers, sizes)
+        last[executor] = (local if executor == "local" else tune)(settings, workers, sizes)
+    if len(last) > 1:
+        one, many = (row.seconds / row.n for row in (last["local"], last["tune"]))
+        print(f"seconds per trial, tune / local: {many / one:.2f}")
 
 
 def show(row: Row) -> None:
@@ -92,36 +98,37 @@ def show(row: Row) -> None:
 
 
 def parser() -> Parser:
-    """The command's options."""
-    out = Parser(prog=PROG, description=__doc__.splitlines()[0])
+    """Return the command's options."""
+    out = Parser(prog=PROG, description=first_line(__doc__))
     out.add_argument(
-        "--trials", type=int, nargs="+", default=[100], metavar="N", help="sizes of study to print a row at"
+        "--trials", type=int, nargs="+", default=[100], metavar="N", help="sizes of the study at which a row is printed"
     )
     out.add_argument("--executor", default="both", help=f"{', '.join(EXECUTORS)}, or both")
-    out.add_argument("--workers", type=int, metavar="N", help="trials at a time with tune (default: as many as cores)")
-    out.add_argument("--epochs", type=int, default=1, metavar="N", help="reports a trial")
+    out.add_argument("--workers", type=int, metavar="N", help="concurrent trials of tune (default: all cores)")
+    out.add_argument("--epochs", type=int, default=1, metavar="N", help="reports per trial")
     out.add_argument("--sampler", default="tpe", help=", ".join(SAMPLERS))
-    out.add_argument("--seed", type=int, default=0, metavar="N", help="of the proposals")
+    out.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the proposals")
     return out
 
 
-def local(settings: Settings, workers: int, sizes: list[int]) -> None:
-    """The trials in this process."""
-    measure("local", settings, execute_local, 1, 0.0, sizes)
+def local(settings: Settings, workers: int, sizes: list[int]) -> Row:
+    """Run the trials in this process; return the last row."""
+    return measure("local", settings, execute_local, 1, 0.0, sizes)
 
 
-def tune(settings: Settings, workers: int, sizes: list[int]) -> None:
-    """The trials in Ray's workers."""
+def tune(settings: Settings, workers: int, sizes: list[int]) -> Row:
+    """Run the trials in workers of Ray; return the last row."""
     begun = time.perf_counter()
     with ray_cluster(workers) as execute:
-        measure("tune", settings, execute, workers, time.perf_counter() - begun, sizes)
+        return measure("tune", settings, execute, workers, time.perf_counter() - begun, sizes)
 
 
 def measure(
     executor: str, settings: Settings, execute: Execute, workers: int, ray_seconds: float, sizes: list[int]
-) -> None:
-    """Run the trials in a temporary folder, note when each ended, and print the rows."""
+) -> Row:
+    """Run the trials in a temporary folder, print a row at each size, and return the last one."""
     ended: list[float] = []
+    rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         folder, space = Path(name), settings.scope.get_space(10)
         (folder / "artifacts").mkdir()
@@ -137,39 +144,37 @@ def measure(
                 if before < size <= len(ended):
                     first = max(workers, size - max(8, size // 10))
                     start, seconds = ray_seconds + ended[workers - 1] - begun, ended[size - 1] - ended[first - 1]
-                    show(Row(executor, workers, ray_seconds, start, size, size - first, seconds, memory()))
+                    rows.append(Row(executor, workers, ray_seconds, start, size, size - first, seconds, memory()))
+                    show(rows[-1])
 
         driver = Driver(settings, space, study, keep, note)
         begun = time.perf_counter()
         execute(driver, no_images(), Synthetic())
         study.close()
+    return rows[-1]
 
 
 def memory() -> float:
-    """What this process holds in memory, in MB; Linux alone says so."""
+    """Return the resident memory of this process in MB; 0 on other systems than Linux."""
     pages = int(Path("/proc/self/statm").read_text().split()[1]) if sys.platform == "linux" else 0
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 @contextlib.contextmanager
 def ray_cluster(workers: int) -> Iterator[Execute]:
-    """Ray on this machine, as `search.execute.tune` starts it; yields that executor."""
+    """Start Ray on this machine; yield the executor that uses it."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    import ray
+    import ray  # slow to import, and not needed for the local executor
 
-    ray.init(address="local", num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(
+        address="local", num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
+    )
     try:
         from search.execute.tune import execute
 
         yield lambda driver, data, work: execute(driver, data, work, workers)
     finally:
         ray.shutdown()
-
-
-def no_images() -> Data:
-    """What has to be there for a work that looks at no image."""
-    empty = Split(np.zeros((1, 3, 32, 32), np.uint8), np.zeros(1, np.int64))
-    return Data("shapes", tuple("0123456789"), empty, empty, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
 if __name__ == "__main__":

@@ -1,17 +1,17 @@
-"""Milliseconds of an optimised network beside the plain modules of the same one, and of a training step.
+"""Time `res2net.optimize` and a training step against plain PyTorch modules with the same weights.
 
     python -m studies.bench_inference --batches 1 8 --rounds 15
 
-Plain is what is commonly written (studies/plain.py): NCHW, fp32, eager. Ours is `res2net.optimize` in fp32, then in
-bf16, with the same weights; every round runs each network each way once, so ratios are of neighbours in time, and the
-last column is ours in fp32 against our own first network. A training step is a forward and a backward pass and
-SGD: ours the trainer's way (channels last, its crop and flip of the images included), plain on a batch that is ready.
+"plain" is `studies/plain.py`: NCHW, fp32, eager. "ours" is `res2net.optimize` in fp32; "bf16" is the same in bf16. Each
+round runs every network every way once, so that a ratio compares neighbours in time. The last column is our fp32 time
+over that of the first network. A training step is a forward pass, a backward pass and SGD. Our step is the trainer's:
+channels last, with the crop and the flip of the images. The plain step gets a batch that is ready.
 
-On two cores of a Xeon with AMX, n = 9 rounds at batch 8: the five networks of the default 1.51 to 1.60 times as fast in
-fp32 and 6.0 to 7.2 times in bf16, largest logit difference 8e-5; a training step 2.05 to 2.52 times (n = 3). That was
-before blocks wrote their splits in place, which took 3 % off 26w4s and 14w8s (n = 17). Nine tenths of our fp32 time are
-oneDNN's convolutions. What 26w4s takes beyond resnet50 (1.2 times) is mostly theirs: it has more 1x1 products, and 3x3
-ones of 26 channels run at two thirds of the rate of 64.
+Two cores of a Xeon with AMX, batch 8, n = 9 rounds, the five default networks: fp32 is 1.51 to 1.60 times as fast, bf16
+6.0 to 7.2 times, the largest logit difference 8e-5; a training step 2.05 to 2.52 times (n = 3). Since then, blocks
+write their splits in place, which saves 3 % for 26w4s and 14w8s (n = 17). Convolutions of oneDNN take nine tenths of
+our fp32 time. 26w4s takes 1.2 times as long as resnet50, mostly in oneDNN: it has more 1x1 products, and 3x3
+convolutions of 26 channels reach two thirds of the rate of 64 channels.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from torch import Tensor, nn
 import res2net
 from res2net.commands import Parser, run_main
 from res2net.errors import UserError
-from studies.bench import check_positive, threads
+from studies.bench import check_positive, first_line, threads
 from studies.plain import PlainRes2Net
 from trainers.datasets.data import Data, Split
 from trainers.device import uses_bf16
@@ -41,22 +41,24 @@ from trainers.train import Trainer
 PROG = "python -m studies.bench_inference"
 MODELS = ("resnet50", "res2net50_48w_2s", "res2net50_26w_4s", "res2net50_14w_8s", "res2next50")
 WAYS = ("plain", "ours", "bf16")
-LR = 1e-3  # noise need not be learned, only not diverge
+LR = 1e-3  # low, so that training on noise does not diverge
 
 Run = Callable[[], object]
 Times = dict[tuple[str, str], list[float]]  # ms of each round, by network and way
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print a row for each batch size and network."""
+    """Print a row for each batch size and network; return the exit code."""
     return run_main(bench, parser, argv)
 
 
 def bench(args: argparse.Namespace) -> None:
-    """The command's body."""
+    """Run the command."""
     check_positive(args, "rounds", "train_rounds", "size", "threads")
     if min(args.batches, default=1) < 1 or args.train_batch < 0:
-        raise UserError("--batches and --train-batch: accepted: whole numbers of at least 1 (no training step: 0)")
+        raise UserError(
+            f"`batches`: {args.batches}, `train_batch`: {args.train_batch}; accepted: at least 1 (`train_batch` also 0)"
+        )
     for name in args.models:
         PlainRes2Net.check(res2net.named(name))
     with threads(args.threads):
@@ -64,20 +66,20 @@ def bench(args: argparse.Namespace) -> None:
 
 
 def parser() -> Parser:
-    """The command's options."""
-    out = Parser(prog=PROG, description=__doc__.splitlines()[0])
-    out.add_argument("--models", nargs="+", default=MODELS, metavar="NAME", help="networks; the first is compared with")
-    out.add_argument("--batches", nargs="*", type=int, default=(1, 8), metavar="N", help="images at a time")
-    out.add_argument("--train-batch", type=int, default=8, metavar="N", help="images of a training step; 0 for none")
-    out.add_argument("--rounds", type=int, default=15, metavar="N", help="runs of each that are counted, after two")
-    out.add_argument("--train-rounds", type=int, default=5, metavar="N", help="the same of training steps")
-    out.add_argument("--size", type=int, default=224, metavar="N", help="pixels along a side")
-    out.add_argument("--threads", type=int, default=cores(), metavar="N", help="threads of every side's arithmetic")
+    """Return the command's options."""
+    out = Parser(prog=PROG, description=first_line(__doc__))
+    out.add_argument("--models", nargs="+", default=MODELS, metavar="NAME", help="networks, the first for comparison")
+    out.add_argument("--batches", nargs="*", type=int, default=(1, 8), metavar="N", help="batch sizes of inference")
+    out.add_argument("--train-batch", type=int, default=8, metavar="N", help="batch of a training step, or 0")
+    out.add_argument("--rounds", type=int, default=15, metavar="N", help="timed runs of each, after two untimed ones")
+    out.add_argument("--train-rounds", type=int, default=5, metavar="N", help="timed training steps of each")
+    out.add_argument("--size", type=int, default=224, metavar="N", help="image height and width in pixels")
+    out.add_argument("--threads", type=int, default=cores(), metavar="N", help="threads of both sides")
     return out
 
 
 def report(args: argparse.Namespace) -> None:
-    """Time everything and print it."""
+    """Time all networks; print the header and the rows."""
     hardware = environment()["hardware"]
     bf16 = "bf16 autocast" if uses_bf16("auto", torch.device("cpu")) else "fp32"
     print(
@@ -100,14 +102,14 @@ def report(args: argparse.Namespace) -> None:
     if args.train_batch:
         data = random_data(args.train_batch, args.size)
         times = {}
-        for name in args.models:  # one after the other: the state of five trainings is large
+        for name in args.models:  # one after the other, because five optimizer states take much memory
             runs = training(name, network(name, args.size), data, args.train_rounds)
             times |= time_all(runs, args.train_rounds, f"training {name}")
         show(args.models, times, f"train {args.train_batch}", {})
 
 
 def show(names: Sequence[str], times: Times, batch: str, differences: Mapping[str, float]) -> None:
-    """A row for each network."""
+    """Print a row for each network."""
     for name in names:
         plain, ours, bf16 = (times.get((name, way), []) for way in WAYS)
         row = (
@@ -120,13 +122,13 @@ def show(names: Sequence[str], times: Times, batch: str, differences: Mapping[st
 
 
 def ratio(a: Sequence[float], b: Sequence[float]) -> str:
-    """How many times as long `a` took: the median of the rounds, and their range."""
+    """Return the ratio of the times `a` to `b`: the median over the rounds, and the range."""
     ratios = [x / y for x, y in zip(a, b, strict=True)]
     return f"{statistics.median(ratios):5.2f} [{min(ratios):.2f}-{max(ratios):.2f}]"
 
 
 def time_all(runs: Mapping[tuple[str, str], Run], rounds: int, title: str) -> Times:
-    """Each run's time in every round, in turns; two rounds go first that are not counted."""
+    """Run all in turns; return each one's ms per round, after two untimed rounds."""
     times: Times = {key: [] for key in runs}
     for i in range(-2, rounds):
         progress(f"{title}: round {max(i, 0) + 1} of {rounds}")
@@ -140,15 +142,17 @@ def time_all(runs: Mapping[tuple[str, str], Run], rounds: int, title: str) -> Ti
 
 
 def progress(text: str) -> None:
-    """Where it is, on one line of a terminal."""
+    """Show the progress on one line of a terminal."""
     if sys.stderr.isatty():
         print(f"\r{text:60}\r", end="", file=sys.stderr, flush=True)
 
 
 def network(name: str, size: int) -> res2net.Res2Net:
-    """A network with random weights, whose batch norms know their inputs' statistics."""
+    """Return a network with random weights and batch-norm statistics of one batch, in eval mode."""
     torch.manual_seed(0)
-    model = res2net.create(name).train()
+    model = res2net.create(name)
+    assert isinstance(model, res2net.Res2Net)
+    model.train()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 1.0
@@ -161,33 +165,34 @@ def network(name: str, size: int) -> res2net.Res2Net:
 
 
 def images(batch: int, size: int) -> Tensor:
+    """Return a batch of normal noise, float32 [batch, 3, size, size]."""
     return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
 
 
 def plain_of(model: res2net.Res2Net) -> PlainRes2Net:
-    """The plain modules with the same weights."""
+    """Return the plain network with the weights of `model`."""
     plain = PlainRes2Net(model.arch)
     plain.load_state_dict(model.state_dict())
     return plain
 
 
 def inference(name: str, model: res2net.Res2Net, x: Tensor) -> list[tuple[tuple[str, str], Run]]:
-    """One forward pass, each way."""
+    """Return one forward pass for each way."""
     ways = (plain_of(model).eval(), res2net.optimize(model), res2net.optimize(model, bf16=True))
     return [((name, way), lambda net=net: net(x)) for way, net in zip(WAYS, ways, strict=True)]
 
 
 def difference(runs: Mapping[tuple[str, str], Run], name: str) -> float:
-    """Of the logits of plain and ours, the largest, relative to the largest logit."""
+    """Return the largest difference between the logits of plain and ours, relative to the largest logit."""
     plain, ours = runs[name, "plain"](), runs[name, "ours"]()
     return ((plain - ours).abs().max() / plain.abs().max()).item()  # type: ignore[operator,union-attr]
 
 
 def training(name: str, model: res2net.Res2Net, data: Data, rounds: int) -> dict[tuple[str, str], Run]:
-    """One step, each way, for that many rounds and the two before."""
+    """Return one training step for each way; the trainer's schedule covers `rounds` and the two untimed rounds."""
     plain = plain_of(model).train()
     optimizer = torch.optim.SGD(plain.parameters(), LR, momentum=0.9, weight_decay=5e-4, nesterov=True)
-    x, y = images(len(data.train.labels), data.train.images.shape[-1]), torch.from_numpy(data.train.labels)
+    x, y = images(len(data.train.labels), data.image_size), torch.from_numpy(data.train.labels)
 
     def step() -> None:
         loss = F.cross_entropy(plain(x), y, label_smoothing=0.1)
@@ -200,7 +205,7 @@ def training(name: str, model: res2net.Res2Net, data: Data, rounds: int) -> dict
 
 
 def random_data(n: int, size: int) -> Data:
-    """One batch of noise: what images show does not change how long they take. No validation split to be scored."""
+    """Return `n` images of noise with random labels: content does not affect speed. The validation split is empty."""
     rng = np.random.default_rng(0)
     pixels, labels = rng.integers(0, 256, (n, 3, size, size), np.uint8), rng.integers(0, 1000, n)
     return Data("random", ("",) * 1000, Split(pixels, labels), Split(pixels[:0], labels[:0]), (0.5,) * 3, (0.25,) * 3)

@@ -1,11 +1,11 @@
-"""What a scheduler saves: recorded learning curves replayed under pareto-asha, asha and none.
+"""Epochs that a scheduler saves: replay recorded learning curves under pareto-asha, asha and none.
 
     python -m studies.bench_scheduler studies/results/rank-shapes-long --out studies/results/scheduler-shapes
 
-The folder is one of `studies.rank`: networks of a space, trained alone, with their accuracy after each epoch. A replay
-draws the networks in a random order, hands them to workers that end an epoch each in turn, and asks
-`search.scheduler.goes_on` at every rung, as a search does. Compared is the hypervolume of the networks that got all of
-their epochs, against the epochs that were spent on all.
+The folder is an output of `studies.rank`: stand-alone trained networks with their accuracy after each epoch. A replay
+gives the networks in random order to workers, which finish one epoch each in turn. At every rung it asks
+`search.scheduler.goes_on`, as a search does. The result is the hypervolume of fully trained networks as a function of
+the epochs spent on all networks.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from res2net.files import write_atomic
 from search.front import front, hypervolume
 from search.report.figures import new_figure, png, tidy
 from search.scheduler import SCHEDULERS, continues, rungs
-from studies.bench import check_positive
+from studies.bench import check_positive, first_line
 from trainers.meta import environment
 
 PROG = "python -m studies.bench_scheduler"
 COLOURS = {"pareto-asha": "tab:red", "asha": "tab:blue", "none": "0.45"}
-SHARES = (0.9, 0.95, 0.99, 1.0)  # of the hypervolume that no scheduler reaches with all networks
+SHARES = (0.9, 0.95, 0.99, 1.0)  # of the hypervolume of all networks, fully trained
 
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """A network's MACs and its accuracy (%) after each epoch."""
+    """A network's MACs and its validation accuracy (%) after each epoch."""
 
     macs: int
     top1: tuple[float, ...]
@@ -47,14 +47,14 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """One replayed search: hypervolume (%) after each epoch that was spent; what was trained in full."""
+    """A replayed search: the hypervolume (%) after each spent epoch, and the fully trained networks."""
 
     hypervolume: np.ndarray
     full: tuple[Curve, ...]
 
 
 def read(folder: Path, run: str) -> list[Curve]:
-    """The curves of one run of every member; `UserError` for a folder that lacks some."""
+    """Return the members' curves of a run; raise `UserError` if some are missing."""
     try:
         members = pd.read_csv(folder / "members.csv", index_col="key")
         curves = pd.read_csv(folder / "curves.csv")
@@ -68,7 +68,7 @@ def read(folder: Path, run: str) -> list[Curve]:
 
 
 def replay(curves: Sequence[Curve], scheduler: str, eta: int, min_epochs: int, workers: int, seed: int) -> Replay:
-    """A search over the networks in a random order; workers end their epochs in turn, and none waits."""
+    """Replay a search over the networks in random order; workers finish their epochs in turn and never wait."""
     epochs = len(curves[0].top1)
     waiting = random.Random(seed).sample(list(curves), len(curves))
     reached: dict[int, list[Curve]] = {e: [] for e in rungs(epochs, min_epochs, eta)}
@@ -90,6 +90,7 @@ def replay(curves: Sequence[Curve], scheduler: str, eta: int, min_epochs: int, w
 
 
 def _goes_on(reached: dict[int, list[Curve]], curve: Curve, epoch: int, scheduler: str, eta: int) -> bool:
+    """Return whether a network continues after `epoch`; add it to the rung, if there is one."""
     if epoch not in reached:
         return True
     rung = reached[epoch]
@@ -98,13 +99,13 @@ def _goes_on(reached: dict[int, list[Curve]], curve: Curve, epoch: int, schedule
 
 
 def spent_until(values: np.ndarray, target: float) -> float:
-    """Epochs spent until the hypervolume was reached; infinite if it never was."""
+    """Return the epochs spent until the hypervolume reached `target`; infinity if it never did."""
     at = np.flatnonzero(values >= target - 1e-9)
     return float(at[0] + 1) if len(at) else float("inf")
 
 
 def compare(curves: Sequence[Curve], args: argparse.Namespace) -> tuple[pd.DataFrame, dict[str, list[Replay]]]:
-    """A row a scheduler and seed, and the replays."""
+    """Return a row for each scheduler and seed, and the replays."""
     low, high = min(c.macs for c in curves), max(c.macs for c in curves) + 1
     third = low * (high / low) ** (1 / 3)
     whole = hypervolume([c.top1[-1] for c in curves], [c.macs for c in curves], low, high)
@@ -126,7 +127,7 @@ def compare(curves: Sequence[Curve], args: argparse.Namespace) -> tuple[pd.DataF
 
 
 def plot(replays: dict[str, list[Replay]], total: int, title: str) -> bytes:
-    """Hypervolume against epochs spent: the median of the seeds, and between which half of them are."""
+    """Return a PNG of the hypervolume against spent epochs: the median and the middle half of the seeds."""
     figure = new_figure()
     ax = figure.add_subplot()
     for name, found in replays.items():
@@ -146,23 +147,23 @@ def plot(replays: dict[str, list[Replay]], total: int, title: str) -> bytes:
 
 
 def build_parser() -> Parser:
-    """The command's options."""
-    out = Parser(prog=PROG, description=__doc__.splitlines()[0])
-    out.add_argument("folder", type=Path, help="of studies.rank: members.csv and curves.csv")
-    out.add_argument("--run", default="alone", help="which curves: alone, alone_again")
-    out.add_argument("--eta", type=int, default=3, help="one network in so many goes on at a rung")
-    out.add_argument("--min-epochs", type=int, default=1, help="epochs to the first rung")
-    out.add_argument("--workers", type=int, default=4, help="networks at a time")
+    """Return the command's options."""
+    out = Parser(prog=PROG, description=first_line(__doc__))
+    out.add_argument("folder", type=Path, help="folder of studies.rank, with members.csv and curves.csv")
+    out.add_argument("--run", default="alone", help="curves to replay: alone, alone_again")
+    out.add_argument("--eta", type=int, default=3, help="one network in ETA passes a rung")
+    out.add_argument("--min-epochs", type=int, default=1, help="epoch of the first rung")
+    out.add_argument("--workers", type=int, default=4, help="concurrent networks")
     out.add_argument("--seeds", type=int, default=20, help="random orders of the networks")
-    out.add_argument("--out", type=Path, metavar="DIR", help="where table and plot go (nowhere if not given)")
+    out.add_argument("--out", type=Path, metavar="DIR", help="folder for the table and the plot (default: none)")
     return out
 
 
 def bench(args: argparse.Namespace) -> None:
-    """The command's body."""
+    """Run the command."""
     check_positive(args, "min_epochs", "workers", "seeds")
     if args.eta < 2:
-        raise UserError(f"--eta: {args.eta}; accepted: at least 2")
+        raise UserError(f"`eta`: {args.eta}; accepted: at least 2")
     curves = read(args.folder, args.run)
     table, replays = compare(curves, args)
     epochs = len(curves[0].top1)
@@ -177,8 +178,8 @@ def bench(args: argparse.Namespace) -> None:
         m = table[table.scheduler == name].drop(columns="scheduler").median()
         row = f"{name:12}{m.epochs:8.0f}{m.full:6.0f}{m.front:7.0f}{m.hypervolume:8.3f}{m.cheap_third:10.3f}"
         say(row + "".join(f"{m[f'to_{round(100 * s)}'] / total:10.2f}" for s in SHARES))
-    say(f"HV: share of what all {total} epochs reach; cheap HV: the same in the cheapest third of log MACs;")
-    say("to x %: share of all epochs until x % of it (inf: never)")
+    say(f"HV: share of the hypervolume after all {total} epochs; cheap HV: in the cheapest third of log MACs;")
+    say("to x %: share of all epochs until x % of that hypervolume (inf: never)")
     if args.out is not None:
         args.out.mkdir(parents=True, exist_ok=True)
         write_atomic(args.out / "replays.csv", table.to_csv(index=False, float_format="%.4f"))
@@ -188,7 +189,7 @@ def bench(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print a row a scheduler; write `replays.csv`, `scheduler.png` and `about.json`."""
+    """Print a row for each scheduler; write `replays.csv`, `scheduler.png` and `about.json`."""
     return run_main(bench, build_parser, argv)
 
 

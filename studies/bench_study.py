@@ -1,11 +1,12 @@
-"""What a study costs as it grows: milliseconds of a proposal and of a trial that trains nothing, seconds of its plots.
+"""Cost of a growing study: ms of a proposal and of a trial without training, seconds of its report.
 
     python -m studies.bench_study --trials 10 1000 5000
 
-A driver fills one study on disk by random proposals, in a space so large that hardly a network comes twice. At each
-size it measures its last trials; then a copy is opened, gone on with by TPE, and written as a report. Memory is the
-process's, after a first report: what grows with the study is what matters. The processor's time is a column of its own,
-as on a machine that does other things the clock says little.
+A driver fills one study on disk with random proposals, in a space so large that repeats are rare. At each size it
+prints the medians of its last trials. Then a copy of the study is opened, continued by TPE and written as a report. The
+last line is the ratio of the medians at the largest and the smallest size. Memory is the process's, after a first
+report has loaded the libraries: only its growth counts. CPU time has a column of its own, because the clock says little
+on a busy machine.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from res2net.commands import Parser, run_main
 from res2net.errors import UserError
@@ -30,9 +32,10 @@ from search.report import dashboard, tables
 from search.settings import Settings
 from search.study.storage import STUDY_FILE, sqlite_url
 from search.study.study import Study
+from search.study.trials import Proposal
 from search.worker import Job
-from studies.bench import check_positive
-from studies.synthetic import Synthetic
+from studies.bench import check_positive, first_line
+from studies.synthetic import Synthetic, no_images
 from trainers.meta import cores
 
 PROG = "python -m studies.bench_study"
@@ -42,29 +45,30 @@ MEGA = 2**20
 
 @dataclass(slots=True)
 class Times:
-    """Of each trial, in ms: until Optuna answered, until there was a job, until it was told and forgotten."""
+    """Milliseconds of each trial: Optuna's answer, the whole proposal (clock and CPU), the whole trial."""
 
     ask: list[float] = field(default_factory=list)
     proposal: list[float] = field(default_factory=list)
-    processor: list[float] = field(default_factory=list)  # of the proposal
+    processor: list[float] = field(default_factory=list)  # CPU time of the proposal
     trial: list[float] = field(default_factory=list)
 
     def medians(self, last: int) -> str:
+        """Return the medians of the last trials, as columns of a row."""
         columns = (self.ask, self.proposal, self.processor, self.trial)
         return "".join(f"{statistics.median(v[-last:]):>11.1f}" for v in columns)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print a row for each size and sampler."""
+    """Print a row for each size and sampler; return the exit code."""
     return run_main(bench, parser, argv)
 
 
 def bench(args: argparse.Namespace) -> None:
-    """The command's body."""
+    """Run the command."""
     check_positive(args, "measured")
     sizes = sorted(set(args.trials))
     if sizes[0] < 1:
-        raise UserError(f"--trials: {sizes[0]}; accepted: at least 1")
+        raise UserError(f"`trials`: {sizes[0]}; accepted: at least 1")
     settings = Settings(space="scale_card_depth_width", per_stage=True, sampler="random", epochs=1, trials=sizes[-1])
     space = settings.scope.get_space(10)
     print(f"space {space.name}, per stage ({space.size:,} combinations), seed 0, {cores()} cores")
@@ -75,26 +79,28 @@ def bench(args: argparse.Namespace) -> None:
         folder = Path(name)
         warm_up(folder / "warm", settings)
         with opened(folder / "whole", settings) as driver:
-            times = Times()
+            times, first = Times(), 0.0
             for size in sizes:
                 run(driver, size - driver.ledger.spent, times)
-                memory = resident()
+                memory, latest = resident(), statistics.median(times.trial[-args.measured :])
+                first = first or latest
                 print(f"{size:<8}{'random':<9}{times.medians(args.measured)}{'':>33}{memory:>11.0f}", flush=True)
                 for sampler in SAMPLERS[1:]:
                     grown = Settings(**{**settings.to_dict(), "sampler": sampler, "trials": size + args.measured})
                     print(f"{size:<8}{sampler:<9}{measure(folder, grown)}", flush=True)
+            print(f"ms per trial, {sizes[-1]} trials / {sizes[0]} trials: {latest / first:.2f}")
 
 
 def parser() -> Parser:
-    """The command's options."""
-    out = Parser(prog=PROG, description=__doc__.splitlines()[0])
+    """Return the command's options."""
+    out = Parser(prog=PROG, description=first_line(__doc__))
     out.add_argument("--trials", type=int, nargs="+", default=[10, 1000, 5000], metavar="N", help="sizes of the study")
-    out.add_argument("--measured", type=int, default=50, metavar="N", help="trials that a median is of")
+    out.add_argument("--measured", type=int, default=50, metavar="N", help="trials in a median")
     return out
 
 
 def measure(folder: Path, settings: Settings) -> str:
-    """What comes after a sampler's name: a copy of the study is opened, gone on with, and reported."""
+    """Open a copy of the study, continue it and report it; return the columns of the row."""
     copy = folder / "copy"
     copy.mkdir()
     for file in (folder / "whole").glob(f"{STUDY_FILE}*"):
@@ -106,7 +112,7 @@ def measure(folder: Path, settings: Settings) -> str:
         begun = time.perf_counter()
         trials = tables.write(copy, driver.study.records(), driver.space, settings)
         written = time.perf_counter() - begun
-        last = trials[trials.front | (trials.index >= len(trials) - SHOWN)]
+        last = trials.loc[trials.front | (trials.index >= len(trials) - SHOWN)]
         dashboard.show_front(driver.study, tables.pareto_figure(last, "bench", settings))
         shown = time.perf_counter() - begun - written
     shutil.rmtree(copy)
@@ -114,7 +120,7 @@ def measure(folder: Path, settings: Settings) -> str:
 
 
 def warm_up(folder: Path, settings: Settings) -> None:
-    """A report of a small study, so that the libraries are there."""
+    """Report a small study, so that plotting libraries are loaded before memory is measured."""
     with opened(folder, settings) as driver:
         run(driver, 3, Times())
         trials = tables.write(folder, driver.study.records(), driver.space, settings)
@@ -122,10 +128,10 @@ def warm_up(folder: Path, settings: Settings) -> None:
 
 
 def run(driver: Driver, count: int, times: Times) -> None:
-    """So many trials, as the local executor runs them."""
+    """Run `count` trials as the local executor does."""
     ask = driver.study.ask
 
-    def timed_ask(*args: object):
+    def timed_ask(*args: Any) -> Proposal:
         begun = time.perf_counter()
         proposal = ask(*args)
         asked.append(1000 * (time.perf_counter() - begun))
@@ -137,7 +143,8 @@ def run(driver: Driver, count: int, times: Times) -> None:
         begun, used = time.perf_counter(), time.process_time()
         job = driver.next_job()
         proposed, processor = time.perf_counter(), time.process_time() - used
-        for one in Synthetic()(job, None):
+        assert job is not None  # the space is larger than any study here
+        for one in Synthetic()(job, no_images()):
             driver.on_report(job.number, one)
         times.ask.append(asked[-1])
         times.proposal.append(1000 * (proposed - begun))
@@ -148,7 +155,7 @@ def run(driver: Driver, count: int, times: Times) -> None:
 
 @contextlib.contextmanager
 def opened(folder: Path, settings: Settings) -> Iterator[Driver]:
-    """A driver over the study in the folder, that attaches each network to its trial as a search does."""
+    """Yield a driver over the study in the folder; it attaches `arch.json` to trials, as a search does."""
     (folder / "artifacts").mkdir(parents=True, exist_ok=True)
     space = settings.scope.get_space(10)
     study = Study(sqlite_url(folder), "bench", settings.budget.sampler, settings.scope.seed, space.parameters)
@@ -163,8 +170,8 @@ def opened(folder: Path, settings: Settings) -> Iterator[Driver]:
 
 
 def resident() -> float:
-    """The process's memory in MB."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    """Return the resident memory of this process in MB; 0 on other systems than Linux."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1]) if sys.platform == "linux" else 0
     return pages * os.sysconf("SC_PAGE_SIZE") / MEGA
 
 

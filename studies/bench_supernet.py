@@ -1,9 +1,9 @@
-"""A supernet's training step beside the four stand-alone steps of the same networks; how fast members are scored.
+"""Time a supernet's sandwich step against stand-alone steps of the same four networks, and the scoring of members.
 
     python -m studies.bench_supernet
 
-Both sides train the same four networks of a sandwich step (largest, smallest, two drawn) on the same batch with the
-same precision and threads, in turns in one run. Stand-alone: four models, each with a step of its own optimizer.
+Both sides train the four networks of a sandwich step (largest, smallest, two random ones) on the same batch, with the
+same precision and threads, in turns in one run. On the stand-alone side each network has its own model and optimizer.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ from res2net.commands import Parser, run_main
 from res2net.elastic import ElasticRes2Net
 from search.supernet import members_of
 from space import Space
-from studies.bench import check_positive, threads
+from studies.bench import check_positive, first_line, threads
 from studies.bench_trainer import CLASSES, SIZE, random_data
 from trainers.datasets.data import Data
+from trainers.images import Images
 from trainers.meta import environment
 from trainers.recipes import Config
 from trainers.supernet import CALIBRATION_IMAGES, Scorer, SupernetTrainer
@@ -38,12 +39,12 @@ PROG = "python -m studies.bench_supernet"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the seconds of both kinds of step, their ratio, members scored a second, and memory."""
+    """Print the ms of both steps, their ratio, the members scored per second and the memory; return the exit code."""
     return run_main(bench, parser, argv)
 
 
 def bench(args: argparse.Namespace) -> None:
-    """The command's body."""
+    """Run the command."""
     check_positive(args, "steps", "batch_size", "threads", "scored")
     allowed = space.get(args.space, args.base, args.per_stage, num_classes=CLASSES)
     with threads(args.threads):
@@ -51,20 +52,20 @@ def bench(args: argparse.Namespace) -> None:
 
 
 def parser() -> Parser:
-    """The command's options."""
-    out = Parser(prog=PROG, description=__doc__.splitlines()[0])
+    """Return the command's options."""
+    out = Parser(prog=PROG, description=first_line(__doc__))
     out.add_argument("--space", default="scale_card_depth", help="name of a space, or a YAML file")
     out.add_argument("--base", default="micro", help=f"one of {', '.join(space.BASES)}")
-    out.add_argument("--per-stage", action="store_true", help="every stage has its own parameters")
-    out.add_argument("--steps", type=int, default=20, help="steps timed, each of other members")
-    out.add_argument("--scored", type=int, default=20, help="members scored")
-    out.add_argument("--batch-size", type=int, default=64, help="images a step")
-    out.add_argument("--threads", type=int, default=1, help="threads of both sides' arithmetic")
+    out.add_argument("--per-stage", action="store_true", help="give each stage its own values")
+    out.add_argument("--steps", type=int, default=20, help="timed steps, each with new members")
+    out.add_argument("--scored", type=int, default=20, help="members to score")
+    out.add_argument("--batch-size", type=int, default=64, help="images per step")
+    out.add_argument("--threads", type=int, default=1, help="threads of both sides")
     return out
 
 
 def report(allowed: Space, args: argparse.Namespace) -> None:
-    """Time both sides and print them."""
+    """Time both sides; print the figures."""
     hardware = environment()["hardware"]
     print(f"{hardware['cpu']}, {hardware['cores']} cores; torch {torch.__version__}; {args.threads} thread(s); seed 0")
     print(f"space {allowed.name}, base {allowed.base}: {allowed.size:,} combinations; batches of {args.batch_size}")
@@ -88,18 +89,19 @@ def report(allowed: Space, args: argparse.Namespace) -> None:
 
 
 def supernet(allowed: Space, data: Data, config: Config) -> SupernetTrainer:
-    """A trainer of freshly initialised shared weights."""
+    """Return a trainer of newly initialised shared weights."""
     torch.manual_seed(0)
     return SupernetTrainer(ElasticRes2Net(allowed), data, config, members_of(allowed))
 
 
 def time_steps(trainer: SupernetTrainer, data: Data, config: Config, n: int) -> tuple[list[float], list[float]]:
-    """Seconds of a sandwich step and of the same members' own steps, in turns; a first pair is not counted.
+    """Return the seconds of `n` sandwich steps and of the members' stand-alone steps, after an untimed pair.
 
-    What is built once for a member (some 15 ms: its modules, on both sides) is there before.
+    Both sides build a member's modules before the clock starts: some 15 ms, needed once per member.
     """
     times: tuple[list[float], list[float]] = ([], [])
     index = torch.arange(config.batch_size)
+    assert isinstance(trainer.train_images, Images)
     x, y = trainer.train_images.batch(index, torch.zeros(2, config.batch_size, dtype=torch.int64), None)
     trainer.model.train()
     for step in range(n + 1):
@@ -121,7 +123,7 @@ def time_steps(trainer: SupernetTrainer, data: Data, config: Config, n: int) -> 
 
 
 class Alone:
-    """A network with its own optimizer, warmed by one step so that its momentum is there."""
+    """A network with its own optimizer. One warm-up step creates the momentum buffers."""
 
     def __init__(self, arch: Arch, data: Data, config: Config) -> None:
         self.trainer = Trainer(res2net.create(arch), data, config)
@@ -130,11 +132,12 @@ class Alone:
         self.trainer._step(x[:, :, :SIZE, :SIZE].contiguous(memory_format=torch.channels_last), y, 0)
 
     def step(self, x: Tensor, y: Tensor, step: int) -> None:
+        """Train one step on a batch."""
         self.trainer._step(x, y, step)
 
 
 def scored_a_second(scorer: Scorer, allowed: Space, n: int) -> float:
-    """Members drawn alike over MACs, scored one after the other."""
+    """Return members scored per second, one by one; they are drawn evenly over MACs."""
     rng = random.Random(0)
     members = members_of(allowed)
     archs = [members.sample(rng) for _ in range(n)]

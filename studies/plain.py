@@ -1,7 +1,7 @@
-"""Res2Nets the way they are commonly written, of plain modules: what the benchmarks measure beside ours.
+"""Res2Net from plain PyTorch modules, as most implementations write it: the baseline of the benchmarks.
 
-Convolution, batch norm and ReLU one after another, `torch.split` and `torch.cat`; the keys are ours, so that both
-have the same weights. Only the residual line with its ImageNet stem is here.
+Each convolution, batch norm and ReLU runs by itself; `torch.split` and `torch.cat` make and join the splits. State-dict
+keys match `res2net`, so both sides can hold the same weights. Only residual networks with an ImageNet stem are covered.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from res2net.arch import BaseArch
 
 
 class PlainBlock(nn.Module):
-    """ResNet's bottleneck for one split, Res2Net's for more."""
+    """Bottleneck block: of ResNet for scale 1, of Res2Net for larger scales."""
 
     def __init__(self, stage: Stage, c_in: int, first: bool) -> None:
         super().__init__()
@@ -48,6 +48,7 @@ class PlainBlock(nn.Module):
         return self.relu(out)
 
     def splits(self, x: Tensor) -> Tensor:
+        """Return the joined splits: equation 1, but the last split is passed on, as in the authors' code."""
         parts = torch.split(x, self.width, 1)
         outs: list[Tensor] = []
         y = parts[0]
@@ -60,7 +61,7 @@ class PlainBlock(nn.Module):
 
 
 class PlainRes2Net(nn.Module):
-    """The network of an `Arch` with the ImageNet stem, projecting shortcuts, and no squeeze-and-excitation."""
+    """Network of an `Arch` with the ImageNet stem, projection shortcuts and no squeeze-and-excitation."""
 
     def __init__(self, arch: Arch) -> None:
         super().__init__()
@@ -79,7 +80,7 @@ class PlainRes2Net(nn.Module):
 
     @staticmethod
     def check(arch: BaseArch) -> None:
-        """`UserError` for a network of another kind."""
+        """Raise `UserError` for a network of another kind."""
         kind = Arch(arch.stages, num_classes=arch.num_classes)
         if arch != kind or not arch.num_classes:
             raise UserError(f"{arch}: accepted: networks of the residual line with an ImageNet stem and classes")

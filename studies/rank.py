@@ -1,10 +1,11 @@
-"""How well cheap scores rank networks: shared weights, a short tune, MACs, params, a training-free proxy.
+"""How well cheap scores rank networks: shared weights, brief tuning, MACs, parameters, a training-free proxy.
 
     python -m studies.rank --data shapes --out studies/results/rank-shapes
 
-Trains members of a space alone with the same recipe, twice with different seeds: the one is what is to be predicted,
-the other the ceiling that noise allows. Rank correlations (Kendall's tau-b, Spearman's rho) come with a 95 % bootstrap
-interval over the members. What is done is kept in the folder: the same command goes on where it stopped.
+Members of a space are trained stand-alone with one recipe and two seeds. The accuracies of the first seed are the truth
+to predict; their correlation with the second seed's is the ceiling that noise leaves. Rank correlations (Kendall's
+tau-b, Spearman's rho) have 95 % bootstrap intervals over the members. The folder keeps every finished training: the
+same command resumes after a stop.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ import multiprocessing
 import random
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -43,6 +45,7 @@ from search.driver import trial_seed
 from search.report.figures import label_counts, new_figure, png, tidy
 from search.settings import Settings
 from space import Space
+from studies.bench import first_line
 from trainers.datasets.data import Data
 from trainers.meta import cores, environment
 from trainers.recipes import Config
@@ -59,11 +62,12 @@ NAMES = {
     "synflow": "SynFlow (no training)",
     CEILING: "another seed (ceiling)",
 }
-DRAWS = 2000  # of the bootstrap
+Initial = tuple[Settings, Space, Path | None]  # arguments of `_begin`
+DRAWS = 2000  # resamples of the bootstrap
 
 
 def choose(space: Space, count: int, seed: int) -> list[Arch]:
-    """Different members, spread evenly over scales and, within each, over MACs."""
+    """Return `count` different members, spread evenly over scales and, within a scale, over MACs."""
     rng = random.Random(seed)
     by_scale: dict[tuple[int, ...], set[Arch]] = {}
     drawn = space.all_params() if space.size <= 5000 else (space.sample(rng) for _ in range(5000))
@@ -74,30 +78,31 @@ def choose(space: Space, count: int, seed: int) -> list[Arch]:
     for i, key in enumerate(sorted(by_scale)):
         group = sorted(by_scale[key], key=lambda a: (cost(a, space.image_size).macs, a.key()))
         quota = min(len(group), count * (i + 1) // len(by_scale) - count * i // len(by_scale))
-        # One from each of `quota` equal shares of the group in order of MACs.
+        # One member from each of `quota` equal parts of the group, in order of MACs.
         edges = [len(group) * j // quota for j in range(quota + 1)] if quota else []
         chosen += [group[rng.randrange(a, b)] for a, b in itertools.pairwise(edges)]
     return chosen
 
 
 def kendall(a: np.ndarray, b: np.ndarray) -> float:
-    """Tau-b: pairs ordered alike less those ordered otherwise, ties in either left out of its own count."""
+    """Return Kendall's tau-b: concordant minus discordant pairs, normalised for ties in `a` and in `b`."""
     x, y = (np.sign(v[:, None] - v[None, :]) for v in (a, b))
     return float((x * y).sum() / math.sqrt((x * x).sum() * (y * y).sum()))
 
 
 def spearman(a: np.ndarray, b: np.ndarray) -> float:
-    """Rho: Pearson's correlation of the ranks, ties sharing theirs."""
+    """Return Spearman's rho: Pearson's correlation of the ranks; ties share their mean rank."""
     x, y = (pd.Series(v).rank().to_numpy() for v in (a, b))
     return float(np.corrcoef(x, y)[0, 1])
 
 
 def interval(f: Callable[[np.ndarray, np.ndarray], float], a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
-    """95 % bootstrap interval of a correlation, over the members."""
+    """Return the 95 % bootstrap interval of the correlation `f`, over the members."""
     rng = np.random.default_rng(0)
     values = []
     for _ in range(DRAWS):
         i = rng.integers(0, len(a), len(a))
+        # A correlation with a constant is undefined.
         if len(np.unique(a[i])) > 1 and len(np.unique(b[i])) > 1:
             values.append(f(a[i], b[i]))
     low, high = np.percentile(values, (2.5, 97.5))
@@ -105,10 +110,10 @@ def interval(f: Callable[[np.ndarray, np.ndarray], float], a: np.ndarray, b: np.
 
 
 def correlations(members: pd.DataFrame) -> pd.DataFrame:
-    """A row a score: tau and rho against stand-alone accuracy, each with its interval."""
+    """Return a row for each complete score: tau and rho against stand-alone accuracy, with intervals."""
     truth, rows = members[TRUTH].to_numpy(float), []
     for name, label in NAMES.items():
-        if name not in members or members[name].isna().any():
+        if name not in members or bool(members[name].isna().any()):
             continue
         score, row = members[name].to_numpy(float), {"score": name, "label": label, "n": len(members)}
         for kind, f in (("tau", kendall), ("rho", spearman)):
@@ -119,7 +124,10 @@ def correlations(members: pd.DataFrame) -> pd.DataFrame:
 
 
 def synflow(model: nn.Module, image_size: int) -> float:
-    """Log of the sum of |weight x gradient| on an image of ones, all weights positive: no data, no training."""
+    """Return the log SynFlow score: sum of |weight x gradient| for an image of ones and absolute weights.
+
+    float64, because products over many layers overflow float32.
+    """
     model = model.double().eval()
     with torch.no_grad():
         for p in model.parameters():
@@ -128,13 +136,13 @@ def synflow(model: nn.Module, image_size: int) -> float:
     return math.log(sum((p * p.grad).abs().sum().item() for p in model.parameters() if p.grad is not None))
 
 
-# ---- What is trained, in processes of one thread each -----------------------------------------------------------
+# ---- Trainings, in processes of one thread each -----------------------------------------------------------
 
 _state: dict[str, object] = {}
 
 
 def _begin(settings: Settings, space: Space, folder: Path | None) -> None:
-    """Give a process its data and, if there is one, its copy of the supernet."""
+    """Load the data and, if given, the supernet in a worker process."""
     torch.set_num_threads(1)
     data = settings.scope.load_data()
     model = supernet.load(folder, space, data, settings) if folder else None
@@ -144,20 +152,20 @@ def _begin(settings: Settings, space: Space, folder: Path | None) -> None:
 
 
 def alone(arch: Arch, config: Config) -> list[float]:
-    """Top-1 (%) after each epoch of the network trained from scratch."""
+    """Return the top-1 (%) after each epoch of training from scratch."""
     torch.manual_seed(config.seed)
     return [e.val_top1 for e in train(create(arch), _data(), config)]
 
 
 def shared(arch: Arch, config: Config) -> list[float]:
-    """Top-1 (%) by the shared weights."""
+    """Return the top-1 (%) with the shared weights, as a list of one."""
     scorer = _state["scorer"]
     assert isinstance(scorer, Scorer)
     return [scorer(arch)[1]]
 
 
 def inherited(arch: Arch, config: Config) -> list[float]:
-    """Top-1 (%) after each epoch of the network that starts from its slice and is tuned."""
+    """Return the top-1 (%) after each epoch of tuning, started from the slice of the shared weights."""
     model = _state["model"]
     assert isinstance(model, ElasticRes2Net)
     return [e.val_top1 for e in train(model.extract(arch), _data(), config)]
@@ -170,9 +178,9 @@ def _data() -> Data:
 
 
 class Study:
-    """The members' table in a folder, filled column by column.
+    """The table of the members in a folder, filled column by column.
 
-    `curves.csv` has the accuracies after each epoch.
+    `members.csv` has a row for each member, `curves.csv` its accuracy after each epoch.
     """
 
     def __init__(self, folder: Path, archs: Sequence[Arch], image_size: int, workers: int, console: Console) -> None:
@@ -184,7 +192,7 @@ class Study:
         if self.path.is_file():
             self.frame = pd.read_csv(self.path, index_col="key")
             if list(self.frame.index) != list(self.archs):
-                raise UserError(f"--out: {str(folder)!r} holds other members; accepted: the same options, or a new one")
+                raise UserError(f"`out`: {str(folder)!r} holds other members; accepted: the same options, or a new one")
             return
         prices = [cost(a, image_size) for a in archs]
         rows = {"arch": [str(a) for a in archs], "scale": [max(s.scale for s in a.stages) for a in archs]}
@@ -193,13 +201,16 @@ class Study:
         self.frame = pd.DataFrame(rows, index=pd.Index(list(self.archs), name="key"))
 
     def fill(
-        self, column: str, work: Callable[[Arch, Config], list[float]], config_of: Callable, *initial: object
+        self, column: str, work: Callable[[Arch, Config], list[float]], config_of: Callable, initial: Initial
     ) -> None:
-        """Compute what is missing of a column, dearest members first so that no process is left with one."""
+        """Compute the missing values of a column and write the tables after each.
+
+        The largest members come first: one that started last would leave the other processes idle.
+        """
         if column not in self.frame:
             self.frame[column] = math.nan
-        todo = [k for k in self.frame.sort_values("macs", ascending=False).index if math.isnan(self.frame[column][k])]
-        if not todo:
+        todo = self.frame["macs"][self.frame[column].isna()].sort_values(ascending=False).index
+        if todo.empty:
             return
         context = multiprocessing.get_context("spawn")
         begun = time.monotonic()
@@ -217,15 +228,19 @@ class Study:
         self.console.print(f"{column}: {len(todo)} networks in {took:.0f} s, {self.workers} processes", highlight=False)
 
 
-def plot(members: pd.DataFrame, table: pd.DataFrame, title: str) -> bytes:
-    """A panel a score: its values against stand-alone accuracy, coloured by scale."""
+def rows_of(table: pd.DataFrame) -> Iterable[Any]:
+    """Return the rows as named tuples; their fields are the columns."""
+    return table.itertuples()
 
+
+def plot(members: pd.DataFrame, table: pd.DataFrame, title: str) -> bytes:
+    """Return a PNG with a panel for each score against stand-alone accuracy, coloured by scale."""
     columns = 3
     rows = -(-len(table) // columns)
     figure = new_figure(4.2 * columns, 3.5 * rows, dpi=120)
     axes = figure.subplots(rows, columns, squeeze=False, sharey=True)
     dots = None
-    for ax, row in itertools.zip_longest(axes.flat, table.itertuples()):
+    for ax, row in itertools.zip_longest(axes.flat, rows_of(table)):
         if row is None:
             ax.set_visible(False)
             continue
@@ -252,25 +267,25 @@ def plot(members: pd.DataFrame, table: pd.DataFrame, title: str) -> bytes:
 
 
 def build_parser() -> Parser:
-    """The command's options."""
-    out = Parser(prog=PROG, description=__doc__.splitlines()[0])
+    """Return the command's options."""
+    out = Parser(prog=PROG, description=first_line(__doc__))
     out.add_argument("--space", default="scale_card_depth", help=f"{', '.join(spaces.names())}, or a YAML file")
-    out.add_argument("--base", help=f"{', '.join(spaces.BASES)} (what suits the data set if not given)")
-    out.add_argument("--per-stage", action="store_true", help="every stage has its own values")
+    out.add_argument("--base", help=f"{', '.join(spaces.BASES)} (default: the data set's)")
+    out.add_argument("--per-stage", action="store_true", help="give each stage its own values")
     out.add_argument("--data", default="shapes", help=", ".join(trainers.datasets.data.names()))
     out.add_argument("--data-dir", metavar="DIR", help="where the data set's files are")
-    out.add_argument("--train-images", type=int, metavar="N", help="train on so many images only")
-    out.add_argument("--members", type=int, default=30, help="networks compared")
-    out.add_argument("--epochs", type=int, default=3, help="of stand-alone training")
+    out.add_argument("--train-images", type=int, metavar="N", help="train on N images only")
+    out.add_argument("--members", type=int, default=30, help="networks to compare")
+    out.add_argument("--epochs", type=int, default=3, help="epochs of stand-alone training")
     out.add_argument(
-        "--supernet", type=Path, metavar="DIR", help="shared weights (trained in OUT/supernet if not given)"
+        "--supernet", type=Path, metavar="DIR", help="shared weights (default: train them in OUT/supernet)"
     )
     out.add_argument("--supernet-epochs", type=int, default=Settings().supernet_epochs, help="of the shared weights")
-    out.add_argument("--tune-epochs", type=int, default=1, help="of inherited weights")
-    out.add_argument("--tune-lr", type=float, default=0.02, help="peak learning rate of that")
-    out.add_argument("--seed", type=int, default=0, help="of split, members and training")
+    out.add_argument("--tune-epochs", type=int, default=1, help="epochs of tuning after inheritance")
+    out.add_argument("--tune-lr", type=float, default=0.02, help="peak learning rate of tuning")
+    out.add_argument("--seed", type=int, default=0, help="seed of split, members and training")
     out.add_argument("--workers", type=int, default=cores(), help="processes of one thread each")
-    out.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder; the same one goes on")
+    out.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the tables; a used one resumes")
     return out
 
 
@@ -280,7 +295,7 @@ def _settings(args: argparse.Namespace) -> Settings:
 
 
 def _write(study: Study, args: argparse.Namespace, what: str) -> pd.DataFrame:
-    """Write what is known so far; the correlations."""
+    """Write all tables and plots so far; return the correlations."""
     write_atomic(study.path, study.frame.to_csv())
     table = correlations(study.frame)
     write_atomic(args.out / "correlations.csv", table.to_csv(index=False, float_format="%.4f"))
@@ -292,9 +307,10 @@ def _write(study: Study, args: argparse.Namespace, what: str) -> pd.DataFrame:
 
 
 def _main(args: argparse.Namespace) -> None:
+    """Run the command."""
     console = Console()
     if args.members < 3:
-        raise UserError(f"--members: {args.members} is too small; accepted: at least 3")
+        raise UserError(f"`members`: {args.members}; accepted: at least 3")
     settings = _settings(args)
     data = settings.scope.load_data()
     space = settings.scope.get_space(data.num_classes, data.image_size)
@@ -314,13 +330,13 @@ def _main(args: argparse.Namespace) -> None:
         ("inherited", inherited, lambda a: tune, folder),
         (CEILING, alone, lambda a: settings.scoring.train_config(trial_seed(args.seed + 1, a)), None),
     ):
-        study.fill(column, work, config_of, settings, space, weights)
+        study.fill(column, work, config_of, (settings, space, weights))
         table = _write(study, args, f"{space.name} ({space.base}) on {settings.scope.data}")
     console.print(
         f"\nagainst top-1 of {len(study.frame)} members trained alone ({settings.scope.data}, seed {args.seed})"
     )
     console.print(f"{'score':26} {'tau':>6} {'95 % interval':>16} {'rho':>7}", highlight=False)
-    for r in table.itertuples():
+    for r in rows_of(table):
         spread = f"[{r.tau_low:.2f}, {r.tau_high:.2f}]"
         console.print(f"{r.label:26} {r.tau:6.2f} {spread:>16} {r.rho:7.2f}", highlight=False, markup=False)
     console.print(f"{args.out}, after {time.monotonic() - begun:.0f} s", highlight=False)

@@ -1,4 +1,4 @@
-"""Trials that train nothing: accuracy is a formula of the network, so that scheduling can be tested and measured."""
+"""Trials without training: accuracy is a formula of the network, for tests and benchmarks of the search itself."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from res2net.arch import Arch
@@ -15,10 +16,10 @@ from res2net.cost import cost
 from res2net.factory import create
 from res2net.folder import weights_bytes
 from search.worker import Job, Report
-from trainers.datasets.data import Data
+from trainers.datasets.data import Data, Split
 
-# A space of 12 networks of 165 to 430 thousand MACs at 32 x 32, which build in milliseconds, as a YAML file; 6 of them
-# are below 220 thousand.
+# A YAML file with a space of 12 networks that build in milliseconds. At 32 x 32 they have 165,000 to 430,000 MACs, six
+# of them less than 220,000.
 TINY_SPACE = """
 base: micro
 planes: [4, 8]
@@ -31,12 +32,12 @@ choices:
 defaults:
   width: 64
 """
-TOP, HALF_WAY = 95.0, 2e6  # % that the largest networks tend to; MACs of the networks that get half of it
-NOISE = 1.0  # %, the spread of networks of equal MACs
+TOP, HALF_WAY = 95.0, 2e6  # limit of the accuracy in % for many MACs; MACs at which half of it is reached
+NOISE = 1.0  # half-width in % of the spread of networks with equal MACs
 
 
 def accuracy(arch: Arch, epoch: int, image_size: int = 32, seed: int = 0) -> float:
-    """Top-1 (%) after so many epochs: an S-curve in log MACs, of which each epoch gains half of what is missing."""
+    """Return the top-1 (%) after `epoch` epochs: an S-curve in log MACs; each epoch gains half of the rest."""
     macs = cost(arch, image_size).macs
     noise = random.Random(hashlib.sha256(f"{seed} {arch.key()}".encode()).digest()).uniform(-NOISE, NOISE)
     ceiling = TOP / (1 + math.sqrt(HALF_WAY / macs)) + noise
@@ -45,7 +46,7 @@ def accuracy(arch: Arch, epoch: int, image_size: int = 32, seed: int = 0) -> flo
 
 @dataclass(frozen=True, slots=True)
 class Synthetic:
-    """A `search.worker.Work` that reports `accuracy`; `weights` adds those of an untrained network."""
+    """A `search.worker.Work` that reports `accuracy`; with `weights`, also the weights of an untrained network."""
 
     image_size: int = 32
     seed: int = 0
@@ -61,3 +62,9 @@ class Synthetic:
     def _weights(self, job: Job) -> bytes:
         torch.manual_seed(job.config.seed)
         return weights_bytes(create(job.arch))
+
+
+def no_images() -> Data:
+    """Return the data of a work that reads no images: one blank image."""
+    empty = Split(np.zeros((1, 3, 32, 32), np.uint8), np.zeros(1, np.int64))
+    return Data("shapes", tuple("0123456789"), empty, empty, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))

@@ -28,6 +28,7 @@ settings.load_profile("tests")
 SHARED = ("ray_cluster", "postgres")  # session fixtures that start servers
 
 
+@pytest.hookimpl(trylast=True)  # after the stress tests got their marker
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Order the tests for several workers: the long ones first, and all tests of one server on one worker.
 

@@ -26,6 +26,7 @@ def images(arch: Arch, height: int, width: int) -> Tensor:
 # ---- Strides and dilation ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @given(arch=st.from_type(Arch), data=st.data(), height=st.integers(1, 60), width=st.integers(1, 60))
 def test_coarse_maps_lie_within_the_dense_ones(arch: Arch, data: st.DataObject, height: int, width: int) -> None:
     """Every layer reads the same pixels as without dilation, at the edges of the map too."""

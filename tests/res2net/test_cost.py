@@ -33,12 +33,14 @@ def test_cost_is_what_the_network_does(arch: Arch, image_size: int) -> None:
     assert cost(arch, image_size) == measure(arch, image_size)
 
 
+@pytest.mark.slow
 @given(arch=st.from_type(DlaArch), image_size=st.integers(1, 80))
 @example(arch=DlaArch((Stage(3, 4, 6, 3, 3, 2), Stage(3, 4, 6, 1, 4, 3))), image_size=1)
 def test_cost_of_deep_layer_aggregation(arch: DlaArch, image_size: int) -> None:
     assert cost(arch, image_size) == measure(arch, image_size)
 
 
+@pytest.mark.slow
 @given(arch=st.from_type(BigLittleArch), image_size=st.integers(1, 80))
 @example(arch=BigLittleArch((Stage(9, 4, 6, 3, 3, 3), Stage(2, 4, 6, 3), Stage(1, 4, 4))), image_size=1)
 def test_cost_of_big_little_nets(arch: BigLittleArch, image_size: int) -> None:

@@ -140,6 +140,7 @@ class TestTrial:
 
 
 class TestSearch:
+    @pytest.mark.slow
     def test_a_killed_search_resumes_inside_its_trial(
         self, run_in: Callable, make_settings: Callable, epochs: Counter[str], tmp_path_factory: pytest.TempPathFactory
     ) -> None:
@@ -168,6 +169,7 @@ class TestSearch:
         assert sum(epochs.values()) == 5 * 4 + 1 + 2  # epochs that were trained and not reported, or after the rung
         assert list((killed / "checkpoints").iterdir()) == []
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("scheduler", ["pareto-asha", "asha"])
     def test_a_killed_search_stops_the_same_trials(
         self, scheduler: str, run_in: Callable, make_settings: Callable, tmp_path_factory: pytest.TempPathFactory

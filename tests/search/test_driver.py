@@ -28,6 +28,7 @@ from studies.synthetic import Synthetic, accuracy
 from trainers.datasets.data import Data
 
 ALL = 12  # networks of the tiny space
+SLOW = pytest.mark.slow
 LIMITS = {"max_macs": 300_000, "min_macs": 180_000, "max_params": 5_000}
 
 
@@ -219,7 +220,7 @@ class TestFailures:
         assert driver.ledger.spent == ALL
 
     @pytest.mark.parametrize(("error", "tries"), [(RuntimeError("no luck"), 1), (MemoryError(), 1 + RETRIES)])
-    @pytest.mark.parametrize("resumed_after", [1, 2])
+    @pytest.mark.parametrize("resumed_after", [pytest.param(1, marks=SLOW), 2])
     def test_a_resumed_search_tries_again_what_one_that_was_not_stopped_would(
         self, resumed_after: int, error: Exception, tries: int, run_driver: Callable, make_settings: Callable
     ) -> None:
@@ -371,8 +372,8 @@ class TestResume:
         assert work.calls == []
         assert records(tmp_path) == before
 
-    @pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random"])
-    @pytest.mark.parametrize(("number", "epoch"), [(0, 0), (4, 1), (7, 0)])
+    @pytest.mark.parametrize("sampler", ["tpe", pytest.param("nsga2", marks=SLOW), pytest.param("random", marks=SLOW)])
+    @pytest.mark.parametrize(("number", "epoch"), [(0, 0), (4, 1), pytest.param(7, 0, marks=SLOW)])
     def test_killed_and_resumed_is_as_never_killed(
         self,
         sampler: str,
@@ -415,8 +416,8 @@ class TestResume:
         assert run_driver(make_settings(trials=1)).ledger.counts[SCORED] == 1
         assert {r.key for r in of(tmp_path, ORPHAN)} == {r.key for r in of(tmp_path, SCORED)}
 
-    @pytest.mark.parametrize("kept", [0, 5, search.proposals.MAX_MISSES - 1])
-    @pytest.mark.parametrize("method", ["infeasible", "ask"])
+    @pytest.mark.parametrize("kept", [pytest.param(0, marks=SLOW), 5, search.proposals.MAX_MISSES - 1])
+    @pytest.mark.parametrize("method", [pytest.param("infeasible", marks=SLOW), "ask"])
     def test_killed_among_proposals_that_need_no_training(
         self,
         method: str,
@@ -835,6 +836,7 @@ def test_why_a_search_stopped_says_no_more_than_it_looked_at(
     assert driver.why_stopped == "no new network in 12 proposals in a row, nor in 11 drawn at random"
 
 
+@pytest.mark.slow
 def test_random_numbers_of_the_process_change_nothing(
     run_driver: Callable, make_settings: Callable, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

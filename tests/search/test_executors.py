@@ -241,6 +241,7 @@ class TestTune:
         assert list(read(tmp_path)) == []
 
 
+@pytest.mark.slow
 def test_a_local_search_imports_no_ray(tiny_space: Path, tmp_path: Path) -> None:
     code = f"""
 import sys

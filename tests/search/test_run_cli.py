@@ -378,7 +378,7 @@ class TestOutput:
         settings = runs.settings_of(tmp_path / "run")
         assert (settings.scoring.supernet, settings.scope.seed, settings.budget.trials) == (out, 3, 1)
 
-    @pytest.mark.parametrize("trials", [3, 30])
+    @pytest.mark.parametrize("trials", [3, pytest.param(30, marks=pytest.mark.slow)])
     def test_a_terminal_gets_a_picture(
         self, trials: int, by_formula: None, options: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:

@@ -317,6 +317,7 @@ class TestRefusals:
         assert tree(tmp_path) == before
         run(make_settings(trials=2), tmp_path)  # let go
 
+    @pytest.mark.slow
     def test_a_second_driver_of_another_process(self, run: Callable, make_settings: Callable, tmp_path: Path) -> None:
         here, there = multiprocessing.get_context("spawn").Pipe()
         process = multiprocessing.get_context("spawn").Process(target=_hold, args=(tmp_path, there))

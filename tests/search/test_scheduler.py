@@ -104,7 +104,9 @@ def settings(make_settings: Callable[..., Settings]) -> Settings:
 
 
 class TestSearch:
-    @pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random"])
+    @pytest.mark.parametrize(
+        "sampler", ["tpe", *(pytest.param(s, marks=pytest.mark.slow) for s in ("nsga2", "random"))]
+    )
     def test_stopped_trials_are_pruned_with_their_rung_and_never_on_the_front(
         self, make_settings: Callable, run_driver: Callable, tmp_path: Path, sampler: str
     ) -> None:
@@ -153,6 +155,7 @@ class TestSearch:
         assert driver.ledger.rungs == whole.ledger.rungs
         assert [(r.key, r.outcome) for r in read(parts)] == [(r.key, r.outcome) for r in read(tmp_path / "whole")]
 
+    @pytest.mark.slow
     def test_a_trial_killed_at_a_rung_is_decided_as_without_the_kill(
         self, settings: Settings, open_driver: Callable, run_driver: Callable, tmp_path: Path, data: Data
     ) -> None:
@@ -187,6 +190,7 @@ class TestSearch:
             assert driver.on_report(again.number, Report(1, 10.0, 1.0))
             assert driver.on_report(again.number, Report(2, 11.0, 1.0))
 
+    @pytest.mark.slow
     def test_fewer_epochs_are_spent_and_the_cheapest_network_stays(
         self, settings: Settings, make_settings: Callable, run_driver: Callable, tmp_path: Path
     ) -> None:

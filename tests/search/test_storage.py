@@ -69,6 +69,7 @@ class TestRefusals:
         assert "pip install 'res2net-search[postgres]'" in refused("--storage postgresql://me@host/db")
 
 
+@pytest.mark.slow
 def test_what_is_done_for_a_trial_does_not_grow_with_the_study(
     open_driver: Callable, make_settings: Callable, data: Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -66,7 +66,7 @@ def study(tmp_path: Path) -> Iterator[Study]:
     study.close()
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", [pytest.param(s, marks=[] if s == "tpe" else pytest.mark.slow) for s in SAMPLERS])
 class TestEverySampler:
     """The contract of samplers. N trials are past TPE's random start and NSGA-II's first generation."""
 

@@ -159,6 +159,7 @@ class TestSearch:
         for record in reversed(of(tmp_path / "run", ESTIMATED)):
             assert score(record.arch)[1] == pytest.approx(record.val_top1)
 
+    @pytest.mark.slow
     def test_without_confirmation_the_front_is_of_estimates(
         self, settings: Settings, loaded: Data, tmp_path: Path
     ) -> None:
@@ -167,6 +168,7 @@ class TestSearch:
         assert len(result.front) > 0
         assert not (tmp_path / "run" / "best").exists()
 
+    @pytest.mark.slow
     def test_a_resumed_search_trains_no_weights_and_confirms_what_is_missing(
         self, settings: Settings, loaded: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

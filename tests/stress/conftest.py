@@ -1,7 +1,8 @@
-"""The fixtures that stress tests share: those of the search, and a database server."""
+"""Stress tests are slow; their fixtures are those of the search, and a database server."""
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from searches import data, loaded, make_settings, tiny_space  # noqa: F401
@@ -9,6 +10,15 @@ from searches import data, loaded, make_settings, tiny_space  # noqa: F401
 from res2net.errors import UserError
 
 from .postgres import Server, server
+
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test of this folder as slow."""
+    for item in items:  # of all folders
+        if item.path.is_relative_to(HERE):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")

@@ -92,7 +92,7 @@ def study(args: argparse.Namespace) -> int:
         while sum(kills.values()) < args.kills:
             search = Search([*options, "--trials", str(trials)])
             kill = kill_workers if args.what == "worker" else kill_driver
-            ended = kill(search, folder, rng, args.kills, kills)
+            ended = kill(search, folder, rng, args.within, args.kills, kills)
             left.update(search.leftovers())
             seen.add(records_of(folder))
             trials += args.trials // 4 if ended else 0  # it was done before it was killed often enough
@@ -110,6 +110,7 @@ def parser() -> Parser:
     out = Parser(prog=PROG, description=__doc__.splitlines()[0])
     out.add_argument("--kills", type=int, default=50, metavar="N", help="how often")
     out.add_argument("--what", default="driver", help="driver (the whole process group), or worker (of Ray's)")
+    out.add_argument("--within", type=float, default=12, metavar="S", help="longest wait for a kill")
     out.add_argument("--executor", default="local", help=", ".join(EXECUTORS))
     out.add_argument(
         "--workers", type=int, metavar="N", help="trials at a time, with tune (default: the most that fit)"
@@ -164,10 +165,12 @@ class Search:
         return Counter(found.values())
 
 
-def kill_driver(search: Search, folder: Path, rng: random.Random, most: int, kills: Counter[str]) -> bool:
+def kill_driver(
+    search: Search, folder: Path, rng: random.Random, within: float, most: int, kills: Counter[str]
+) -> bool:
     """One kill at a random moment; whether the search was done before."""
     before, origin = opened(folder), rng.choice(("start", "open"))
-    seconds = rng.uniform(1, 12)
+    seconds = rng.uniform(1, within)
     while origin == "open" and opened(folder) == before and search.process.poll() is None:
         time.sleep(0.05)
     deadline = time.monotonic() + seconds
@@ -181,10 +184,13 @@ def kill_driver(search: Search, folder: Path, rng: random.Random, most: int, kil
     return False
 
 
-def kill_workers(search: Search, folder: Path, rng: random.Random, most: int, kills: Counter[str]) -> bool:
+def kill_workers(
+    search: Search, folder: Path, rng: random.Random, within: float, most: int, kills: Counter[str]
+) -> bool:
     """One worker after another, until the search is done or enough were killed: then it runs to its end."""
     while sum(kills.values()) < most:
-        seconds = rng.uniform(0, 1) if rng.random() < 0.5 else rng.uniform(1, 8)  # trials may be over in less than one
+        # Trials may be over in less than a second.
+        seconds = rng.uniform(0, 1) if rng.random() < 0.5 else rng.uniform(1, within)
         while not _workers(search) and search.process.poll() is None:
             time.sleep(0.05)
         deadline = time.monotonic() + seconds

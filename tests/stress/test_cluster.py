@@ -24,8 +24,15 @@ from search.execute import tune as execute_tune
 from search.groups import Resources
 
 ROOT = Path(__file__).parents[2]
-# Ray gives its workers a niceness of 15, with which they hardly start where others are busy.
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"}
+# Ray gives its workers a niceness of 15, with which they hardly start where others are busy. By default Ray takes
+# 30 s to declare a node dead and 60 s to give up on the head.
+RAY = {
+    "RAY_worker_niceness": "0",
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "3000",
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
+}
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | RAY
 LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 
 # A search on formulas. A trial from the fourth on says that it waits after its first epoch, and does so for the file
@@ -152,7 +159,7 @@ class TestNodes:
         wait_for(search, lambda: waiting(tmp_path) == 3)
         before = {r.number for r in of(tmp_path, SCORED)}
         nodes.do("kill head")
-        search.communicate(timeout=120)  # where Tune waits for a trial, Ray ends the process after a minute
+        search.communicate(timeout=120)  # where Tune waits for a trial, Ray ends the process after its timeout
         assert search.returncode != 0
         assert {r.number for r in of(tmp_path, SCORED)} == before
         (tmp_path / "go").touch()

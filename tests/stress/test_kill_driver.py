@@ -132,7 +132,9 @@ def test_mistakes_are_one_line(options: str, capsys: pytest.CaptureFixture) -> N
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("how", ["--kills 2", "--kills 1 --what worker --executor tune --workers 1"])
+@pytest.mark.parametrize(
+    "how", ["--kills 2 --within 8", "--kills 1 --within 3 --what worker --executor tune --workers 1"]
+)
 def test_nothing_is_lost(how: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """Real searches, real kills."""
     small = ["--trials", "4", "--epochs", "3", "--train-images", "50", "--max-macs", "1M"]

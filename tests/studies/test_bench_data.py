@@ -29,6 +29,7 @@ OPTIONS = [
 ]
 
 
+@pytest.mark.slow
 def test_a_row_for_each_set(capsys: pytest.CaptureFixture[str]) -> None:
     threads = torch.get_num_threads()
     assert bench_data.main(OPTIONS) == 0

@@ -10,6 +10,7 @@ from studies.plain import PlainRes2Net
 MODELS = bench_inference.MODELS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("training", [False, True])
 def test_the_plain_network_is_the_same_one(name: str, training: bool) -> None:
@@ -22,6 +23,7 @@ def test_the_plain_network_is_the_same_one(name: str, training: bool) -> None:
         torch.testing.assert_close(plain(x), model(x), rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_table_of_inference_and_training(capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--batches", "1", "2", "--train-batch", "2", "--rounds", "2", "--train-rounds", "1", "--size", "32"]
     assert bench_inference.main(["--models", "resnet50", "res2net50_26w_4s", *options, "--threads", "1"]) == 0

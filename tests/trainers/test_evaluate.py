@@ -68,6 +68,7 @@ class TestScores:
         assert said["top5"] == pytest.approx(among, abs=1.01)
         assert said["rate"] > 0
 
+    @pytest.mark.slow
     def test_images_are_normalised_as_in_training(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         losses = []
         for mean in ((0.5,) * 3, (0.1,) * 3, None):

@@ -41,6 +41,7 @@ def test_a_program_takes_any_batch(tmp_path: Path) -> None:
         torch.testing.assert_close(program(x), logits(model, x))
 
 
+@pytest.mark.slow
 def test_a_program_of_a_dense_backbone(tmp_path: Path) -> None:
     model = network(features_only=True, output_stride=1)
     assert export_program(model, str(tmp_path / "model.pt2"), image_size=9) <= 1e-5
@@ -59,6 +60,7 @@ def wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(formats, "_checked", lambda model, *rest: check(network().eval(), *rest))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("wrong")
 def test_a_wrong_export_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="not written"):
@@ -97,6 +99,7 @@ def onnx_packages() -> None:
         pytest.importorskip(name)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("onnx_packages")
 def test_an_onnx_file_takes_any_batch(tmp_path: Path) -> None:
     import onnx
@@ -112,6 +115,7 @@ def test_an_onnx_file_takes_any_batch(tmp_path: Path) -> None:
         torch.testing.assert_close(onnx_logits(tmp_path / "model.onnx", x)[0], logits(model, x), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("onnx_packages")
 def test_an_onnx_file_of_a_dense_backbone(tmp_path: Path) -> None:
     model, x = network(features_only=True, out_indices=(1, 0), output_stride=1), torch.randn(3, 3, 9, 9)
@@ -120,6 +124,7 @@ def test_an_onnx_file_of_a_dense_backbone(tmp_path: Path) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("onnx_packages", "wrong")
 def test_a_wrong_onnx_file_is_not_written(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_text("earlier")

@@ -20,6 +20,8 @@ SMALL = Arch((Stage(2, 4, 6, 2, 4, 1), Stage(2, 8, 6, 3, 3, 2)), stem="cifar", s
 DENSE = Arch((Stage(2, 4, 4, 1, 4, 1), *(Stage(2, 4, 4, 1, 3, 2),) * 3), "deep", 8, num_classes=5)
 NAMES = ("resnet50", "res2net50_26w_4s", "res2next50", "se_res2net50_26w_4s", "res2net50_v1b")
 KINDS = ("res2net_dla60", "dla60x", "blres2net50", "resnext29_8c64w")
+FAST = ("res2net50_26w_4s", "res2net_dla60", "blres2net50")
+SOME_FAST = [pytest.param(n, marks=[] if n in FAST else pytest.mark.slow) for n in (*NAMES, *KINDS)]
 ARCHS = st.one_of(*map(st.from_type, (Arch, DlaArch, BigLittleArch)))
 
 
@@ -64,6 +66,7 @@ def check(model: nn.Module, fast: nn.Module, x: Tensor, tolerance: float = 1e-4)
 # ---- What it computes ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @given(arch=ARCHS, batch=st.integers(1, 3), height=st.integers(1, 40), width=st.integers(1, 40))
 @example(arch=SMALL, batch=2, height=9, width=10)
 @example(arch=replace(SMALL, se=4, shortcut="avgpool", first_block="conv"), batch=1, height=1, width=1)
@@ -72,6 +75,7 @@ def test_any_network_of_any_kind_gives_what_it_gave(arch: BaseArch, batch: int, 
     check(model, optimize(model), images(batch, arch.in_channels, height, width))
 
 
+@pytest.mark.slow
 @given(arch=ARCHS, height=st.integers(1, 40), width=st.integers(1, 40))
 def test_without_onednn_too(arch: BaseArch, height: int, width: int) -> None:
     """In float64 oneDNN's kernels are not used."""
@@ -80,7 +84,7 @@ def test_without_onednn_too(arch: BaseArch, height: int, width: int) -> None:
 
 
 @pytest.mark.parametrize("onednn", [True, False])
-@pytest.mark.parametrize("name", [*NAMES, *KINDS])
+@pytest.mark.parametrize("name", SOME_FAST)
 def test_named_networks(name: str, onednn: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not onednn:
         monkeypatch.setattr(optimized, "has_onednn", lambda *_: False)
@@ -132,7 +136,7 @@ def test_either_memory_layout_is_taken(layout: torch.memory_format) -> None:
     check(model, optimize(model), images(2, 3, 12, 10).contiguous(memory_format=layout))
 
 
-@pytest.mark.parametrize("name", [*NAMES, *KINDS])
+@pytest.mark.parametrize("name", SOME_FAST)
 def test_bf16_is_close(name: str) -> None:
     model, x = new(name), images(2, 3, 64, 64)
     fast = optimize(model, bf16=True)
@@ -143,6 +147,7 @@ def test_bf16_is_close(name: str) -> None:
             assert 0 < difference(ours, theirs) < 0.05
 
 
+@pytest.mark.slow
 @given(arch=ARCHS)
 def test_any_network_runs_in_bf16(arch: BaseArch) -> None:
     fast = optimize(new(arch), bf16=True)
