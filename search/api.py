@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -109,19 +109,36 @@ def search(
     settings = _with_study_name(settings, folder)
     runs.check(folder, settings, space)
     storage, name = settings.resources.storage, settings.resources.study
-    directions: dict[str, Direction] = {o.name: o.direction for o in (ACCURACY, settings.scope.cost)}
     if storage and name:
         new = not (folder / runs.RUN_FILE).exists()
-        runs.check_study(join(storage, name, directions, runs.described(settings, space), new), settings, space)
+        described = runs.described(settings, space)
+        runs.check_study(join(storage, name, directions(settings), described, new), settings, space)
     with runs.disk_watched(folder), locked(folder), connection_watched(storage):
         number = runs.open_run(folder, settings, space, data.describe())
         here = {"host": socket.gethostname(), "folder": str(folder.absolute())}
         url, name = storage or sqlite_url(folder), name or folder.absolute().name
-        make = sampler or factory(settings.budget.sampler)
-        study = Study(url, name, directions, make, settings.scope.seed, space.parameters, here)
+        study = open_study(url, name, settings, space, here, sampler)
         session = _Session(number, settings, folder, space, data, progress or Silent(), study)
         with contextlib.closing(study):
             return session.run(executor.execute, work)
+
+
+def directions(settings: Settings) -> dict[str, Direction]:
+    """Return the direction of each objective of a search, by its name: quality first, then cost."""
+    return {o.name: o.direction for o in (ACCURACY, settings.scope.cost)}
+
+
+def open_study(
+    url: str,
+    name: str,
+    settings: Settings,
+    space: Space,
+    here: Mapping[str, str] | None = None,
+    sampler: Factory | None = None,
+) -> Study:
+    """Open the study of a search. here: this driver's host and folder. sampler: see `search`."""
+    make = sampler or factory(settings.budget.sampler)
+    return Study(url, name, directions(settings), make, settings.scope.seed, space.parameters, here)
 
 
 def _with_study_name(settings: Settings, folder: Path) -> Settings:

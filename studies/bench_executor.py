@@ -23,12 +23,14 @@ from pathlib import Path
 
 from res2net.commands import Parser, run_main
 from res2net.errors import UserError
+from search.api import open_study
 from search.driver import Driver
 from search.execute.local import execute as execute_local
+from search.groups import EXECUTORS, Resources
 from search.report import dashboard
-from search.settings import EXECUTORS, SAMPLERS, Settings
+from search.settings import Settings
+from search.study.sampler import SAMPLERS
 from search.study.storage import sqlite_url
-from search.study.study import Study
 from search.worker import Job, Work
 from studies.bench import first_line
 from studies.synthetic import Synthetic, no_images
@@ -132,7 +134,7 @@ def measure(
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         folder, space = Path(name), settings.scope.get_space(10)
         (folder / "artifacts").mkdir()
-        study = Study(sqlite_url(folder), "bench", settings.budget.sampler, settings.scope.seed, space.parameters)
+        study = open_study(sqlite_url(folder), "bench", settings, space)
 
         def keep(job: Job, weights: bytes | None) -> None:
             dashboard.attach_arch(study, job.number, job.arch, folder / "artifacts")
@@ -172,7 +174,7 @@ def ray_cluster(workers: int) -> Iterator[Execute]:
     try:
         from search.execute.tune import execute
 
-        yield lambda driver, data, work: execute(driver, data, work, workers)
+        yield lambda driver, data, work: execute(driver, data, work, Resources(workers=workers))
     finally:
         ray.shutdown()
 

@@ -26,12 +26,13 @@ from typing import Any
 
 from res2net.commands import Parser, run_main
 from res2net.errors import UserError
-from search.api import SHOWN
+from search.api import SHOWN, open_study
 from search.driver import Driver
-from search.report import dashboard, tables
+from search.report import dashboard
+from search.report.files import write
+from search.report.page import interactive_front
 from search.settings import Settings
 from search.study.storage import STUDY_FILE, sqlite_url
-from search.study.study import Study
 from search.study.trials import Proposal
 from search.worker import Job
 from studies.bench import check_positive, first_line
@@ -110,10 +111,10 @@ def measure(folder: Path, settings: Settings) -> str:
         start = time.perf_counter() - begun
         run(driver, settings.budget.trials - driver.ledger.spent, times)
         begun = time.perf_counter()
-        trials = tables.write(copy, driver.study.records(), driver.space, settings)
+        trials = write(copy, driver.study.records(), driver.ledger, driver.space, settings)
         written = time.perf_counter() - begun
         last = trials.loc[trials.front | (trials.index >= len(trials) - SHOWN)]
-        dashboard.show_front(driver.study, tables.pareto_figure(last, "bench", settings))
+        dashboard.show_front(driver.study, interactive_front(last, driver.ledger, "bench", settings))
         shown = time.perf_counter() - begun - written
     shutil.rmtree(copy)
     return f"{times.medians(len(times.ask))}{start:>11.2f}{written:>11.2f}{shown:>11.2f}{resident():>11.0f}"
@@ -123,8 +124,8 @@ def warm_up(folder: Path, settings: Settings) -> None:
     """Report a small study, so that plotting libraries are loaded before memory is measured."""
     with opened(folder, settings) as driver:
         run(driver, 3, Times())
-        trials = tables.write(folder, driver.study.records(), driver.space, settings)
-        dashboard.show_front(driver.study, tables.pareto_figure(trials, "bench", settings))
+        trials = write(folder, driver.study.records(), driver.ledger, driver.space, settings)
+        dashboard.show_front(driver.study, interactive_front(trials, driver.ledger, "bench", settings))
 
 
 def run(driver: Driver, count: int, times: Times) -> None:
@@ -158,7 +159,7 @@ def opened(folder: Path, settings: Settings) -> Iterator[Driver]:
     """Yield a driver over the study in the folder; it attaches `arch.json` to trials, as a search does."""
     (folder / "artifacts").mkdir(parents=True, exist_ok=True)
     space = settings.scope.get_space(10)
-    study = Study(sqlite_url(folder), "bench", settings.budget.sampler, settings.scope.seed, space.parameters)
+    study = open_study(sqlite_url(folder), "bench", settings, space)
 
     def keep(job: Job, weights: bytes | None) -> None:
         dashboard.attach_arch(study, job.number, job.arch, folder / "artifacts")

@@ -40,8 +40,9 @@ from res2net.elastic import ElasticRes2Net
 from res2net.errors import UserError
 from res2net.factory import create
 from res2net.files import write_atomic
-from search import supernet
-from search.driver import trial_seed
+from search import shared_weights
+from search.evaluators import trial_seed
+from search.groups import Scoring
 from search.report.figures import label_counts, new_figure, png, tidy
 from search.settings import Settings
 from space import Space
@@ -145,10 +146,10 @@ def _begin(settings: Settings, space: Space, folder: Path | None) -> None:
     """Load the data and, if given, the supernet in a worker process."""
     torch.set_num_threads(1)
     data = settings.scope.load_data()
-    model = supernet.load(folder, space, data, settings) if folder else None
+    model = shared_weights.load(folder, space, data, settings.scope, settings.scoring) if folder else None
     _state.update(settings=settings, data=data, model=model)
     if model is not None:
-        _state["scorer"] = supernet.scorer(model, data, settings)
+        _state["scorer"] = shared_weights.scorer(model, data, settings.scope, settings.scoring)
 
 
 def alone(arch: Arch, config: Config) -> list[float]:
@@ -209,8 +210,9 @@ class Study:
         """
         if column not in self.frame:
             self.frame[column] = math.nan
-        todo = self.frame["macs"][self.frame[column].isna()].sort_values(ascending=False).index
-        if todo.empty:
+        missing = self.frame.loc[self.frame[column].isna()].sort_values(by="macs", ascending=False)
+        todo = [str(key) for key in missing.index]
+        if not todo:
             return
         context = multiprocessing.get_context("spawn")
         begun = time.monotonic()
@@ -280,7 +282,7 @@ def build_parser() -> Parser:
     out.add_argument(
         "--supernet", type=Path, metavar="DIR", help="shared weights (default: train them in OUT/supernet)"
     )
-    out.add_argument("--supernet-epochs", type=int, default=Settings().supernet_epochs, help="of the shared weights")
+    out.add_argument("--supernet-epochs", type=int, default=Scoring().supernet_epochs, help="of the shared weights")
     out.add_argument("--tune-epochs", type=int, default=1, help="epochs of tuning after inheritance")
     out.add_argument("--tune-lr", type=float, default=0.02, help="peak learning rate of tuning")
     out.add_argument("--seed", type=int, default=0, help="seed of split, members and training")
@@ -316,10 +318,10 @@ def _main(args: argparse.Namespace) -> None:
     space = settings.scope.get_space(data.num_classes, data.image_size)
     study = Study(args.out, choose(space, args.members, args.seed), data.image_size, args.workers, console)
     begun = time.monotonic()
-    shared_settings = replace(settings, epochs=args.supernet_epochs)
     folder = args.supernet or args.out / "supernet"
     if args.supernet is None:
-        supernet.train(shared_settings, space, data, folder, console)
+        how = replace(settings.scoring, epochs=args.supernet_epochs)
+        shared_weights.train(settings.scope, how, space, data, folder, console)
     tune = replace(settings.scoring.train_config(args.seed), epochs=args.tune_epochs, lr=args.tune_lr, warmup=0.0)
     torch.manual_seed(args.seed)
     study.frame["synflow"] = [synflow(create(a), data.image_size) for a in study.archs.values()]

@@ -8,21 +8,19 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import trainers.datasets.data
+from search.api import open_study
 from search.driver import Driver
 from search.execute.local import execute
 from search.settings import Settings
-from search.study.sampler import factory
 from search.study.storage import sqlite_url
-from search.study.study import Study
 from search.worker import Work
-from space import Space
 from studies.synthetic import TINY_SPACE, Synthetic
 from trainers.datasets.data import Data, Split
 
@@ -66,12 +64,6 @@ def make_settings(tiny_space: Path) -> Callable[..., Settings]:
     return make
 
 
-def study_of(url: str, name: str, settings: Settings, space: Space, here: Mapping[str, str] | None = None) -> Study:
-    """Open the study of a search."""
-    make = factory(settings.budget.sampler)
-    return Study(url, name, DIRECTIONS, make, settings.scope.seed, space.parameters, here)
-
-
 @pytest.fixture
 def open_driver(tmp_path: Path) -> Callable[..., contextlib.AbstractContextManager[Driver]]:
     """Opens a driver over the study in a folder (the test's own by default), and closes the study at the end."""
@@ -79,7 +71,7 @@ def open_driver(tmp_path: Path) -> Callable[..., contextlib.AbstractContextManag
     @contextlib.contextmanager
     def open_(settings: Settings, folder: Path = tmp_path, **callbacks: Callable) -> Iterator[Driver]:
         space = settings.scope.get_space(10)
-        study = study_of(sqlite_url(folder), folder.name, settings, space)
+        study = open_study(sqlite_url(folder), folder.name, settings, space)
         try:
             yield Driver(settings, space, study, **callbacks)
         finally:

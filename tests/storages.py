@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 
 import pytest
-from searches import study_of
 
+from search.api import open_study
 from search.driver import Driver
 from search.execute.local import execute
 from search.settings import Settings
@@ -33,7 +33,7 @@ def opener(url: str, name: str) -> Open:
     def open_(settings: Settings, **callbacks: Callable) -> Iterator[Driver]:
         space = settings.scope.get_space(10)
         where = {"host": "here", "folder": "runs/here"}
-        study = study_of(url, name, settings, space, where)
+        study = open_study(url, name, settings, space, where)
         with contextlib.closing(study):
             yield Driver(settings, space, study, **callbacks)
 
