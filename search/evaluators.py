@@ -13,7 +13,7 @@ from rich.console import Console
 from res2net.arch import Arch
 from res2net.elastic import ElasticRes2Net
 from res2net.errors import UserError, unknown
-from res2net.plugins import load_object
+from res2net.plugins import PATH, load_object
 from search import shared_weights
 from search.groups import Budget, Resources, Scope, Scoring
 from search.worker import Job, SharedWork, Work, train_trial
@@ -172,7 +172,7 @@ def evaluator_class(name: str) -> type[Evaluator]:
     if name in EVALUATORS:
         return EVALUATORS[name]
     if ":" not in name:
-        raise unknown("`evaluator`", name, (*EVALUATORS, "my_package:NAME"))
+        raise unknown("`evaluator`", name, (*EVALUATORS, PATH))
     found = load_object(name, "evaluator")
     if not (isinstance(found, type) and issubclass(found, Evaluator)):
         raise UserError(f"`evaluator`: {name} is no evaluator; accepted: a subclass of search.evaluators.Evaluator")

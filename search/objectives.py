@@ -14,7 +14,7 @@ from typing import Literal
 from res2net.arch import Arch
 from res2net.cost import cost
 from res2net.errors import UserError, unknown
-from res2net.plugins import load_object
+from res2net.plugins import PATH, load_object
 from search.units import format_count
 from space import Space
 from space.space import MAX_WIDTH, WORST_MATCH
@@ -81,7 +81,7 @@ def cost_objective(name: str) -> Objective:
     if name in COSTS:
         return COSTS[name]
     if ":" not in name:
-        raise unknown("`objective`", name, (*COSTS, "my_package:NAME"))
+        raise unknown("`objective`", name, (*COSTS, PATH))
     found = load_object(name, "objective")
     if not isinstance(found, Objective) or found.measure is None:
         raise UserError(f"`objective`: {name} is a {type(found).__name__}; accepted: an Objective with a measure")

@@ -14,7 +14,7 @@ from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler
 from optuna.trial import FrozenTrial
 
 from res2net.errors import UserError, unknown
-from res2net.plugins import load_object
+from res2net.plugins import PATH, load_object
 from search.study.optuna_private import BoundedStudy
 from search.study.storage import stable
 
@@ -50,7 +50,7 @@ def factory(name: str) -> Factory:
     if name in SAMPLERS:
         return SAMPLERS[name]
     if ":" not in name:
-        raise unknown("`sampler`", name, (*SAMPLERS, "my_package:NAME"))
+        raise unknown("`sampler`", name, (*SAMPLERS, PATH))
     found = load_object(name, "sampler")
     if callable(found):
         return cast(Factory, found)

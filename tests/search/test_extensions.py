@@ -77,7 +77,7 @@ class TestEvaluator:
         ("path", "said"),
         [
             ("scrach", "unknown value 'scrach'; did you mean 'scratch'"),
-            ("no_such_module:ByFormula", "cannot be imported"),
+            ("no_such_module:ByFormula", "does not import"),
             ("{module}:ByFormulas", "has no 'ByFormulas'"),
             ("{module}:NUMBER", "is no evaluator; accepted: a subclass of search.evaluators.Evaluator"),
             ("{module}:score", "is no evaluator; accepted: a subclass of search.evaluators.Evaluator"),
@@ -132,7 +132,7 @@ class TestSampler:
         ("path", "said"),
         [
             ("tpee", "unknown value 'tpee'; did you mean 'tpe'"),
-            ("no_such_module:largest", "cannot be imported"),
+            ("no_such_module:largest", "does not import"),
             ("{module}:larger", "has no 'larger'"),
             ("{module}:NUMBER", "is a int; accepted: a function seed -> sampler"),
         ],

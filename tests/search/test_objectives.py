@@ -170,7 +170,7 @@ class TestAnObjectiveOfTheUsers:
         ("path", "said"),
         [
             ("maccs", "unknown value 'maccs'; did you mean 'macs'"),
-            ("no_such_module:CONVS", "'no_such_module:CONVS' cannot be imported"),
+            ("no_such_module:CONVS", "module 'no_such_module' does not import"),
             ("{module}:CONV", "has no 'CONV'"),
             ("{module}:NUMBER", "is a int; accepted: an Objective with a measure"),
             ("{module}:ACCURACY", "is a Objective; accepted: an Objective with a measure"),

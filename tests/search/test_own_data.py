@@ -36,7 +36,7 @@ def test_has_a_base_and_a_run_name_without_a_colon() -> None:
 def test_a_mistake_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert run.main(["--data", "example_data:Spots"]) == 2
     error = capsys.readouterr().err
-    assert "error: --data: 'example_data:Spots': module 'example_data' has no class 'Spots'" in error
+    assert "error: --data: 'example_data:Spots': module 'example_data' has no 'Spots'" in error
     assert error.count("\n") == 1
 
 

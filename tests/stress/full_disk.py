@@ -22,7 +22,8 @@ from pathlib import Path
 import numpy as np
 
 import trainers.datasets.data
-from res2net.errors import Parser, UserError, run_main
+from res2net.commands import Parser, run_main
+from res2net.errors import UserError
 from search import run, runs
 from search.checkpoints import CHECKPOINTS
 from search.settings import EXECUTORS
