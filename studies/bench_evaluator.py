@@ -25,11 +25,11 @@ from rich.console import Console
 import trainers.datasets.data
 from res2net.errors import Parser, run_main
 from res2net.files import write_atomic
-from search import supernet
+from search import shared_weights
 from search.api import Result, search
 from search.report.figures import label_counts, new_figure, png, tidy
 from search.report.progress import Lines
-from search.report.tables import macs_range
+from search.report.tables import cost_range
 from search.settings import Settings
 from studies.bench import check_positive
 from trainers.meta import environment
@@ -45,16 +45,16 @@ COLOURS = {
 def build_parser() -> Parser:
     """The command's options."""
     out, d = Parser(prog=PROG, description=__doc__.splitlines()[0]), Settings()
-    out.add_argument("--space", default=d.space, help="the space")
-    out.add_argument("--data", default=d.data, help=", ".join(trainers.datasets.data.names()))
+    out.add_argument("--space", default=d.scope.space, help="the space")
+    out.add_argument("--data", default=d.scope.data, help=", ".join(trainers.datasets.data.names()))
     out.add_argument("--data-dir", metavar="DIR", help="where the data set's files are")
     out.add_argument("--train-images", type=int, metavar="N", help="train on so many images only")
     out.add_argument("--seeds", type=int, default=3, help="searches of each kind")
     out.add_argument("--first-seed", type=int, default=0, help="the first of them")
-    out.add_argument("--epochs", type=int, default=d.epochs, help="of a network that is trained")
-    out.add_argument("--supernet-epochs", type=int, default=d.supernet_epochs, help="of shared weights")
+    out.add_argument("--epochs", type=int, default=d.scoring.epochs, help="of a network that is trained")
+    out.add_argument("--supernet-epochs", type=int, default=d.scoring.supernet_epochs, help="of shared weights")
     out.add_argument("--trials", type=int, default=100, help="members that shared weights score")
-    out.add_argument("--confirm", type=int, default=d.confirm, help="networks of their front that are trained")
+    out.add_argument("--confirm", type=int, default=d.scoring.confirm, help="networks of their front that are trained")
     out.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder of tables and plot")
     return out
 
@@ -79,19 +79,20 @@ def compare(args: argparse.Namespace, seed: int, folder: Path, console: Console)
     base = Settings(**{n: getattr(args, n) for n in names}, seed=seed, executor="local")
     data = base.scope.load_data(console)
     weights, begun = folder / "weights", time.monotonic()
-    how = replace(base, epochs=base.supernet_epochs)
-    supernet.train(how, base.scope.get_space(data.num_classes, data.image_size), data, weights, console)
+    how = replace(base.scoring, epochs=base.scoring.supernet_epochs)
+    space = base.scope.get_space(data.num_classes, data.image_size)
+    shared_weights.train(base.scope, how, space, data, weights, console)
     trained = time.monotonic() - begun
-    shared = replace(base, evaluator="supernet", supernet=str(weights), trials=args.trials)
+    shared = base.replace(evaluator="supernet", supernet=str(weights), trials=args.trials)
     rows, fronts, longest = [], [], 0.0
     names_of = {"scratch": "supernet, confirmed from scratch", "tune": "supernet, confirmed by tuning"}
     for way, name in names_of.items():
-        result = search(replace(shared, confirm_by=way), folder / way, Lines(console))
+        result = search(shared.replace(confirm_by=way), folder / way, Lines(console))
         seconds = trained + result.seconds
         longest = max(longest, seconds)
         rows.append(_row(name, seed, seconds, result))
         fronts.append(result.front.assign(search=name, seed=seed))
-    result = search(replace(base, time=longest, trials=10_000), folder / "alone", Lines(console))
+    result = search(base.replace(time=longest, trials=10_000), folder / "alone", Lines(console))
     rows.append(_row("scratch", seed, result.seconds, result))
     fronts.append(result.front.assign(search="scratch", seed=seed))
     return rows, pd.concat(fronts)[["search", "seed", "number", "macs", "params", "val_top1", "arch"]]
@@ -134,7 +135,7 @@ def bench(args: argparse.Namespace) -> None:
         write_atomic(args.out / "fronts.csv", pd.concat(fronts).to_csv(index=False))
     table, points = pd.DataFrame(rows), pd.concat(fronts)
     base = Settings(space=args.space, data=args.data)
-    low, high = macs_range(base.scope.get_space(10, 32), base)
+    low, high = cost_range(base.scope.get_space(10, 32), base)
     title = f"{args.space} on {args.data}: the same wall time each, {args.epochs} epochs a trained network"
     write_atomic(args.out / "fronts.png", plot(points, title, low, high))
     about = {"options": {k: str(v) for k, v in vars(args).items()}, **environment()}

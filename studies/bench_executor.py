@@ -24,8 +24,11 @@ import numpy as np
 from res2net.errors import Parser, UserError, run_main
 from search.driver import Driver
 from search.execute.local import execute as execute_local
+from search.groups import EXECUTORS, Resources
+from search.objectives import ACCURACY
 from search.report import dashboard
-from search.settings import EXECUTORS, SAMPLERS, Settings
+from search.settings import Settings
+from search.study.sampler import SAMPLERS, factory
 from search.study.storage import sqlite_url
 from search.study.study import Study
 from search.worker import Job, Work
@@ -125,7 +128,9 @@ def measure(
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         folder, space = Path(name), settings.scope.get_space(10)
         (folder / "artifacts").mkdir()
-        study = Study(sqlite_url(folder), "bench", settings.budget.sampler, settings.scope.seed, space.parameters)
+        directions = {o.name: o.direction for o in (ACCURACY, settings.scope.cost)}
+        make, seed = factory(settings.budget.sampler), settings.scope.seed
+        study = Study(sqlite_url(folder), "bench", directions, make, seed, space.parameters)
 
         def keep(job: Job, weights: bytes | None) -> None:
             dashboard.attach_arch(study, job.number, job.arch, folder / "artifacts")
@@ -161,7 +166,7 @@ def ray_cluster(workers: int) -> Iterator[Execute]:
     try:
         from search.execute.tune import execute
 
-        yield lambda driver, data, work: execute(driver, data, work, workers)
+        yield lambda driver, data, work: execute(driver, data, work, Resources(workers=workers))
     finally:
         ray.shutdown()
 

@@ -25,8 +25,11 @@ from pathlib import Path
 from res2net.errors import Parser, UserError, run_main
 from search.api import SHOWN
 from search.driver import Driver
-from search.report import dashboard, tables
+from search.objectives import ACCURACY
+from search.report import dashboard, files
+from search.report.page import interactive_front
 from search.settings import Settings
+from search.study.sampler import factory
 from search.study.storage import STUDY_FILE, sqlite_url
 from search.study.study import Study
 from search.worker import Job
@@ -80,7 +83,7 @@ def bench(args: argparse.Namespace) -> None:
                 memory = resident()
                 print(f"{size:<8}{'random':<9}{times.medians(args.measured)}{'':>33}{memory:>11.0f}", flush=True)
                 for sampler in SAMPLERS[1:]:
-                    grown = Settings(**{**settings.to_dict(), "sampler": sampler, "trials": size + args.measured})
+                    grown = settings.replace(sampler=sampler, trials=size + args.measured)
                     print(f"{size:<8}{sampler:<9}{measure(folder, grown)}", flush=True)
 
 
@@ -103,10 +106,10 @@ def measure(folder: Path, settings: Settings) -> str:
         start = time.perf_counter() - begun
         run(driver, settings.budget.trials - driver.ledger.spent, times)
         begun = time.perf_counter()
-        trials = tables.write(copy, driver.study.records(), driver.space, settings)
+        trials = files.write(copy, driver.study.records(), driver.ledger, driver.space, settings)
         written = time.perf_counter() - begun
         last = trials[trials.front | (trials.index >= len(trials) - SHOWN)]
-        dashboard.show_front(driver.study, tables.pareto_figure(last, "bench", settings))
+        dashboard.show_front(driver.study, interactive_front(last, driver.ledger, "bench", settings))
         shown = time.perf_counter() - begun - written
     shutil.rmtree(copy)
     return f"{times.medians(len(times.ask))}{start:>11.2f}{written:>11.2f}{shown:>11.2f}{resident():>11.0f}"
@@ -116,8 +119,8 @@ def warm_up(folder: Path, settings: Settings) -> None:
     """A report of a small study, so that the libraries are there."""
     with opened(folder, settings) as driver:
         run(driver, 3, Times())
-        trials = tables.write(folder, driver.study.records(), driver.space, settings)
-        dashboard.show_front(driver.study, tables.pareto_figure(trials, "bench", settings))
+        trials = files.write(folder, driver.study.records(), driver.ledger, driver.space, settings)
+        dashboard.show_front(driver.study, interactive_front(trials, driver.ledger, "bench", settings))
 
 
 def run(driver: Driver, count: int, times: Times) -> None:
@@ -150,7 +153,9 @@ def opened(folder: Path, settings: Settings) -> Iterator[Driver]:
     """A driver over the study in the folder, that attaches each network to its trial as a search does."""
     (folder / "artifacts").mkdir(parents=True, exist_ok=True)
     space = settings.scope.get_space(10)
-    study = Study(sqlite_url(folder), "bench", settings.budget.sampler, settings.scope.seed, space.parameters)
+    directions = {o.name: o.direction for o in (ACCURACY, settings.scope.cost)}
+    make, seed = factory(settings.budget.sampler), settings.scope.seed
+    study = Study(sqlite_url(folder), "bench", directions, make, seed, space.parameters)
 
     def keep(job: Job, weights: bytes | None) -> None:
         dashboard.attach_arch(study, job.number, job.arch, folder / "artifacts")

@@ -24,7 +24,7 @@ import space
 from res2net import Arch
 from res2net.elastic import ElasticRes2Net
 from res2net.errors import Parser, run_main
-from search.supernet import members_of
+from search.shared_weights import members_of
 from space import Space
 from studies.bench import check_positive, threads
 from studies.bench_trainer import CLASSES, SIZE, random_data

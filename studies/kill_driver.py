@@ -35,9 +35,9 @@ import res2net
 from res2net.errors import Parser, UserError, run_main
 from search import runs
 from search.checkpoints import CHECKPOINTS
-from search.export import front_of
-from search.report.progress import table_of_front
-from search.settings import EXECUTORS
+from search.export import ledger_of
+from search.groups import EXECUTORS
+from search.report.progress import front_table
 from search.study.storage import STUDY_FILE, read
 from search.study.trials import FAILED, INFEASIBLE, ORPHAN, REPEATED, SCORED, Record
 from search.units import format_seconds
@@ -291,7 +291,8 @@ def show(folder: Path, counts: dict[str, int], kills: Counter[str], seconds: flo
 
     records = list(read(folder))
     console = Console()
-    console.print(table_of_front(front_of(folder)))
+    books = ledger_of(folder)
+    console.print(front_table(books.front, books))
     outcomes = Counter(r.outcome for r in records)
     resumed = sum("resumed" in r.attrs.get("note", "") for r in records)
     given_up = [

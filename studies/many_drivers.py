@@ -22,7 +22,7 @@ from pathlib import Path
 
 from res2net.errors import Parser, UserError, run_main
 from search import runs
-from search.study.storage import read
+from search.study.storage import home_of, read
 from search.study.trials import FAILED, ORPHAN, SCORED, Record
 from studies.bench import check_positive
 from studies.postgres import server

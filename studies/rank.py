@@ -37,8 +37,8 @@ from res2net.elastic import ElasticRes2Net
 from res2net.errors import Parser, UserError, run_main
 from res2net.files import write_atomic
 from res2net.model import create
-from search import supernet
-from search.driver import trial_seed
+from search import shared_weights
+from search.evaluators import trial_seed
 from search.report.figures import label_counts, new_figure, png, tidy
 from search.settings import Settings
 from space import Space
@@ -136,10 +136,10 @@ def _begin(settings: Settings, space: Space, folder: Path | None) -> None:
     """Give a process its data and, if there is one, its copy of the supernet."""
     torch.set_num_threads(1)
     data = settings.scope.load_data()
-    model = supernet.load(folder, space, data, settings) if folder else None
+    model = shared_weights.load(folder, space, data, settings.scope, settings.scoring) if folder else None
     _state.update(settings=settings, data=data, model=model)
     if model is not None:
-        _state["scorer"] = supernet.scorer(model, data, settings)
+        _state["scorer"] = shared_weights.scorer(model, data, settings.scope, settings.scoring)
 
 
 def alone(arch: Arch, config: Config) -> list[float]:
@@ -264,7 +264,9 @@ def build_parser() -> Parser:
     out.add_argument(
         "--supernet", type=Path, metavar="DIR", help="shared weights (trained in OUT/supernet if not given)"
     )
-    out.add_argument("--supernet-epochs", type=int, default=Settings().supernet_epochs, help="of the shared weights")
+    out.add_argument(
+        "--supernet-epochs", type=int, default=Settings().scoring.supernet_epochs, help="of the shared weights"
+    )
     out.add_argument("--tune-epochs", type=int, default=1, help="of inherited weights")
     out.add_argument("--tune-lr", type=float, default=0.02, help="peak learning rate of that")
     out.add_argument("--seed", type=int, default=0, help="of split, members and training")
@@ -299,10 +301,10 @@ def _main(args: argparse.Namespace) -> None:
     space = settings.scope.get_space(data.num_classes, data.image_size)
     study = Study(args.out, choose(space, args.members, args.seed), data.image_size, args.workers, console)
     begun = time.monotonic()
-    shared_settings = replace(settings, epochs=args.supernet_epochs)
+    how = replace(settings.scoring, epochs=args.supernet_epochs)
     folder = args.supernet or args.out / "supernet"
     if args.supernet is None:
-        supernet.train(shared_settings, space, data, folder, console)
+        shared_weights.train(settings.scope, how, space, data, folder, console)
     tune = replace(settings.scoring.train_config(args.seed), epochs=args.tune_epochs, lr=args.tune_lr, warmup=0.0)
     torch.manual_seed(args.seed)
     study.frame["synflow"] = [synflow(create(a), data.image_size) for a in study.archs.values()]

@@ -261,8 +261,10 @@ class TestSearch:
         assert len(ended) == tries
         assert len({r.key for r in ended}) == 1
         assert ended[-1].outcome == FAILED
-        assert ended[-1].attrs["reason"].startswith(
-            ("the search was stopped while it ran, and it ran alone", "out of memory")
+        assert (
+            ended[-1]
+            .attrs["reason"]
+            .startswith(("the search was stopped while it ran, and it ran alone", "out of memory"))
         )
         assert [r.attrs.get("note") for r in ended] == [None] + ["resumed after epoch 1"] * (tries - 1)
         assert epochs[ended[0].key] == 3 + (tries - 1) * 2

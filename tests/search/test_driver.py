@@ -569,9 +569,7 @@ class TestSuspects:
         assert again.ledger.counts[SCORED] == ALL - 1
         assert Counter(work.tried)[work.tried[0]] == 2 + RETRIES
 
-    def test_an_innocent_network_is_scored(
-        self, run_driver: Callable, make_settings: Callable, tmp_path: Path
-    ) -> None:
+    def test_an_innocent_network_is_scored(self, run_driver: Callable, make_settings: Callable, tmp_path: Path) -> None:
         settings, work = make_settings(trials=4), Deadly(kills=1 + RETRIES)
         self.killed(run_driver, settings, work)
         driver = run_driver(settings, work)

@@ -163,7 +163,9 @@ class TestFront:
         assert ([r.number for r in books.front], books.trained, books.spent) == ([1], True, 1)
 
     def test_a_score_of_less_than_the_full_budget_is_not_on_it(self) -> None:
-        books = Ledger.of(Rules(MACS, 8), [record(0, SCORED, 90.0, macs=10, epochs=4), record(1, SCORED, 50.0, macs=20)])
+        books = Ledger.of(
+            Rules(MACS, 8), [record(0, SCORED, 90.0, macs=10, epochs=4), record(1, SCORED, 50.0, macs=20)]
+        )
         assert [r.number for r in books.front] == [r.number for r in books.best] == [1]
         assert len(books.scored) == 2
 

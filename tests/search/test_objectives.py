@@ -90,7 +90,9 @@ class TestLimits:
 
     def test_all_limits_are_held_against_a_network(self) -> None:
         macs, params, _ = cost(ARCH, 224)
-        found = limits({"max_macs": macs / 1.5, "min_macs": macs / 3, "max_params": params * 2, "max_activations": None})
+        found = limits(
+            {"max_macs": macs / 1.5, "min_macs": macs / 3, "max_params": params * 2, "max_activations": None}
+        )
         assert found.violations(ARCH, 224) == pytest.approx([0.5, 1 - 3, -0.5])
         assert found.violations(ARCH, 112)[0] < 0  # MACs fall with the image
         assert [(name, objective) for name, _, objective in found.bounds] == [

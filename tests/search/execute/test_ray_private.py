@@ -59,7 +59,11 @@ print(ray.nodes()[0]["NodeManagerAddress"], ray.get_runtime_context().gcs_addres
 class TestAddress:
     @pytest.mark.parametrize(
         ("address", "expected"),
-        [("127.0.0.1:6379", ("127.0.0.1", 6379)), ("head.local:6379", ("head.local", 6379)), ("[::1]:6379", ("::1", 6379))],
+        [
+            ("127.0.0.1:6379", ("127.0.0.1", 6379)),
+            ("head.local:6379", ("head.local", 6379)),
+            ("[::1]:6379", ("::1", 6379)),
+        ],
     )
     def test_host_and_port_are_taken_apart(self, address: str, expected: tuple[str, int]) -> None:
         """`services.extract_ip_port`: without it, a search would not know where to look whether the head is alive."""
