@@ -4,7 +4,7 @@
 
 The folder is an output of `studies.rank`: stand-alone trained networks with their accuracy after each epoch. A replay
 gives the networks in random order to workers, which finish one epoch each in turn. At every rung it asks
-`search.scheduler.goes_on`, as a search does. The result is the hypervolume of fully trained networks as a function of
+`search.scheduler.continues`, as a search does. The result is the hypervolume of fully trained networks as a function of
 the epochs spent on all networks.
 """
 
