@@ -208,8 +208,9 @@ class Study:
         """
         if column not in self.frame:
             self.frame[column] = math.nan
-        todo = self.frame["macs"][self.frame[column].isna()].sort_values(ascending=False).index
-        if todo.empty:
+        missing = self.frame.loc[self.frame[column].isna()]
+        todo = [str(key) for key in missing.sort_values(by="macs", ascending=False).index]
+        if not todo:
             return
         context = multiprocessing.get_context("spawn")
         begun = time.monotonic()
