@@ -210,8 +210,8 @@ class Study:
         """
         if column not in self.frame:
             self.frame[column] = math.nan
-        missing = self.frame.loc[self.frame[column].isna()].sort_values(by="macs", ascending=False)
-        todo = [str(key) for key in missing.index]
+        missing = self.frame.loc[self.frame[column].isna()]
+        todo = [str(key) for key in missing.sort_values(by="macs", ascending=False).index]
         if not todo:
             return
         context = multiprocessing.get_context("spawn")

@@ -29,7 +29,7 @@ DIRECTIONS = {"val_top1": "maximize", "macs": "minimize"}
 
 @pytest.fixture(scope="session")
 def data() -> Data:
-    """60 random images of 8 x 8 pixels, under the name of a data set that needs no files."""
+    """Return 60 random images of 8 x 8 pixels, named as a data set that needs no files."""
     rng = np.random.default_rng(0)
 
     def split(n: int) -> Split:
@@ -40,14 +40,14 @@ def data() -> Data:
 
 @pytest.fixture
 def loaded(data: Data, monkeypatch: pytest.MonkeyPatch) -> Data:
-    """The random images, in place of what `search.search` would load."""
+    """Make `search.search` load the random images."""
     monkeypatch.setattr(trainers.datasets.data, "load", lambda *args, **kwargs: data)
     return data
 
 
 @pytest.fixture(scope="session")
 def tiny_space(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A YAML file with a space of 12 networks that build in milliseconds."""
+    """Write the YAML file of a space with 12 networks that build in milliseconds; return its path."""
     path = tmp_path_factory.mktemp("space") / "tiny.yaml"
     path.write_text(TINY_SPACE)
     return path
@@ -55,7 +55,7 @@ def tiny_space(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def make_settings(tiny_space: Path) -> Callable[..., Settings]:
-    """Settings of a short search in the driver's own process; keywords change them."""
+    """Return a function that makes the settings of a short local search; keywords change them."""
 
     def make(**changes: object) -> Settings:
         defaults = {"space": str(tiny_space), "executor": "local", "trials": 5, "epochs": 2, "batch_size": 20}
@@ -66,7 +66,7 @@ def make_settings(tiny_space: Path) -> Callable[..., Settings]:
 
 @pytest.fixture
 def open_driver(tmp_path: Path) -> Callable[..., contextlib.AbstractContextManager[Driver]]:
-    """Opens a driver over the study in a folder (the test's own by default), and closes the study at the end."""
+    """Return a context manager: a driver over the study in a folder (default: the test's)."""
 
     @contextlib.contextmanager
     def open_(settings: Settings, folder: Path = tmp_path, **callbacks: Callable) -> Iterator[Driver]:
@@ -82,7 +82,7 @@ def open_driver(tmp_path: Path) -> Callable[..., contextlib.AbstractContextManag
 
 @pytest.fixture
 def run_driver(open_driver: Callable, data: Data) -> Callable[..., Driver]:
-    """Runs a whole local search on a formula instead of training; what it returns can be read, not gone on with."""
+    """Return a function that runs a local search without training; the returned driver's study is closed."""
 
     def run(settings: Settings, work: Work | None = None, **keywords: object) -> Driver:
         with open_driver(settings, **keywords) as driver:
@@ -94,7 +94,7 @@ def run_driver(open_driver: Callable, data: Data) -> Callable[..., Driver]:
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
-    """One Ray for all tests that need one: `search.execute.tune` uses a Ray that is there."""
+    """Start one Ray for all tests of a worker: `search.execute.tune` uses a running Ray."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     ray = pytest.importorskip("ray")
     ray.init(

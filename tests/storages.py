@@ -23,11 +23,11 @@ Open = Callable[..., contextlib.AbstractContextManager[Driver]]
 
 
 class Killed(BaseException):
-    """Stands for a `kill -9` of the driver."""
+    """Stands for a SIGKILL of the driver."""
 
 
 def opener(url: str, name: str) -> Open:
-    """Opens drivers over one study."""
+    """Return a function that opens drivers over one study."""
 
     @contextlib.contextmanager
     def open_(settings: Settings, **callbacks: Callable) -> Iterator[Driver]:

@@ -1,12 +1,12 @@
-"""Kill a search again and again, let it finish, and count what was lost: all counts must be 0.
+"""Kill a search again and again, let it finish, and count losses and damage: all counts must be 0.
 
     python -m tests.stress.kill_driver --kills 50
     python -m tests.stress.kill_driver --kills 20 --what worker --executor tune
 
-Real searches on `shapes`, each in a process group of its own that gets SIGKILL at a random moment: counted from its
-start or, for every other one in the mean, from the moment that it has opened its run, so that starts, trainings and
-writes are all hit. What the study held at each kill is read from a copy, and compared with what it holds in the end.
-Networks are small and images few, so that a trial takes seconds. Linux alone.
+Real searches on `shapes` run in a process group of their own, which gets SIGKILL at a random moment. Half of the
+moments count from the start of the process, half from the opening of the run, so that starts, trainings and writes are
+hit. At each kill the study is read from a copy; in the end every record must still be there. Networks are small and
+images few, so that a trial takes seconds. Linux only: it finds processes in /proc.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from pathlib import Path
 import pandas as pd
 import safetensors.torch
 from PIL import Image
+from rich.console import Console
 
 import res2net
 from res2net.commands import Parser, run_main
@@ -42,44 +43,44 @@ from search.report.progress import front_table
 from search.study.storage import STUDY_FILE, read
 from search.study.trials import FAILED, INFEASIBLE, ORPHAN, REPEATED, SCORED, Record
 from search.units import format_seconds
-from studies.bench import check_positive
+from studies.bench import check_positive, first_line
 
 PROG = "python -m tests.stress.kill_driver"
-MARK = "RES2NET_KILL_DRIVER"  # in the environment of all that a search starts, however far it gets from its group
-GRACE = 15.0  # seconds that Ray's processes may take to notice that their driver is gone
-TRANSIENT = (ORPHAN, "running", "waiting")  # outcomes of a trial after which its network has to come again
+MARK = "RES2NET_KILL_DRIVER"  # environment variable; finds every process of a search, also those outside its group
+GRACE = 15.0  # seconds for Ray's processes to notice that their driver is gone
+TRANSIENT = (ORPHAN, "running", "waiting")  # outcomes of a trial whose network must be tried again
 
 
 @dataclass(slots=True)
 class Seen:
-    """What the study held at any kill: networks that had ended, with their score; networks that were asked."""
+    """Records seen at any kill: scored networks with their accuracy, and all proposed networks."""
 
     ended: dict[str, tuple[str, float | None]] = field(default_factory=dict)
     asked: set[str] = field(default_factory=set)
 
     def add(self, records: Sequence[Record]) -> None:
-        """Take in the records at a kill."""
+        """Add the records at a kill."""
         for r in records:
-            if r.key:  # killed before it was described, a trial has no network yet
+            if r.key:  # a trial has no network if the kill came before its description
                 self.asked.add(r.key)
             if r.outcome == SCORED:
                 self.ended[r.key] = (r.outcome, r.val_top1)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the counts; exit code 1 if one is not 0."""
+    """Print the counts; return 1 if one of them is not 0."""
     return run_main(study, parser, argv)
 
 
 def study(args: argparse.Namespace) -> int:
-    """The command's body."""
+    """Run the command; return its exit code."""
     check_positive(args, "trials", "epochs", "train_images")
     if args.what not in ("driver", "worker"):
-        raise UserError(f"--what: {args.what!r}; accepted: driver, worker")
+        raise UserError(f"`what`: {args.what!r}; accepted: driver, worker")
     if args.executor not in EXECUTORS:
-        raise UserError(f"--executor: {args.executor!r}; accepted: {', '.join(EXECUTORS)}")
+        raise UserError(f"`executor`: {args.executor!r}; accepted: {', '.join(EXECUTORS)}")
     if args.what == "worker" and args.executor != "tune":
-        raise UserError("--what: 'worker' needs processes of their own; accepted: with --executor tune")
+        raise UserError("`what`: 'worker'; accepted: with `executor` tune, whose workers are processes")
     begun, rng = time.monotonic(), random.Random(args.seed)
     with tempfile.TemporaryDirectory(prefix="kill-") as temporary:
         folder = args.out or Path(temporary) / "run"
@@ -95,7 +96,7 @@ def study(args: argparse.Namespace) -> int:
             ended = kill(search, folder, rng, args.within, args.kills, kills)
             left.update(search.leftovers())
             seen.add(records_of(folder))
-            trials += args.trials // 4 if ended else 0  # it was done before it was killed often enough
+            trials += args.trials // 4 if ended else 0  # the search ended before it was killed often enough
             print(f"{sum(kills.values())}/{args.kills} kills, {len(seen.ended)} of {trials} trials", flush=True)
         search = Search([*options, "--trials", str(trials)])
         code = search.process.wait()
@@ -106,28 +107,26 @@ def study(args: argparse.Namespace) -> int:
 
 
 def parser() -> Parser:
-    """The command's options."""
-    out = Parser(prog=PROG, description=__doc__.splitlines()[0])
-    out.add_argument("--kills", type=int, default=50, metavar="N", help="how often")
-    out.add_argument("--what", default="driver", help="driver (the whole process group), or worker (of Ray's)")
+    """Return the command's options."""
+    out = Parser(prog=PROG, description=first_line(__doc__))
+    out.add_argument("--kills", type=int, default=50, metavar="N", help="number of kills")
+    out.add_argument("--what", default="driver", help="driver (its process group), or worker (of Ray)")
     out.add_argument("--within", type=float, default=12, metavar="S", help="longest wait for a kill")
     out.add_argument("--executor", default="local", help=", ".join(EXECUTORS))
-    out.add_argument(
-        "--workers", type=int, metavar="N", help="trials at a time, with tune (default: the most that fit)"
-    )
-    out.add_argument("--trials", type=int, default=36, metavar="N", help="a quarter more each time that they are done")
-    out.add_argument("--epochs", type=int, default=4, metavar="N", help="full budget of a trial")
-    out.add_argument("--train-images", type=int, default=200, metavar="N", help="to train on")
-    out.add_argument("--space", default="scale_card_depth_width", help="what is searched")
-    out.add_argument("--max-macs", default="2M", metavar="N", help="no network of more MACs")
-    out.add_argument("--scheduler", default="none", help="which trials stop early")
-    out.add_argument("--seed", type=int, default=0, metavar="N", help="of the search and of the moments")
+    out.add_argument("--workers", type=int, metavar="N", help="concurrent trials of tune (default: as many as fit)")
+    out.add_argument("--trials", type=int, default=36, metavar="N", help="trials, and a quarter more after each end")
+    out.add_argument("--epochs", type=int, default=4, metavar="N", help="epochs of a trial")
+    out.add_argument("--train-images", type=int, default=200, metavar="N", help="training images")
+    out.add_argument("--space", default="scale_card_depth_width", help="name of a space, or a YAML file")
+    out.add_argument("--max-macs", default="2M", metavar="N", help="limit of a network's MACs")
+    out.add_argument("--scheduler", default="none", help="scheduler of the search")
+    out.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the search and of the moments")
     out.add_argument("--out", type=Path, metavar="DIR", help="a new folder for the run (default: a temporary one)")
     return out
 
 
 class Search:
-    """A search in a process group of its own, and all that it started."""
+    """A search in a process group of its own, and all processes that it starts."""
 
     def __init__(self, options: Sequence[str]) -> None:
         self.mark = f"{MARK}={os.getpid()}-{time.monotonic_ns()}"
@@ -140,23 +139,23 @@ class Search:
         )
 
     def processes(self) -> dict[int, str]:
-        """Every process that it started and that is alive, by what it calls itself."""
+        """Return the names of the search's living processes, by process id."""
         found = {}
         for entry in Path("/proc").iterdir():
             try:
                 if entry.name.isdigit() and self.mark.encode() in (entry / "environ").read_bytes().split(b"\0"):
                     found[int(entry.name)] = (entry / "cmdline").read_bytes().split(b"\0")[0].decode()
-            except OSError:  # it ended meanwhile
+            except OSError:  # the process ended while it was read
                 continue
         return found
 
     def kill(self) -> None:
-        """SIGKILL for the whole group; what left the group has to notice by itself."""
+        """Send SIGKILL to the group. Processes outside the group must notice by themselves."""
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
     def leftovers(self) -> Counter[str]:
-        """What is still there some seconds after its end; it is killed, so that the next search has the machine."""
+        """Kill the processes that outlive the search by `GRACE` seconds; return them."""
         deadline = time.monotonic() + GRACE
         while (found := self.processes()) and time.monotonic() < deadline:
             time.sleep(0.2)
@@ -168,7 +167,7 @@ class Search:
 def kill_driver(
     search: Search, folder: Path, rng: random.Random, within: float, most: int, kills: Counter[str]
 ) -> bool:
-    """One kill at a random moment; whether the search was done before."""
+    """Kill the search at a random moment; return whether it ended before."""
     before, origin = opened(folder), rng.choice(("start", "open"))
     seconds = rng.uniform(1, within)
     while origin == "open" and opened(folder) == before and search.process.poll() is None:
@@ -187,7 +186,7 @@ def kill_driver(
 def kill_workers(
     search: Search, folder: Path, rng: random.Random, within: float, most: int, kills: Counter[str]
 ) -> bool:
-    """One worker after another, until the search is done or enough were killed: then it runs to its end."""
+    """Kill one worker after another until `most` kills; wait for the search's end. Return True."""
     while sum(kills.values()) < most:
         # Trials may be over in less than a second.
         seconds = rng.uniform(0, 1) if rng.random() < 0.5 else rng.uniform(1, within)
@@ -207,37 +206,37 @@ def kill_workers(
 
 
 def _workers(search: Search) -> list[int]:
-    """Processes of Ray's that run trials."""
+    """Return the ids of the processes that run trials in Ray."""
     return [n for n, name in search.processes().items() if name.startswith("ray::TrialActor")]
 
 
 def check(search: Search) -> None:
-    """`UserError` for a search that failed by itself: what it said is above."""
+    """Raise `UserError` if the search failed by itself; its own error is on stderr."""
     if search.process.returncode:
         raise UserError(f"the search ended by itself with exit code {search.process.returncode}; accepted: 0")
 
 
 def opened(folder: Path) -> int:
-    """Sessions that have opened the run."""
+    """Return the number of sessions that have opened the run."""
     return len(runs.read(folder)["sessions"]) if (folder / runs.RUN_FILE).exists() else 0
 
 
 def records_of(folder: Path) -> list[Record]:
-    """What the study holds, from a copy: reading it must not be what mends it."""
+    """Return the study's records, read from a copy: opening the database itself could repair it."""
     if not (folder / STUDY_FILE).exists():
         return []
     with tempfile.TemporaryDirectory(prefix="copy-") as copy:
         for path in folder.glob(f"{STUDY_FILE}*"):
-            if not path.name.endswith("-shm"):  # made anew from the log
+            if not path.name.endswith("-shm"):  # SQLite rebuilds it from the WAL
                 shutil.copy(path, copy)
         try:
             return list(read(Path(copy)))
-        except UserError:  # killed before its tables were there
+        except UserError:  # killed before the tables were created
             return []
 
 
 def count(folder: Path, seen: Seen, trials: int) -> dict[str, int]:
-    """What must be 0 in the end."""
+    """Return the counts that must be 0 at the end."""
     records = list(read(folder))
     final = {r.key: r for r in records if r.key and r.outcome not in TRANSIENT}
     scored = [r for r in records if r.outcome == SCORED]
@@ -257,18 +256,18 @@ def count(folder: Path, seen: Seen, trials: int) -> dict[str, int]:
 
 
 def integrity(folder: Path) -> int:
-    """What SQLite itself finds wrong with the database."""
+    """Return the number of faults that SQLite's integrity check finds."""
     connection = sqlite3.connect(folder / STUDY_FILE)
     try:
         return sum(row != ("ok",) for row in connection.execute("PRAGMA integrity_check"))
-    except sqlite3.DatabaseError:  # so much that it cannot even be looked at
+    except sqlite3.DatabaseError:  # too damaged to be checked
         return 1
     finally:
         connection.close()
 
 
 def damaged(folder: Path, scored: Sequence[Record]) -> list[str]:
-    """Files of the run that whoever needs them cannot read."""
+    """Return the run's files that cannot be read; print why."""
     checks = {
         runs.RUN_FILE: lambda path: json.loads(path.read_text()),
         "trials.csv": pd.read_csv,
@@ -281,21 +280,19 @@ def damaged(folder: Path, scored: Sequence[Record]) -> list[str]:
     for name, try_ in checks.items():
         try:
             try_(folder / name)
-        except Exception as error:  # whatever is wrong with it is what is counted
+        except Exception as error:  # any failure to read counts as damage
             out.append(name)
             print(f"{name}: {error}", file=sys.stderr)
     return out
 
 
 def left_behind(folder: Path) -> list[Path]:
-    """Files that a run which is done has no use for."""
+    """Return temporary files and checkpoints that a finished run must not have."""
     return [*folder.rglob(".*.tmp"), *folder.glob(".best.*"), *(folder / CHECKPOINTS).iterdir()]
 
 
 def show(folder: Path, counts: dict[str, int], kills: Counter[str], seconds: float) -> None:
-    """The front, what the kills hit, and the counts."""
-    from rich.console import Console
-
+    """Print the front, the kills and the counts."""
     records = list(read(folder))
     console = Console()
     books = ledger_of(folder)

@@ -1,9 +1,9 @@
-"""Several drivers search one study in PostgreSQL, and one is killed: what was lost, doubled, left running, or too much.
+"""Kill one of several drivers of a study in PostgreSQL; count lost, doubled, unfinished and surplus trials.
 
     python -m tests.stress.many_drivers --drivers 3
 
-Each is a process of `search.run` that trains tiny networks on a few images. The killed one (SIGKILL, in the middle of a
-trial) is started again in its folder, while the others go on. Exit code 1 if any count is not 0.
+Each driver is a process of `search.run` that trains tiny networks on a few images. One driver gets SIGKILL in the
+middle of a trial and is started again in its folder, while the others continue. The exit code is 1 if a count is not 0.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from res2net.errors import UserError
 from search import runs
 from search.study.storage import home_of, read
 from search.study.trials import FAILED, ORPHAN, SCORED, Record
-from studies.bench import check_positive
+from studies.bench import check_positive, first_line
 from studies.synthetic import TINY_SPACE
 
 from .postgres import server
@@ -37,12 +37,12 @@ SPACE = TINY_SPACE.replace("defaults:\n  width: 64", "  width: [32, 48, 64, 80]"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the counts."""
+    """Print the counts; return 1 if one of them is not 0."""
     return run_main(bench, parser, argv)
 
 
 def bench(args: argparse.Namespace) -> int:
-    """The command's body."""
+    """Run the command."""
     check_positive(args, "drivers", "trials", "seconds")
     with contextlib.ExitStack() as stack:
         url = args.storage or stack.enter_context(server()).url
@@ -57,18 +57,18 @@ def bench(args: argparse.Namespace) -> int:
 
 
 def parser() -> Parser:
-    """The command's options."""
-    out = Parser(prog=PROG, description=__doc__.splitlines()[0])
-    out.add_argument("--drivers", type=int, default=3, metavar="N", help="drivers at a time")
-    out.add_argument("--trials", type=int, default=24, metavar="N", help="trials of all drivers together, at most 48")
-    out.add_argument("--storage", metavar="URL", help="of a database (default: that of a server of its own)")
-    out.add_argument("--out", type=Path, metavar="DIR", help="where the drivers' folders go (default: none is kept)")
-    out.add_argument("--seconds", type=int, default=900, metavar="S", help="until a driver that does not end is killed")
+    """Return the command's options."""
+    out = Parser(prog=PROG, description=first_line(__doc__))
+    out.add_argument("--drivers", type=int, default=3, metavar="N", help="concurrent drivers")
+    out.add_argument("--trials", type=int, default=24, metavar="N", help="trials of all drivers, at most 48")
+    out.add_argument("--storage", metavar="URL", help="database (default: a temporary server)")
+    out.add_argument("--out", type=Path, metavar="DIR", help="parent of the drivers' folders (default: temporary)")
+    out.add_argument("--seconds", type=int, default=900, metavar="S", help="time limit of all drivers")
     return out
 
 
 def search(folder: Path, url: str, drivers: int, trials: int, deadline: float) -> list[Record]:
-    """All drivers' searches, from the first's start to the last's end; returns the study's records."""
+    """Run all drivers to their end, killing one; return the study's records."""
     folder.mkdir(parents=True, exist_ok=True)
     space = folder / "space.yaml"
     space.write_text(SPACE)
@@ -78,7 +78,7 @@ def search(folder: Path, url: str, drivers: int, trials: int, deadline: float) -
     try:
         while not (victim := busy(folder, url)) or processes[victim[0]].poll() is not None:
             if time.monotonic() > deadline or all(p.poll() is not None for p in processes):
-                raise UserError(f"drivers: none could be killed in a trial: {errors(processes)}")
+                raise UserError(f"drivers: none was in a trial before the time limit: {errors(processes)}")
             time.sleep(0.1)
         processes[victim[0]].send_signal(signal.SIGKILL)
         processes[victim[0]].wait()
@@ -96,17 +96,17 @@ def search(folder: Path, url: str, drivers: int, trials: int, deadline: float) -
 
 
 def start(out: Path, options: list[str]) -> subprocess.Popen:
-    """A driver in a folder of its own."""
+    """Start a driver with its own folder."""
     command = [sys.executable, "-m", "search.run", *options, "--out", str(out)]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=env)
 
 
 def busy(folder: Path, url: str) -> tuple[int, int] | None:
-    """A driver that trains, and the trial that it is in, once several trials were scored."""
+    """Return a training driver and its trial's number, once three trials are scored; None before."""
     if not any((path / runs.RUN_FILE).exists() for path in folder.iterdir()):
         return None
-    with contextlib.suppress(UserError):  # the study is made a little before its first trial
+    with contextlib.suppress(UserError):  # the study is not there yet
         records = list(read(folder, url, STUDY))
         training = [r for r in records if r.state == "RUNNING" and r.epochs]
         if training and sum(r.outcome == SCORED for r in records) >= 3:
@@ -115,16 +115,20 @@ def busy(folder: Path, url: str) -> tuple[int, int] | None:
 
 
 def driver_of(folder: Path, url: str, record: Record) -> int:
-    """The place of the driver that runs a trial."""
+    """Return the index of the driver that runs a trial."""
     return int(Path(home_of(url, STUDY, record)["folder"]).name)
 
 
 def errors(processes: list[subprocess.Popen]) -> str:
+    """Return the stderr of the processes that have ended."""
     return "; ".join(p.communicate()[1].strip() or "no error" for p in processes if p.poll() is not None)
 
 
 def counts(records: list[Record], trials: int) -> dict[str, int]:
-    """What must be 0: networks begun and not asked again, or trials missing; scored twice; not ended; too many."""
+    """Return the counts that must be 0.
+
+    lost: orphaned trials without a retry, and missing trials. doubled: networks scored twice.
+    """
     retried = {r.attrs.get("retry_of") for r in records}
     scores = Counter(r.key for r in records if r.outcome == SCORED)
     spent = sum(r.outcome in (SCORED, FAILED) for r in records)

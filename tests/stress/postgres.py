@@ -1,4 +1,4 @@
-"""A PostgreSQL server of its own, for tests and measurements: on loopback, in a temporary folder, gone afterwards."""
+"""A temporary PostgreSQL server on loopback, for tests."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from res2net.errors import UserError
 
 START_SECONDS = 60
-# `search` needs no password, any other user does.
+# User `search` needs no password; all other users do.
 ACCESS = """
 local all search trust
 host all search 127.0.0.1/32 trust
@@ -26,9 +27,9 @@ host all all 127.0.0.1/32 scram-sha-256
 
 
 class Server:
-    """A running server; `url` is of its one database."""
+    """A PostgreSQL server that can be stopped and started again; `url` names its database."""
 
-    def __init__(self, binaries: Path, folder: Path, port: int, identity: dict[str, object]) -> None:
+    def __init__(self, binaries: Path, folder: Path, port: int, identity: dict[str, Any]) -> None:
         self._binaries, self._folder, self._port, self._identity = binaries, folder, port, identity
         self.url = f"postgresql://search@127.0.0.1:{port}/postgres"
 
@@ -51,14 +52,14 @@ class Server:
             time.sleep(0.1)
 
     def stop(self) -> None:
-        """Stop the server at once, whoever is connected."""
+        """Stop the server at once and cut its connections."""
         self._process.send_signal(signal.SIGINT)
         self._process.wait(START_SECONDS)
 
 
 @contextlib.contextmanager
 def server() -> Iterator[Server]:
-    """A server of a new, empty database; `UserError` if PostgreSQL is not installed."""
+    """Yield a running server with an empty database; raise `UserError` if PostgreSQL is not installed."""
     binaries = find()
     with tempfile.TemporaryDirectory(prefix="postgres-") as name, socket.socket() as probe:
         folder, identity = Path(name), unprivileged()
@@ -79,16 +80,16 @@ def server() -> Iterator[Server]:
 
 
 def find() -> Path:
-    """The folder of the server's programs: on the path, or where Debian has them."""
+    """Return the folder of the server's programs: from the path, or Debian's."""
     there = shutil.which("initdb")
     found = [Path(there).resolve().parent] if there else sorted(Path("/usr/lib/postgresql").glob("*/bin"))
     if not found or not (found[-1] / "postgres").exists():
-        raise UserError("PostgreSQL: no initdb on the path or in /usr/lib/postgresql; accepted: after its installation")
+        raise UserError("PostgreSQL: no initdb on the path or in /usr/lib/postgresql; accepted: an installed server")
     return found[-1]
 
 
-def unprivileged() -> dict[str, object]:
-    """How a process is started as a user whom PostgreSQL accepts, as it refuses root; nothing for any other."""
+def unprivileged() -> dict[str, Any]:
+    """Return arguments of `Popen` that drop root's rights, because PostgreSQL refuses root; empty for other users."""
     if os.geteuid():
         return {}
     names = {entry.pw_name: entry for entry in pwd.getpwall()}

@@ -1,8 +1,8 @@
-"""A Ray cluster of several nodes on this machine, as a process of its own: a process can be in one Ray only.
+"""A Ray cluster of several nodes on this machine, in its own process: a process can join only one Ray.
 
-`python raylets.py CPUS...` starts a head without CPUs and a node for each number, prints the address, and does what
-its input says, a line each, answered by a line: `kill N` (SIGKILL to all processes of node N, from 0), `add CPUS`,
-`kill head`. It ends, and the cluster with it, when its input does.
+`python tests/stress/raylets.py CPUS...` starts a head without CPUs and a node for each number, and prints the address
+and the nodes' ids. It reads commands from stdin and answers each with a node's id: `kill N` (SIGKILL to all processes
+of node N, counted from 0), `add CPUS`, `kill head`. The cluster ends with the input.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 from ray.cluster_utils import Cluster
 
-SECONDS = 120  # for nodes to come up
-LIGHT = {"include_dashboard": False, "include_log_monitor": False}  # Ray gives each node's processes 30 s to start
+SECONDS = 120  # time limit for nodes to start
+# Fewer processes for each node: Ray allows 30 s for all of them to start.
+LIGHT = {"include_dashboard": False, "include_log_monitor": False}
 
 
 def main(cpus: list[str]) -> None:

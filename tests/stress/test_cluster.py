@@ -1,4 +1,4 @@
-"""Searches on a Ray cluster of several nodes, which are so many raylets on this machine, some of them killed."""
+"""Searches on a Ray cluster: its nodes are raylets on this machine, and some are killed."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ RAY = {
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | RAY
 LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 
-# A search on formulas. A trial from the fourth on says that it waits after its first epoch, and does so for the file
-# `go`. Its data must be mapped memory.
+# A search without training. From the fourth trial on, each trial writes `waits-N` after its first epoch and waits for
+# the file `go`. Its images must be memory-mapped (not writeable).
 SEARCH = """
 import sys, time
 from pathlib import Path
@@ -67,18 +67,19 @@ sys.exit(run_main(lambda _: print(search(settings, folder, work=work).why_stoppe
 
 
 class Nodes:
-    """The cluster's process: see `raylets.py`."""
+    """The process of a cluster; its commands are those of `raylets.py`."""
 
     def __init__(self, *cpus: int) -> None:
         command = [sys.executable, str(Path(__file__).with_name("raylets.py")), *map(str, cpus)]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
-        for _ in range(3):  # Ray gives a node's processes 30 s to start, which a busy machine may not do
+        for _ in range(3):  # on a busy machine a node may need longer than the 30 s that Ray allows
             self._process = subprocess.Popen(command, env=ENVIRONMENT, **pipes)
             if line := self._process.stdout.readline():
                 break
         self.address, *self.ids = line.split()
 
     def do(self, line: str) -> str:
+        """Give a command; return the id of its node."""
         self._process.stdin.write(line + "\n")
         self._process.stdin.flush()
         return self._process.stdout.readline().strip()
@@ -90,7 +91,7 @@ class Nodes:
 
 @pytest.fixture
 def nodes() -> Iterator[Nodes]:
-    """A head without cores, and three nodes of one core each."""
+    """Start a head without cores and three nodes with one core each."""
     cluster = Nodes(1, 1, 1)
     yield cluster
     cluster.close()
@@ -98,7 +99,7 @@ def nodes() -> Iterator[Nodes]:
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen]]:
-    """Starts a search in the folder `run`."""
+    """Return a function that starts a search in the folder `run`."""
     started = []
 
     def start_(address: str, trials: int) -> subprocess.Popen:
@@ -126,7 +127,7 @@ def wait_for(process: subprocess.Popen, condition: Callable[[], object]) -> None
 
 
 def waiting(folder: Path) -> int:
-    """Trials that came so far as to wait."""
+    """Return the number of trials that have begun to wait."""
     return len(list(folder.glob("waits-*")))
 
 
@@ -141,11 +142,11 @@ class TestNodes:
         dead = nodes.do("kill 1")
         wait_for(search, lambda: of(tmp_path, FAILED))
         new = nodes.do("add 1")
-        wait_for(search, lambda: waiting(tmp_path) == 4)  # the network asked again, too
+        wait_for(search, lambda: waiting(tmp_path) == 4)  # with the retry of the lost trial
         (tmp_path / "go").touch()
         out, error = search.communicate(timeout=120)
         assert (search.returncode, error) == (0, "")
-        assert out.endswith("all trials are done\n")  # after what Ray says of the raylet
+        assert out.endswith("all trials are done\n")  # Ray's lines about the lost raylet come before
         scored, failed = of(tmp_path, SCORED), of(tmp_path, FAILED)
         assert (len(scored), len(failed)) == (13, 1)
         assert failed[0].attrs["reason"].startswith("the worker died: ")
@@ -215,7 +216,7 @@ import ray
 from search.execute.cluster import ray_at
 
 with ray_at(None):
-    ray.get([ray.remote(lambda: 0).remote() for _ in range(2)])  # so that workers are there
+    ray.get([ray.remote(lambda: 0).remote() for _ in range(2)])  # starts two workers
     print("there", flush=True)
     input()
 """
@@ -237,7 +238,7 @@ def test_a_ray_of_our_own_listens_on_loopback_alone() -> None:
 
 
 def listening(pid: int) -> list[str]:
-    """The addresses, as the kernel writes them, that a process and those under it listen on, an entry a TCP socket."""
+    """Return the hexadecimal address of each TCP socket on which a process or a descendant listens."""
     tables = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()]
     address_of = {f"socket:[{row[9]}]": row[1].split(":")[0] for row in tables if row[3] == "0A"}
     links = [os.readlink(fd) for p in (pid, *descendants(pid)) for fd in Path(f"/proc/{p}/fd").iterdir()]
@@ -245,5 +246,6 @@ def listening(pid: int) -> list[str]:
 
 
 def descendants(pid: int) -> list[int]:
+    """Return the ids of all descendants of a process."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return [p for child in map(int, children) for p in (child, *descendants(child))]

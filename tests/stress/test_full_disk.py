@@ -1,4 +1,4 @@
-"""A full disk ends a search in one line, and the same command goes on once there is room."""
+"""A full disk ends a search in one line, and the same command resumes once there is room."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def test_on_a_small_disk(options: str, capfd: pytest.CaptureFixture) -> None:
 
 
 class TestEveryWrite:
-    """The files that a search writes, each refused by the disk once."""
+    """Each file that a search writes meets a full disk once."""
 
     @pytest.fixture
     def refuse(self, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-        """From now on there is no room for files of this name."""
+        """Return a function that makes the disk full for files of a name (a glob pattern)."""
         fsync = os.fsync
 
         def refuse(name: str) -> None:
@@ -52,7 +52,7 @@ class TestEveryWrite:
 
         return refuse
 
-    @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="finds out by /proc what is written")
+    @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="finds the written file in /proc")
     @pytest.mark.parametrize(
         "name", ["run.json", "[0-9].pt", "[0-9].safetensors", "trials.csv", "pareto.png", "pareto.html", "arch.json"]
     )
@@ -96,7 +96,7 @@ def test_other_errors_stay_what_they_are(error: Exception, full: bool, tmp_path:
 
 
 def _raised_from(error: Exception) -> Exception:
-    """As Optuna and Tune wrap what went wrong."""
+    """Return an exception that wraps `error`, as Optuna and Tune do."""
     wrapped = RuntimeError("the trial's result could not be handled")
     wrapped.__cause__ = error
     return wrapped

@@ -1,4 +1,4 @@
-"""The study of kills in miniature, and what it counts."""
+"""The tool `kill_driver` in miniature, and each harm that it must count."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .kill_driver import Seen, count, records_of
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a search that is done: three networks."""
+    """Return the folder of a finished search with three networks."""
     folder = tmp_path_factory.mktemp("study") / "run"
     settings = Settings(space="scale", executor="local", trials=3, epochs=2, train_images=10)
     search(settings, folder, work=Synthetic(weights=True))
@@ -136,7 +136,7 @@ def test_mistakes_are_one_line(options: str, capsys: pytest.CaptureFixture) -> N
     "how", ["--kills 2 --within 8", "--kills 1 --within 3 --what worker --executor tune --workers 1"]
 )
 def test_nothing_is_lost(how: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    """Real searches, real kills."""
+    """Kill real searches."""
     small = ["--trials", "4", "--epochs", "3", "--train-images", "50", "--max-macs", "1M"]
     code = kill_driver.main([*how.split(), *small, "--out", str(tmp_path / "run")])
     shown = capsys.readouterr()

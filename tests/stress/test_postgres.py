@@ -31,7 +31,7 @@ from .postgres import Server
 
 
 def vanish(driver: Driver) -> None:
-    """As if the driver's process had been killed: its connections end without a word."""
+    """Close the driver's connections without notice, as a kill of its process does."""
     driver.study._turns.close()
 
 
@@ -86,7 +86,7 @@ class TestSeveralDrivers:
         settings = make_settings(trials=ALL)
         with shared(settings) as gone, shared(settings) as one, shared(settings) as two:
             left = [gone.next_job() for _ in range(3)]
-            gone.study._study.ask(gone.study._distributions)  # killed before it said whose the trial is
+            gone.study._study.ask(gone.study._distributions)  # killed before it recorded the trial's driver
             vanish(gone)
             again = [driver.next_job() for driver in (one, two, one)]
             assert [job.arch for job in again] == [job.arch for job in left]
@@ -103,7 +103,7 @@ class TestSeveralDrivers:
     def test_a_trial_that_was_taken_over_is_let_go(
         self, epoch: int, shared: Open, make_settings: Callable, data: Data
     ) -> None:
-        """The server lost sight of a driver that goes on."""
+        """The server has dropped the connection of a driver that still runs."""
         settings = make_settings(trials=2)
         with shared(settings) as slow, shared(settings) as other:
             job = slow.next_job()
@@ -230,7 +230,7 @@ class TestRefusals:
     def test_a_folder_whose_study_is_not_there(
         self, loaded: Data, make_settings: Callable, postgres: Server, tmp_path: Path
     ) -> None:
-        """A new one would have other networks under the numbers of the weights."""
+        """A new study would have other networks under the numbers of the weights."""
         with pytest.raises(UserError, match="there is no study 'lost' in postgresql://"):
             join(postgres.url, "lost", {}, new=False)
 
