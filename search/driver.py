@@ -144,13 +144,10 @@ class Driver:
 
     def _start(self, accepted: Accepted) -> Job:
         """Return the job of an accepted proposal, with the last checkpoint of an earlier trial of its network."""
-        number, arch = accepted.proposal.number, accepted.arch
-        estimate = self.evaluator.estimates and accepted.proposal.confirms is None
-        job = (self.evaluator.confirmation if accepted.proposal.confirms is not None else self.evaluator.job)(
-            number, arch
-        )
+        number, is_new = accepted.proposal.number, accepted.proposal.confirms is None
+        job = (self.evaluator.job if is_new else self.evaluator.confirmation)(number, accepted.arch)
         earlier = self._earlier(number)
-        self.running[number] = Running(job, accepted, estimate, earlier=earlier)
+        self.running[number] = Running(job, accepted, is_new and self.evaluator.estimates, earlier=earlier)
         self.on_change()
         return replace(job, checkpoint=next((self.checkpoints[n] for n in earlier if n in self.checkpoints), None))
 

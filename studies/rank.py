@@ -31,8 +31,6 @@ from rich.console import Console
 from rich.progress import track
 from torch import nn
 
-import space as spaces
-import trainers.datasets.data
 from res2net.arch import Arch
 from res2net.commands import Parser, run_main
 from res2net.cost import cost
@@ -40,9 +38,10 @@ from res2net.elastic import ElasticRes2Net
 from res2net.errors import UserError
 from res2net.factory import create
 from res2net.files import write_atomic
+from res2net.options import add_options, fields_of
 from search import shared_weights
 from search.evaluators import trial_seed
-from search.groups import Scoring
+from search.groups import Scope, Scoring
 from search.report.figures import label_counts, new_figure, png, tidy
 from search.settings import Settings
 from space import Space
@@ -64,6 +63,7 @@ NAMES = {
     CEILING: "another seed (ceiling)",
 }
 Initial = tuple[Settings, Space, Path | None]  # arguments of `_begin`
+SCOPE = ("space", "base", "per_stage", "data", "data_dir", "train_images", "seed")  # options that are settings
 DRAWS = 2000  # resamples of the bootstrap
 
 
@@ -271,12 +271,8 @@ def plot(members: pd.DataFrame, table: pd.DataFrame, title: str) -> bytes:
 def build_parser() -> Parser:
     """Return the command's options."""
     out = Parser(prog=PROG, description=first_line(__doc__))
-    out.add_argument("--space", default="scale_card_depth", help=f"{', '.join(spaces.names())}, or a YAML file")
-    out.add_argument("--base", help=f"{', '.join(spaces.BASES)} (default: the data set's)")
-    out.add_argument("--per-stage", action="store_true", help="give each stage its own values")
-    out.add_argument("--data", default="shapes", help=", ".join(trainers.datasets.data.names()))
-    out.add_argument("--data-dir", metavar="DIR", help="where the data set's files are")
-    out.add_argument("--train-images", type=int, metavar="N", help="train on N images only")
+    add_options(out, fields_of(Scope, SCOPE))
+    out.set_defaults(seed=Scope().seed)
     out.add_argument("--members", type=int, default=30, help="networks to compare")
     out.add_argument("--epochs", type=int, default=3, help="epochs of stand-alone training")
     out.add_argument(
@@ -285,15 +281,13 @@ def build_parser() -> Parser:
     out.add_argument("--supernet-epochs", type=int, default=Scoring().supernet_epochs, help="of the shared weights")
     out.add_argument("--tune-epochs", type=int, default=1, help="epochs of tuning after inheritance")
     out.add_argument("--tune-lr", type=float, default=0.02, help="peak learning rate of tuning")
-    out.add_argument("--seed", type=int, default=0, help="seed of split, members and training")
     out.add_argument("--workers", type=int, default=cores(), help="processes of one thread each")
     out.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the tables; a used one resumes")
     return out
 
 
 def _settings(args: argparse.Namespace) -> Settings:
-    names = ("space", "base", "per_stage", "data", "data_dir", "train_images", "epochs", "seed")
-    return Settings(**{name: getattr(args, name) for name in names})
+    return Settings(epochs=args.epochs, **{name: value for name, value in vars(args).items() if name in SCOPE})
 
 
 def _write(study: Study, args: argparse.Namespace, what: str) -> pd.DataFrame:
