@@ -77,9 +77,8 @@ def bench(args: argparse.Namespace) -> None:
         sampler=args.sampler,
         seed=args.seed,
     )
-    print(
-        f"space {settings.scope.space}, per stage: {args.epochs} epochs, {args.sampler}, seed {args.seed}, {cores()} cores"
-    )
+    space = settings.scope.space
+    print(f"space {space}, per stage: {args.epochs} epochs, {args.sampler}, seed {args.seed}, {cores()} cores")
     print(f"{'executor':<10}{'workers':>8}{'Ray, s':>9}{'start, s':>10}{'trials':>8}{'n':>6}{'s/trial':>10}{'MB':>8}")
     for executor in EXECUTORS if args.executor == "both" else (args.executor,):
         (local if executor == "local" else tune)(settings, workers, sizes)

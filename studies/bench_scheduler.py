@@ -4,8 +4,8 @@
 
 The folder is one of `studies.rank`: networks of a space, trained alone, with their accuracy after each epoch. A replay
 draws the networks in a random order, hands them to workers that end an epoch each in turn, and asks
-`search.scheduler.continues` at every rung, as a search does. Compared is the hypervolume of the networks that got all of
-their epochs, against the epochs that were spent on all.
+`search.scheduler.continues` at every rung, as a search does. Compared is the hypervolume of the networks that got all
+of their epochs, against the epochs that were spent on all.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import optuna
-from optuna.distributions import CategoricalDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from res2net.arch import Arch
@@ -47,7 +47,7 @@ class Study:
         here: Mapping[str, str] | None = None,
     ) -> None:
         self._sampler, self._seed = sampler, seed
-        self._distributions = {k: CategoricalDistribution(v) for k, v in choices.items()}
+        self._distributions: dict[str, BaseDistribution] = {k: CategoricalDistribution(v) for k, v in choices.items()}
         self.storage = open_storage(url)
         there = [] if is_shared(url) else self.storage.get_all_studies()
         name = there[0].study_name if there else name  # a renamed folder's study keeps its name

@@ -84,7 +84,7 @@ class TestEvaluator:
         ],
     )
     def test_a_wrong_path_is_one_line(self, write_module: Callable[[str], str], path: str, said: str) -> None:
-        with pytest.raises(UserError, match="^`evaluator`: ") as error:
+        with pytest.raises(UserError, match=r"^`evaluator`: ") as error:
             Settings(evaluator=path.format(module=write_module(EVALUATOR)))
         assert said in str(error.value)
         assert "\n" not in str(error.value)
@@ -138,7 +138,7 @@ class TestSampler:
         ],
     )
     def test_a_wrong_path_is_one_line(self, write_module: Callable[[str], str], path: str, said: str) -> None:
-        with pytest.raises(UserError, match="^`sampler`: ") as error:
+        with pytest.raises(UserError, match=r"^`sampler`: ") as error:
             Settings(sampler=path.format(module=write_module(SAMPLER)))
         assert said in str(error.value)
         assert "\n" not in str(error.value)

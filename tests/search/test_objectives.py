@@ -177,7 +177,7 @@ class TestAnObjectiveOfTheUsers:
         ],
     )
     def test_a_wrong_path_is_one_line(self, module: str, path: str, said: str) -> None:
-        with pytest.raises(UserError, match="^`objective`: ") as error:
+        with pytest.raises(UserError, match=r"^`objective`: ") as error:
             Settings(objective=path.format(module=module))
         assert said in str(error.value)
         assert "\n" not in str(error.value)

@@ -34,7 +34,8 @@ def work(job, data):
             time.sleep(0.2)
         yield report
 
-settings = Settings(space="scale_card", per_stage=True, trials=4, epochs=30 if waits else 2, sampler="random", workers=2)
+epochs = 30 if waits else 2
+settings = Settings(space="scale_card", per_stage=True, trials=4, epochs=epochs, sampler="random", workers=2)
 result = search(settings, folder, work=work)
 print(result.interrupted, result.ledger.spent, flush=True)
 sys.exit(7)

@@ -39,7 +39,7 @@ class TestLoopback:
 
     def test_the_constant_is_put_back_also_after_an_error(self) -> None:
         before = ray_constants.ENABLE_RAY_CLUSTER
-        with pytest.raises(KeyboardInterrupt), ray_private.on_loopback_alone():
+        with pytest.raises(KeyboardInterrupt), ray_private.on_loopback_alone():  # noqa: PT012 - looked at inside
             assert ray_constants.ENABLE_RAY_CLUSTER is False
             raise KeyboardInterrupt
         assert ray_constants.ENABLE_RAY_CLUSTER is before
@@ -72,7 +72,7 @@ class TestAddress:
     @pytest.mark.parametrize("address", ["nonsense", "127.0.0.1:port", "127.0.0.1:80"])
     def test_anything_else_is_a_value_error(self, address: str) -> None:
         """The search turns a `ValueError` into one line, and no other error."""
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match=r"address"):
             ray_private.head_address(address)
 
     def test_an_address_that_is_given_is_not_looked_up(self) -> None:
@@ -93,7 +93,7 @@ print(ray_private.head_address("auto") == ray_private.host_and_port(ray.get_runt
 
 
 class TestToken:
-    """`maybe_enable_token_auth_if_token_available`: without it, a search could not join a cluster that wants a token."""
+    """`maybe_enable_token_auth_if_token_available`: without it, no search could join a cluster with a token."""
 
     CODE = """
 import os
