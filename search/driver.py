@@ -117,9 +117,8 @@ class Driver:
         if not self.evaluator.estimates or any("confirms" not in r.attrs for r in self.study.running()):
             return None
         while True:
-            books = self.ledger
-            tried = books.scored.keys() | books.given_up.keys() | books.suspects.keys()
-            tried |= {r.key for r in self.study.running()}
+            books, running = self.ledger, {r.key for r in self.study.running()}
+            tried = books.scored.keys() | books.given_up.keys() | books.suspects.keys() | running
             picks = books.picks(self.settings.scoring.confirm)
             pick = next((r for r in picks if r.key not in tried), None)
             if pick is None or self._no_time():

@@ -75,7 +75,7 @@ class TestAddress:
     @pytest.mark.parametrize("address", ["nonsense", "127.0.0.1:port", "127.0.0.1:80"])
     def test_anything_else_is_a_value_error(self, address: str) -> None:
         """The search turns a `ValueError` into one line, and no other error."""
-        with pytest.raises(ValueError):  # noqa: PT011  # each address has a text of its own
+        with pytest.raises(ValueError, match=r"address"):
             ray_private.head_address(address)
 
     def test_an_address_that_is_given_is_not_looked_up(self) -> None:
