@@ -1,6 +1,7 @@
 """The fixtures that tests of the search share."""
 
 from searches import (  # noqa: F401
+    copied_databases,
     data,
     loaded,
     make_settings,

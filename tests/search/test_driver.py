@@ -373,7 +373,9 @@ class TestResume:
         assert records(tmp_path) == before
 
     @pytest.mark.parametrize("sampler", ["tpe", pytest.param("nsga2", marks=SLOW), pytest.param("random", marks=SLOW)])
-    @pytest.mark.parametrize(("number", "epoch"), [(0, 0), (4, 1), pytest.param(7, 0, marks=SLOW)])
+    @pytest.mark.parametrize(
+        ("number", "epoch"), [pytest.param(0, 0, marks=SLOW), (4, 1), pytest.param(7, 0, marks=SLOW)]
+    )
     def test_killed_and_resumed_is_as_never_killed(
         self,
         sampler: str,
@@ -416,7 +418,9 @@ class TestResume:
         assert run_driver(make_settings(trials=1)).ledger.counts[SCORED] == 1
         assert {r.key for r in of(tmp_path, ORPHAN)} == {r.key for r in of(tmp_path, SCORED)}
 
-    @pytest.mark.parametrize("kept", [pytest.param(0, marks=SLOW), 5, search.proposals.MAX_MISSES - 1])
+    @pytest.mark.parametrize(
+        "kept", [pytest.param(0, marks=SLOW), 5, pytest.param(search.proposals.MAX_MISSES - 1, marks=SLOW)]
+    )
     @pytest.mark.parametrize("method", [pytest.param("infeasible", marks=SLOW), "ask"])
     def test_killed_among_proposals_that_need_no_training(
         self,
