@@ -159,19 +159,7 @@ def test_rooms_import_only_what_the_table_allows(room: str) -> None:
     assert breaches(room) == []
 
 
-UNFINISHED = pytest.mark.xfail(strict=False, reason="this room is still being rebuilt")
-
-
-@pytest.mark.parametrize(
-    "room",
-    [
-        "res2net",
-        pytest.param("space", marks=UNFINISHED),
-        pytest.param("trainers", marks=UNFINISHED),
-        pytest.param("search", marks=UNFINISHED),
-        "studies",
-    ],
-)
+@pytest.mark.parametrize("room", ROOMS)
 def test_no_room_has_an_import_circle(room: str) -> None:
     assert circles(room) == []
 
