@@ -88,7 +88,7 @@ def links(room: str) -> dict[str, set[str]]:
                 source = ".".join((*base, *filter(None, [node.module])))
                 found[module] |= {n if (n := f"{source}.{alias.name}") in known else source for alias in node.names}
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                found[module] |= {path[1]} if (path := re.fullmatch(r"([\w.]+):\w+", node.value)) else set()
+                found[module] |= {named[1]} if (named := re.fullmatch(r"([\w.]+):\w+", node.value)) else set()
         found[module] &= known.keys()
     return found
 
