@@ -261,3 +261,36 @@ def test_type_checkers_of_users_read_our_annotations(room: str) -> None:
     with open(ROOT / "pyproject.toml", "rb") as file:
         data = tomllib.load(file)["tool"]["setuptools"]["package-data"]
     assert "py.typed" in data[room]
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_files_are_at_most_350_lines_long(room: str) -> None:
+    longer = {p.name: n for p in sources(room) if (n := len(p.read_text(encoding="utf-8").splitlines())) > 350}
+    assert longer == {}
+
+
+def test_the_search_names_its_objectives_in_one_place() -> None:
+    files = [p for p in sources("search") if p.name != "objectives.py"]
+    lines = [line for p in files for line in p.read_text(encoding="utf-8").splitlines() if "macs" in line]
+    assert len(lines) <= 10, lines
+
+
+def test_private_parts_of_libraries_are_used_in_one_file_each() -> None:
+    """Each of these files has a test beside it that says what breaks without a private part."""
+    allowed = {"_torch_private.py", "optuna_private.py", "ray_private.py"}
+    foreign = ("torch", "optuna", "ray", "pickle", "numpy", "pandas", "rich", "sqlalchemy")
+    found = []
+    for room in ROOMS:
+        for path in sources(room):
+            if path.name in allowed:
+                continue
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                private = (
+                    isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__")
+                )
+                if private and (name := ast.unparse(node)).partition(".")[0] in foreign:
+                    found.append(f"{path.relative_to(ROOT)}: {name}")
+            found += [
+                f"{path.relative_to(ROOT)}: {n}" for n in imports(path) if n.partition(".")[0] in foreign and "._" in n
+            ]
+    assert found == []
