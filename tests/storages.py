@@ -102,11 +102,11 @@ class StorageContract:
         with open_(settings) as driver:
             execute(driver, data, work)
         with open_(settings) as again:
-            for name in ("scored", "given_up", "lost", "counts", "fronts", "history", "spent"):
-                assert getattr(again, name) == getattr(driver, name), name
-            assert again.front == driver.ledger.front
+            for name in ("scored", "given_up", "lost", "counts", "front", "history", "spent"):
+                assert getattr(again.ledger, name) == getattr(driver.ledger, name), name
+            assert again.ledger.front == driver.ledger.front
             ended = Counter(r.outcome for r in again.study.records() if r.state != "WAITING")
-            assert ended == again.counts
+            assert ended == again.ledger.counts
 
     def test_an_interruption_leaves_nothing_running(self, open_: Open, make_settings: Callable) -> None:
         with open_(make_settings()) as driver:

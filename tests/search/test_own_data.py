@@ -19,7 +19,7 @@ def test_is_searched_and_exported(tiny_space: Path, tmp_path: Path) -> None:
     options = ["--data", OWN, "--space", str(tiny_space), "--executor", "local", "--trials", "2", "--epochs", "1"]
     assert run.main([*options, "--batch-size", "16", "--out", str(out)]) == 0
     content = runs.read(out)
-    assert content["settings"]["data"] == OWN
+    assert content["settings"]["scope"]["data"] == OWN
     assert content["data"]["classes"] == ["across", "along"]
     assert content["space"]["skeleton"]["in_channels"] == 1
     assert export.main([str(out), "--to", str(to), "--test"]) == 0

@@ -21,7 +21,7 @@ BEFORE = {"epochs": 8, "lr": 0.25}
 def check(settings: Settings) -> None:
     """Raise `UserError` if no network of the settings' space has the MACs that they ask for."""
     scope = settings.scope
-    scope.matching.check(scope.scope.get_space(10), scope.limits, scope.seed)
+    scope.matching.check(scope.get_space(10), scope.limits, scope.seed)
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ class TestRefusals:
         assert "secret" not in error
 
     def test_a_name_without_a_storage(self, refused: Callable) -> None:
-        assert refused("--study mine").startswith("--study: says nothing without --storage")
+        assert refused("--study mine").startswith("--study: has no effect without --storage")
 
     def test_shared_weights_that_each_driver_would_train(self, refused: Callable) -> None:
         error = refused("--storage postgresql://me@host/db --evaluator supernet")

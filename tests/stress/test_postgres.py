@@ -60,9 +60,9 @@ class TestSeveralDrivers:
                 for report in Synthetic()(job, data):
                     driver.on_report(job.number, report)
             assert (one.next_job(), two.next_job()) == (None, None)
-            assert one.spent == two.spent == ALL
-            assert one.scored == two.scored
-            assert one.front == two.front
+            assert one.ledger.spent == two.ledger.spent == ALL
+            assert one.ledger.scored == two.ledger.scored
+            assert one.ledger.front == two.ledger.front
 
     def test_trials_are_counted_over_all_drivers(self, shared: Open, make_settings: Callable) -> None:
         settings = make_settings(trials=5)
@@ -78,7 +78,7 @@ class TestSeveralDrivers:
                 assert [r.number for r in two.study.running()] == [job.number]
                 assert two.study.orphans() == []
             assert [one.on_report(job.number, report) for report in Synthetic()(job, data)] == [True, False]
-            assert one.spent == 3
+            assert one.ledger.spent == 3
 
     def test_what_one_left_behind_is_taken_over_by_exactly_one(
         self, shared: Open, make_settings: Callable, data: Data
@@ -139,7 +139,7 @@ class TestWholeSearch:
     def test_a_second_folder_joins(self, loaded: Data, settings: Settings, tmp_path: Path) -> None:
         first = search_(settings, tmp_path / "one", work=self.WORK)
         second = search_(replace(settings, trials=12), tmp_path / "two", work=self.WORK)
-        assert (len(first.front) > 0, len(second.trials)) == (True, len(read_all(settings)))
+        assert (len(first.ledger.front) > 0, len(second.trials)) == (True, len(read_all(settings)))
         assert second.trials.outcome.eq(SCORED).sum() == 12
         assert not (tmp_path / "one/study.db").exists()
         here = {int(p.stem) for p in (tmp_path / "two/weights").iterdir()}
