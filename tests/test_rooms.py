@@ -242,6 +242,21 @@ def test_the_public_face_is_whole(name: str) -> None:
     assert callable(getattr(res2net, name))
 
 
+@pytest.mark.slow
+def test_importing_any_module_leaves_the_environment_alone(tmp_path: Path) -> None:
+    names = [n for room in ROOMS for n in modules(room) if not n.endswith("__main__")]
+    code = f"""
+import importlib, logging, os, signal
+import optuna_dashboard, ray.tune  # which themselves set variables and handlers
+before = dict(os.environ), logging.getLogger().handlers[:], signal.getsignal(signal.SIGTERM)
+for name in {names}:
+    importlib.import_module(name)
+    assert (dict(os.environ), logging.getLogger().handlers[:], signal.getsignal(signal.SIGTERM)) == before, name
+"""
+    run(code, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_importing_does_nothing(tmp_path: Path) -> None:
     names = ", ".join(packages("search", "trainers", "space", "res2net"))
     code = f"import logging, sys, {names}\nprint('ray' in sys.modules, logging.getLogger().handlers, end=' ')\n"

@@ -65,8 +65,7 @@ def _leave_quietly() -> None:
     `_exit` with the process's exit code before C++ runs its destructors. By then Python has run its own handlers and
     flushed its files.
     """
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "on_exit"):  # glibc's; elsewhere the crash was not seen
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "on_exit"):  # glibc's
         libc.on_exit(libc._exit, None)
 
 
