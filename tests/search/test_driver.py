@@ -74,7 +74,7 @@ def killed_at(number: int, epoch: int) -> Callable[[Job, Data], Iterator[Report]
     return work
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random"])
+@pytest.mark.parametrize("sampler", ["tpe", pytest.param("nsga2", marks=SLOW), "random"])
 def test_no_network_is_trained_twice(
     sampler: str, run_driver: Callable, make_settings: Callable, tmp_path: Path
 ) -> None:
@@ -219,7 +219,9 @@ class TestFailures:
         assert len({r.key for r in of(tmp_path, SCORED)}) == ALL - 1
         assert driver.ledger.spent == ALL
 
-    @pytest.mark.parametrize(("error", "tries"), [(RuntimeError("no luck"), 1), (MemoryError(), 1 + RETRIES)])
+    @pytest.mark.parametrize(
+        ("error", "tries"), [(RuntimeError("no luck"), 1), pytest.param(MemoryError(), 1 + RETRIES, marks=SLOW)]
+    )
     @pytest.mark.parametrize("resumed_after", [pytest.param(1, marks=SLOW), 2])
     def test_a_resumed_search_tries_again_what_one_that_was_not_stopped_would(
         self, resumed_after: int, error: Exception, tries: int, run_driver: Callable, make_settings: Callable

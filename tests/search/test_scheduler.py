@@ -145,6 +145,7 @@ class TestSearch:
         repeats = [r for r in of(tmp_path, REPEATED) if "reason" in r.attrs]
         assert all("was stopped as trial" in r.attrs["reason"] for r in repeats)
 
+    @pytest.mark.slow
     def test_a_resumed_search_knows_its_rungs(
         self, settings: Settings, open_driver: Callable, run_driver: Callable, tmp_path: Path
     ) -> None:

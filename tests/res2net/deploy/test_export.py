@@ -31,6 +31,7 @@ def logits(model: nn.Module, x: Tensor) -> Tensor:
 # ---- torch.export --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_program_takes_any_batch(tmp_path: Path) -> None:
     model = network()
     assert export_program(model, tmp_path / "model.pt2", image_size=(12, 10)) <= 1e-5
