@@ -43,7 +43,7 @@ def run_main(
 
     body: takes the parsed options; returns an exit code, or None for 0.
     build: returns the command's parser.
-    argv: the command line without the program; None for that of this process.
+    argv: the command line without the program; None takes this process's command line.
 
     A `UserError` becomes one line on stderr and exit code 2; Ctrl-C becomes one line and exit code 130.
     """

@@ -8,10 +8,13 @@
     config = from_options(Config, parser.parse_args())
 
 The keys of a field's metadata:
-    help: a text, in which `{choices}` stands for the accepted names. A field without it is no option.
-    metavar: the name of the value. group: the title above the option. positional: true for an argument without a name.
-    choices: a function that returns the accepted names. parse: a function of a text and the field's name (20M, 6h).
-    common: whether `--help` shows the field, where a command has a `--help-all`.
+    help: the help text; `{choices}` in it stands for the accepted names. A field without `help` is no option.
+    metavar: the name of the value in the help.
+    group: the title of the group that the option is listed under.
+    positional: whether the option is an argument without a name.
+    choices: a function that returns the accepted names.
+    parse: a function `(text, field name) -> value` for texts such as 20M or 6h.
+    common: whether `--help` shows the option, in a command with a `--help-all`.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from typing import Any, Protocol, TypeVar, Union, get_args, get_origin, get_type
 
 T = TypeVar("T")
 SIMPLE = (str, int, float, bool, Path)  # types that an option may have
-Option = tuple[Field[Any], type]  # a field, and the type of a value that is given
+Option = tuple[Field[Any], type]  # a field, and the type of its values other than None
 
 
 class Adder(Protocol):
@@ -44,7 +47,7 @@ def fields_of(cls: type, names: Iterable[str] | None = None) -> list[Option]:
 
 
 def _plain(kind: Any) -> type:
-    """Return the type of a value that is given: the first one of `int | None`."""
+    """Return the type without None: `int` for `int | None`."""
     return get_args(kind)[0] if get_origin(kind) in (types.UnionType, Union) else kind
 
 
@@ -57,8 +60,9 @@ def add_options(
 ) -> None:
     """Add one option for each field. Options that are not given are left out of the parsed namespace.
 
-    everything: whether the help shows all fields; else only the common ones. notes: what follows a default in the help.
-    choices: accepted names that the dataclass cannot know by itself.
+    everything: whether the help shows all fields, or only the common ones.
+    notes: texts that follow the default in the help, by field name.
+    choices: accepted names by field name, in place of those in the field's metadata.
     """
     groups: dict[str, Adder] = {}
     for field, kind in found:
@@ -85,12 +89,12 @@ def add_options(
 
 def from_options(cls: Callable[..., T], args: argparse.Namespace) -> T:
     """Return the dataclass of the parsed options. Fields that were not given keep their defaults."""
-    names = {f.name for f in fields(cls)}  # type: ignore[arg-type]  # callable for its type, a dataclass in fact
+    names = {f.name for f in fields(cls)}  # type: ignore[arg-type]  # typed as a callable, always a dataclass
     return cls(**{name: value for name, value in vars(args).items() if name in names})
 
 
 def describe(field: Field[Any], note: str = "", choices: Sequence[str] | None = None) -> str:
-    """Return the help text of a field, with its choices (the field's own if None) and its default."""
+    """Return the help text of a field with its default. choices: the accepted names; None takes the field's own."""
     own: Callable[[], Sequence[str]] = field.metadata.get("choices", tuple)
     text = field.metadata["help"].replace("{choices}", ", ".join(own() if choices is None else choices))
     if "default:" in text or field.default is MISSING:

@@ -12,13 +12,12 @@ PATH = "my_package.my_module:NAME"  # how an import path is written
 def load_object(path: str, field: str, accepted: str = PATH) -> object:
     """Return the object of an import path.
 
-    Raise `UserError`, which names the field and what is accepted, for a module that does not import and a name that it
-    does not define.
+    Raise `UserError` if the module cannot be imported or lacks the name. The error shows `field` and `accepted`.
     """
     module_name, _, name = path.partition(":")
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # a module's own code may raise anything
+    except Exception as error:  # the user's module may raise anything while it is imported
         cause = " ".join(f"{type(error).__name__}: {error}".split())
         text = f"`{field}`: {path!r}: module {module_name!r} does not import ({cause}); accepted: {accepted}"
         raise UserError(text) from error

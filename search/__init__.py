@@ -1,4 +1,4 @@
-"""Which network to try next: `search(settings)` does from Python what `python -m search.run` does."""
+"""Search a space for its front of accuracy against cost: `search(settings)`, or `python -m search.run`."""
 
 from __future__ import annotations
 

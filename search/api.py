@@ -37,19 +37,28 @@ from trainers.datasets.data import Data
 if TYPE_CHECKING:  # matplotlib takes a second to import
     from matplotlib.figure import Figure
 
-REPORT_SECONDS = 30.0  # the age at which tables and plots are written anew while a search runs,
-REPORT_SHARE = 0.03  # unless that would take more than this share of the driver's time
-SHOWN = 500  # the last trials on the dashboard, beside the front: every 2 KB of its plot are a transaction
+# While a search runs, its tables and plots are rewritten every REPORT_SECONDS. Long reports come less often, so that
+# they take at most REPORT_SHARE of the driver's time.
+REPORT_SECONDS = 30.0
+REPORT_SHARE = 0.03
+# The dashboard's plot shows the front and the last SHOWN trials: each 2 KB of the plot cost one transaction.
+SHOWN = 500
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a search found.
+    """The result of a search.
 
-    folder: the run's. settings, space: of the search. trials: a row for each trial. front: its rows on the front,
-    cheapest first. hypervolume: in %, see `search.front`. seconds: of this call. why_stopped: in words.
-    interrupted: whether Ctrl-C ended it. unfinished: whether trials are left, so that the same call resumes. ledger:
-    the books.
+    folder: the run's folder.
+    settings, space: the settings and the space of the search.
+    trials: a table with a row for each trial.
+    front: the rows of `trials` on the front, cheapest first.
+    hypervolume: the hypervolume of the front in %; see `search.front`.
+    ledger: the ledger over all trials.
+    seconds: the wall time of this call.
+    why_stopped: the reason why the search ended, in words.
+    interrupted: whether Ctrl-C ended the search.
+    unfinished: whether trials are left; then the same call resumes the search.
     """
 
     folder: Path
@@ -70,7 +79,7 @@ class Result:
 
 
 def load(folder: str | Path) -> Result:
-    """Return the result of a run's folder, whoever wrote it; nothing is written. Raise `UserError` if it is no run."""
+    """Return the result stored in a run's folder; write nothing. Raise `UserError` if the folder holds no run."""
     folder = Path(folder)
     settings, space = runs.settings_of(folder), runs.space_of(folder)
     records = list(read(folder, settings.resources.storage, settings.resources.study))
@@ -88,12 +97,15 @@ def search(
     work: Work | None = None,
     sampler: Factory | None = None,
 ) -> Result:
-    """Search as the settings say, in the folder `out`, and return what was found.
+    """Search a space as the settings say, and return the result.
 
-    out: a new folder under `runs/` if None; the folder of an earlier search resumes it. work: what workers run instead
-    of the evaluator's. sampler: a factory `seed -> sampler`, instead of the settings' one; a resume passes it again.
-    Raise `UserError` for settings, data or a folder that contradict each other, before anything is written. Ctrl-C
-    (KeyboardInterrupt) ends the search in good order: the result says so, and the same call resumes.
+    out: the run's folder. None makes a new one under `runs/`; the folder of an earlier search resumes that search.
+    progress: the display of the search; None shows nothing.
+    work: the function that workers run for each job; None takes the evaluator's.
+    sampler: a factory `seed -> sampler` in place of the settings' sampler. A resumed search must pass it again.
+
+    Raise `UserError` if settings, data and folder contradict each other, before anything is written.
+    Ctrl-C (KeyboardInterrupt) ends the search in good order: `interrupted` is set, and the same call resumes.
     """
     folder = Path(out) if out is not None else Path("runs") / runs.new_name(settings)
     data = settings.scope.load_data(progress.console if progress else None)
@@ -124,7 +136,7 @@ def search(
 
 
 def directions(settings: Settings) -> dict[str, Direction]:
-    """Return the direction of each objective of a search, by its name: quality first, then cost."""
+    """Return the direction of each objective of a search by name: quality first, then cost."""
     return {o.name: o.direction for o in (ACCURACY, settings.scope.cost)}
 
 
@@ -142,7 +154,7 @@ def open_study(
 
 
 def _with_study_name(settings: Settings, folder: Path) -> Settings:
-    """Name a shared study after the run's folder, if it was given no name; a resume keeps the name."""
+    """Return the settings with a name for a shared study: the run folder's by default. A resume keeps the name."""
     if not settings.resources.storage or settings.resources.study is not None:
         return settings
     known = (folder / runs.RUN_FILE).exists()
@@ -150,7 +162,7 @@ def _with_study_name(settings: Settings, folder: Path) -> Settings:
 
 
 class _Session:
-    """One driver's time with a run's folder."""
+    """One call of `search`: it runs a driver and writes the run's folder."""
 
     def __init__(
         self, number: int, settings: Settings, folder: Path, space: Space, data: Data, progress: Progress, study: Study
@@ -183,12 +195,12 @@ class _Session:
             time.monotonic() - begun,
             "interrupted" if interrupted else self.driver.why_stopped or "all trials are done",
             interrupted,
-            # Any resume asks for confirmations that are missing.
+            # Missing confirmations do not count here: any resume runs them.
             books.spent < self.settings.budget.trials,
         )
 
     def _export_best(self) -> None:
-        """Export the best trial whose weights are in this folder: other drivers keep their own."""
+        """Export the best trial whose weights are in this folder; other drivers keep theirs in their own folders."""
         for record in self.driver.ledger.best:
             if runs.weights_path(self.folder, record.number).is_file():
                 export.export(self.folder, str(record.number), self.folder / "best")

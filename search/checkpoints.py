@@ -1,4 +1,4 @@
-"""Checkpoints of trials that have not ended for good: one file each in the run's folder, `checkpoints/N.pt`."""
+"""Checkpoints that trials may still resume from: the file `checkpoints/N.pt` in the run's folder for trial N."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ CHECKPOINTS = "checkpoints"
 
 
 class Checkpoints(MutableMapping[int, bytes]):
-    """The newest checkpoint of each trial, by number. The worker that restores a checkpoint judges its content."""
+    """The newest checkpoint of each trial, by trial number. The worker that restores a checkpoint validates it."""
 
     def __init__(self, run: Path) -> None:
         self._folder = run / CHECKPOINTS
@@ -23,7 +23,7 @@ class Checkpoints(MutableMapping[int, bytes]):
         except FileNotFoundError:
             raise KeyError(number) from None
         except OSError:
-            return b""  # it exists, but cannot be read: the worker starts anew and says so
+            return b""  # unreadable: the worker refuses it, trains from the start and notes why
 
     def __setitem__(self, number: int, checkpoint: bytes) -> None:
         write_atomic(self._path(number), checkpoint)

@@ -1,4 +1,4 @@
-"""The search's decisions, whoever executes the trials: propose the next network, judge each report, record the end.
+"""The decisions of a search, with any executor: choose the next network, judge each report, record the trial's end.
 
 An executor calls `next_job` when a worker is free, `on_report` after each epoch, and `on_lost` when a worker died.
 """
@@ -24,7 +24,7 @@ from space import Space
 
 @dataclass(slots=True)
 class Running:
-    """A trial under way, as the display shows it.
+    """A running trial, for the driver and the display.
 
     estimate: whether its score is an estimate. earlier: the trials that ran its network before, the last one first.
     """
@@ -42,14 +42,14 @@ class Running:
 
 
 class Driver:
-    """Ask the study, screen its proposals, hand out jobs, and record what comes back.
+    """Turn the study's proposals into jobs for workers, and record their reports in the study.
 
-    The study is the only truth: the ledger is folded from it, and other drivers may write it too. A driver ends when
-    only other drivers' trials remain; if those drivers die, any driver that is alive takes their trials over.
+    The study holds the whole state: the ledger is computed from it, and other drivers may write it too. A driver ends
+    when only other drivers' trials remain. If those drivers die, any driver that is alive takes over their trials.
 
-    on_scored: called with the job and the weights of a trial that got its full budget, before its score is recorded.
-    checkpoints: the newest checkpoint of each trial that has not ended for good, by number. session: the number of the
-    run's session, which says on which hardware and commit a trial ran.
+    on_scored: called with the job and the weights of a trial with its full budget, before its score is recorded.
+    checkpoints: the newest checkpoint of each trial that may still resume, by trial number.
+    session: the index of this session in `run.json`, recorded with each trial; it leads to the hardware and commit.
     """
 
     def __init__(
@@ -76,14 +76,14 @@ class Driver:
 
     @property
     def seconds_left(self) -> float | None:
-        """What is left of `time`, in seconds; None without one."""
+        """The seconds left of the setting `time`; None without a limit."""
         limit = self.settings.budget.time
         return None if limit is None else limit - (time.monotonic() - self.started)
 
     # ---- What to run next ------------------------------------------------------------------------------------------
 
     def next_job(self) -> Job | None:
-        """Return the next network to score, or None if nothing more can start now."""
+        """Return the next job, or None if nothing can start now."""
         with self.study.exclusive():
             self._refresh()
             self._take_over()
@@ -92,18 +92,18 @@ class Driver:
             return self._next_new() or self._next_confirmation() or self._next_suspect()
 
     def _runs_alone(self) -> bool:
-        """Return whether nothing may start here: a suspect runs, or waits until all running trials have ended.
+        """Return whether nothing may start here, because a suspect runs alone or waits for the running trials to end.
 
-        A suspect waits only if its driver was killed between enqueueing it and asking for it.
+        A suspect waits only if its driver was killed after it enqueued the suspect and before it started it.
         """
         waits = any(r.state == "WAITING" and "alone" in r.attrs for r in self.study.unended())
         return bool(self.running) and (waits or any(t.accepted.proposal.alone for t in self.running.values()))
 
     def _next_new(self) -> Job | None:
-        """Return the next network that is not known yet."""
+        """Return the job of the next new network."""
         under_way = [*self.study.running(), *self.ledger.suspects.values()]
         searching = sum("confirms" not in r.attrs for r in under_way)
-        nothing = self.why_stopped and not self.study.waiting()  # another driver may have given a trial up
+        nothing = self.why_stopped and not self.study.waiting()  # a retry may still wait, say from another driver
         if nothing or self.ledger.spent + searching >= self.settings.budget.trials or self._no_time():
             return None
         found = self.proposals.new()
@@ -113,7 +113,7 @@ class Driver:
         return self._start(found)
 
     def _next_confirmation(self) -> Job | None:
-        """Return the next network of the estimates' front to train, once all estimates are in."""
+        """Return the job that trains the next network of the estimates' front, once all estimates are in."""
         if not self.evaluator.estimates or any("confirms" not in r.attrs for r in self.study.running()):
             return None
         while True:
@@ -129,7 +129,7 @@ class Driver:
                 return self._start(accepted)
 
     def _next_suspect(self) -> Job | None:
-        """Return a network that ran whenever a driver was killed. It runs last, while nothing else runs here."""
+        """Return the job of a suspect (see `_take_over`). A suspect runs last, while nothing else runs here."""
         while True:
             done = self.ledger.spent >= self.settings.budget.trials
             suspects = [r for r in self.ledger.suspects.values() if not done or "confirms" in r.attrs]
@@ -137,12 +137,12 @@ class Driver:
                 return None
             if not self.study.waiting():
                 self.study.enqueue(suspects[0].params, retry_of=suspects[0].number, alone=True)
-                self._refresh()  # it is no suspect from now on, or the proposal would be answered as one
+                self._refresh()  # drop it from the suspects: `ask` ends the trials of suspects
             if (accepted := self.proposals.ask()) is not None:
                 return self._start(accepted)
 
     def _start(self, accepted: Accepted) -> Job:
-        """Return the job of an accepted proposal, with the last checkpoint of an earlier trial of its network."""
+        """Return the job of an accepted proposal, with the last checkpoint of the network's earlier trials."""
         number, is_new = accepted.proposal.number, accepted.proposal.confirms is None
         job = (self.evaluator.job if is_new else self.evaluator.confirmation)(number, accepted.arch)
         earlier = self._earlier(number)
@@ -151,7 +151,7 @@ class Driver:
         return replace(job, checkpoint=next((self.checkpoints[n] for n in earlier if n in self.checkpoints), None))
 
     def _no_time(self) -> bool:
-        """Return whether a trial of the usual length would not end in time; then that is why the search stops."""
+        """Return whether the time left is too short for a trial of median length; if so, note it as `why_stopped`."""
         left = self.seconds_left
         if left is None:
             return False
@@ -165,7 +165,7 @@ class Driver:
     # ---- What comes back -------------------------------------------------------------------------------------------
 
     def on_report(self, number: int, report: Report) -> bool:
-        """Take in a trial's report; return whether the trial continues."""
+        """Record a trial's report; return whether the trial continues."""
         with self._own(number):
             return self._on_report(number, report)
         return False
@@ -183,7 +183,7 @@ class Driver:
             return False
         if report.note is not None and len(trial.reports) == 1:
             self.study.annotate(number, {"note": report.note})
-        if report.checkpoint is not None:  # before the rung's accuracy: any rung in the study can be resumed from
+        if report.checkpoint is not None:  # before the rung's accuracy: each rung in the study has its checkpoint
             self.checkpoints[number] = report.checkpoint
             self._drop_checkpoints(*trial.earlier)
         self.study.report(number, report.epoch, report.val_top1)
@@ -201,7 +201,7 @@ class Driver:
         return True
 
     def _continues(self, trial: Running, report: Report) -> bool:
-        """Return whether the scheduler lets a trial continue. A retry passes the rungs that its network passed."""
+        """Return whether the scheduler lets a trial continue. A retry passes all rungs that its network has passed."""
         books, key = self.ledger, trial.job.arch.key()
         before = books.furthest.get(key, 0)
         books.note_rung(key, report.epoch, report.val_top1, trial.cost)
@@ -215,7 +215,7 @@ class Driver:
     def _score(self, number: int, report: Report) -> None:
         trial = self.running.pop(number)
         attrs = self._earned(0 if trial.estimate else report.epoch, report)
-        self.on_scored(trial.job, report.weights)  # before the score: a score in the study has its weights on disk
+        self.on_scored(trial.job, report.weights)  # before the score: each score in the study has its weights on disk
         outcome = ESTIMATED if trial.estimate else SCORED
         self.study.complete(number, (report.val_top1, trial.cost), outcome, **attrs)
         self._drop_checkpoints(number, *trial.earlier)
@@ -224,8 +224,8 @@ class Driver:
 
     def _stop(self, number: int, report: Report) -> None:
         trial, of = self.running.pop(number), len(self.ledger.rungs[report.epoch])
-        # The share of the budget that the trial lacks counts as a broken limit. So TPE learns from the trial, no front
-        # holds it, and Optuna does not crash, as it does at a stopped trial that breaks no limit.
+        # The missing share of the budget is recorded as a violated limit. So TPE learns from the trial, and no front
+        # holds it. Optuna's TPE crashes at a pruned trial that violates no limit.
         lacking = 1 - report.epoch / trial.job.config.epochs
         violations = [*self.limits.violations(trial.job.arch, self.space.image_size), lacking]
         reason = f"after epoch {report.epoch} not among the best 1/{self.settings.budget.eta} of {of}"
@@ -235,7 +235,7 @@ class Driver:
         self.on_change()
 
     def _earned(self, epochs: int, report: Report) -> dict[str, object]:
-        """Return the budget that a trial spent, and where."""
+        """Return the attributes of a trial that spent budget: epochs, seconds, speed and machine."""
         training = {
             "images_per_second": round(report.images_per_second, 1),
             "val_loss": report.val_loss,
@@ -261,19 +261,19 @@ class Driver:
         self.on_change()
 
     def on_lost(self, number: int, reason: str) -> None:
-        """Record that a trial's worker died; its network is asked again."""
+        """Record that a trial's worker died; its network is run again, up to a limit."""
         if number in self.running:
             with self._own(number):
                 self._fail(number, reason, lost=True)
 
     def release(self, number: int, reason: str) -> None:
-        """Give a trial up through no fault of its own; a resumed search asks it again."""
+        """End a running trial that did not fail, and enqueue its network again."""
         del self.running[number]
         with self.study.exclusive():
             self._ask_again(self.study.record(number), reason)
 
     def release_all(self, reason: str) -> None:
-        """Give up all running trials, including one that an interrupt caught between the books and the study."""
+        """Release all running trials, also one that an interrupt left in the study before `running` held it."""
         self.running.clear()
         with self.study.exclusive():
             for orphan in [*self.study.own_running(), *self.study.orphans()]:
@@ -282,7 +282,7 @@ class Driver:
 
     @contextlib.contextmanager
     def _own(self, number: int) -> Iterator[None]:
-        """Let go of a trial that another driver has taken over: its result here is dropped, as it runs again there."""
+        """Drop a trial that another driver has taken over, with its result here: its network runs again there."""
         try:
             yield
         except TakenOver:
@@ -290,27 +290,27 @@ class Driver:
             self.study.forget(number)
             self.on_change()
 
-    # ---- What the study holds --------------------------------------------------------------------------------------
+    # ---- Study and ledger ------------------------------------------------------------------------------------------
 
     def _recover(self) -> None:
-        """Enter what the study holds: scores, failures, and trials that another driver left running."""
+        """Compute the ledger from the study, and take over trials that dead drivers left running."""
         with self.study.exclusive():
             self.proposals.count_misses(self._refresh())
             self._take_over()
             self._sweep_checkpoints()
 
     def _refresh(self) -> list[Record]:
-        """Enter what is new in the study into the books; return the trials that ended."""
+        """Add the study's new results to the ledger; return the trials that ended since the last call."""
         ended = self.study.ended()
         self.ledger.add(ended, self.study.unended())
         return ended
 
     def _take_over(self) -> None:
-        """Have orphaned trials asked again.
+        """End orphaned trials, and enqueue their networks again.
 
-        Without Ray, a network may kill its driver; asked again at once for ever, no resume would get past it. So after
-        RETRIES losses at one epoch it becomes a suspect, which runs last and alone. If it kills a driver that runs
-        nothing else, it is given up. An innocent network that ran beside the culprit passes that test.
+        Without Ray, a network can kill its driver. If it were always enqueued at once, it would kill every resume too.
+        So after RETRIES losses at one epoch it becomes a suspect, which runs last and alone. If it kills a driver that
+        runs nothing else, it is given up. An innocent network that ran beside the culprit passes this test.
         """
         for orphan in self.study.orphans():
             if orphan.attrs.get("alone") and orphan.key:  # without a key, the driver died before the network ran
@@ -322,23 +322,23 @@ class Driver:
                 self._ask_again(orphan, KILLED, at_once=not suspect)
 
     def _ask_again(self, orphan: Record, reason: str, at_once: bool = True) -> None:
-        suspect = orphan.attrs.get("alone") and orphan.key  # it stays one, and so still runs last
+        suspect = orphan.attrs.get("alone") and orphan.key  # it stays a suspect, so it still runs last
         if at_once and not suspect and orphan.number not in self.ledger.retried:
-            # Before the orphan is ended: a kill in between loses nothing.
+            # Enqueued before the orphan is ended, so that a kill in between loses no network.
             self.study.enqueue(orphan.params, retry_of=orphan.number, alone=orphan.attrs.get("alone"))
         self.study.adopt(orphan.number)
         self.study.fail(orphan.number, ORPHAN, reason)
         self._refresh()
 
     def _earlier(self, number: int) -> list[int]:
-        """Return the trials that ran a trial's network before, the last one first."""
+        """Return the numbers of the trials that this trial retries, the last one first."""
         out = []
         while (before := self.study.record(number).attrs.get("retry_of")) is not None:
             out.append(number := before)
         return out
 
     def _sweep_checkpoints(self) -> None:
-        """Drop the checkpoints of trials that have ended for good."""
+        """Drop the checkpoints that no unended trial or suspect can resume from."""
         needed = [r.number for r in (*self.study.unended(), *self.ledger.suspects.values())]
         self._drop_checkpoints(*set(self.checkpoints).difference(needed, *map(self._earlier, needed)))
 

@@ -21,20 +21,19 @@ from space import Space
 from trainers.datasets.data import Data
 
 SHARED = "weights that all networks of the space share"
-TUNED = 5  # the peak rate that tunes a slice is so many times lower than the rate that trained the shared weights
+TUNED = 5  # the peak learning rate of the shared weights, divided by the one that tunes a slice
 
 
 def trial_seed(seed: int, arch: Arch) -> int:
-    """Return the seed of a training. It follows from the search's seed and the network, not from the order."""
+    """Return the seed of a network's training. It depends on the search's seed and the network, not on the order."""
     return int.from_bytes(hashlib.sha256(f"{seed} {arch.key()}".encode()).digest()[:4])
 
 
 class Evaluator:
-    """Train each network from scratch; the base of all evaluators.
+    """Train each network from scratch; the base class of all evaluators.
 
-    defaults: settings that suit the evaluator, where the user gives none. estimates: whether its scores are estimates;
-    then the networks of the front that they find are confirmed by training. origin: where the networks of the final
-    front start from, for the model card; empty for freshly drawn weights.
+    defaults: the evaluator's own defaults for some settings.
+    estimates: whether scores are estimates. If they are, networks on the estimates' front are confirmed by training.
     """
 
     defaults: ClassVar[Mapping[str, Any]] = {}
@@ -45,7 +44,7 @@ class Evaluator:
 
     @property
     def origin(self) -> str:
-        """Where the weights of the final front start from; empty for freshly drawn ones."""
+        """The initial weights of the final front's networks, in words for the model card; empty for random weights."""
         return ""
 
     @property
@@ -59,10 +58,10 @@ class Evaluator:
             raise UserError("`supernet`: has no effect with `evaluator` scratch; accepted: with supernet or inherit")
 
     def check_weights(self, space: Space, data: Data) -> None:
-        """Raise `UserError` for weights that were brought along and do not fit the search."""
+        """Raise `UserError` if the shared weights that the user names do not fit the search."""
 
     def prepare(self, space: Space, data: Data, folder: Path, console: Console | None) -> Work:
-        """Return what workers run for a job. This may take long; what must survive a kill goes into `folder`."""
+        """Return the `Work` for the workers. This may take long: files that must survive a kill go to `folder`."""
         return train_trial
 
     def job(self, number: int, arch: Arch) -> Job:
@@ -75,12 +74,12 @@ class Evaluator:
 
     def _training(self, number: int, arch: Arch, start: str) -> Job:
         config = replace(self.scoring.train_config(trial_seed(self.scope.seed, arch)), lr=self.lr)
-        # Checkpoints are made at the rungs whether or not a scheduler compares trials there.
+        # Checkpoints are written at the rungs even if no scheduler compares trials there.
         return Job(number, arch, config, start, self.budget.rungs(self.scoring.epochs))
 
 
 class Inherit(Evaluator):
-    """Start each network from its slice of shared weights, and tune it for the full budget."""
+    """Start each network from its slice of the shared weights, and tune it for the full budget."""
 
     defaults: ClassVar[Mapping[str, Any]] = {"lr": 0.02}
 
@@ -90,11 +89,11 @@ class Inherit(Evaluator):
         return SHARED
 
     def check(self, resources: Resources) -> None:
-        """Raise `UserError` for settings under which there are no shared weights for every trial and driver."""
+        """Raise `UserError` if some networks or drivers could not use the same shared weights."""
         name = self.scoring.evaluator
         if self.scope.matching.macs:
             raise UserError(
-                f"`match_macs`: its widths are not the supernet's, which `evaluator` {name} needs; "
+                f"`match_macs`: its widths are not in the supernet of `evaluator` {name}; "
                 "accepted: with `evaluator` scratch"
             )
         if resources.storage is not None and self.scoring.supernet is None:
@@ -104,7 +103,7 @@ class Inherit(Evaluator):
             )
 
     def check_weights(self, space: Space, data: Data) -> None:
-        """Raise `UserError` if the shared weights that the settings name do not fit the search."""
+        """Raise `UserError` if the shared weights of the setting `supernet` do not fit the search."""
         if self.scoring.supernet is not None:
             self._load(space, data)
 
@@ -121,7 +120,7 @@ class Inherit(Evaluator):
 
     @property
     def supernet_lr(self) -> float:
-        """The peak learning rate of the shared weights; `lr` is that of the trials."""
+        """The peak learning rate of the shared weights; the setting `lr` is for the trials."""
         return Scoring().lr
 
     def job(self, number: int, arch: Arch) -> Job:
@@ -130,7 +129,7 @@ class Inherit(Evaluator):
 
 
 class Supernet(Inherit):
-    """Estimate each network by its slice of shared weights, in a second or two; confirm the best by training."""
+    """Score each network by its slice of the shared weights, in a second or two; confirm the front by training."""
 
     defaults: ClassVar[Mapping[str, Any]] = {"trials": 200}
     estimates: ClassVar[bool] = True
@@ -141,7 +140,7 @@ class Supernet(Inherit):
 
     @property
     def origin(self) -> str:
-        """The shared weights, if confirmations are tuned from their slices."""
+        """The shared weights, if confirmations are tuned from slices of them."""
         return SHARED if self._tunes else ""
 
     @property

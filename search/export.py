@@ -35,20 +35,23 @@ SHOWN = (MACS.name, PARAMS.name)  # costs on the model card and in `training.jso
 
 
 def ledger_of(folder: Path) -> Ledger:
-    """Return the books of a run."""
+    """Return the ledger of a run."""
     settings = runs.settings_of(folder)
     return Ledger.of(settings.rules, read(folder, settings.resources.storage, settings.resources.study))
 
 
 def choose(folder: Path, pick: str, under: float | None = None) -> Record:
-    """Return the trial that `pick` names: `best` or `knee` of the front within the cost `under`, or a number."""
+    """Return the picked trial.
+
+    pick: `best` or `knee` of the front, or a trial's number. under: the greatest cost allowed for `best` and `knee`.
+    """
     books = ledger_of(folder)
     if pick not in ("best", "knee"):
         if under is not None:
             raise UserError(f"`under`: has no effect with `pick` {pick}; accepted: with best or knee")
         return _numbered(books, pick)
     if not books.trained:
-        raise UserError(f"run folder {str(folder)!r}: no trial has its full budget yet; accepted: a run with one")
+        raise UserError(f"run folder {str(folder)!r}: no trial has its full budget yet; accepted: a run that has one")
     records, unit = books.front, books.rules.objective.unit
     within = [r for r in records if under is None or books.cost(r) <= under]
     if not within:
@@ -70,7 +73,7 @@ def export(
 ) -> Record:
     """Write the model folder of a trial: `arch.json`, `model.safetensors`, `training.json`, a model card.
 
-    onnx: also `model.onnx`, for a batch of any size of images as large as the training images.
+    onnx: also write `model.onnx`, which accepts any batch size and images of the training size.
     """
     record = choose(folder, pick, under)
     weights = _weights(folder, record)
@@ -83,7 +86,7 @@ def export(
         write_atomic(temporary / WEIGHTS_FILE, weights.read_bytes())
         write_atomic(temporary / TRAINING_FILE, json.dumps(training, indent=2) + "\n")
         write_atomic(temporary / CARD_FILE, card(record, run, training))
-        model = load(temporary)  # weights that do not fit are refused before they take a name
+        model = load(temporary)  # refuses weights that do not fit, before the folder gets its name
         if onnx:
             pixels = run["data"].get("image_size", runs.space_of(folder).image_size)  # early runs lack the size
             export_onnx(model, temporary / ONNX_FILE, image_size=pixels)
@@ -100,7 +103,7 @@ def _weights(folder: Path, record: Record) -> Path:
         there = home_of(where.storage, where.study or "", record)
         raise UserError(
             f"`pick`: the weights of trial {record.number} are where it was trained, in {there['folder']!r} on "
-            f"{there['host']}; accepted: that folder there, or a trial of this one's"
+            f"{there['host']}; accepted: export from that folder, or another trial"
         )
     if not path.is_file():
         raise UserError(
@@ -111,7 +114,7 @@ def _weights(folder: Path, record: Record) -> Path:
 
 
 def _training(run: dict[str, Any], record: Record, test_top1: float | None) -> dict[str, Any]:
-    session = run["sessions"][record.attrs.get("session", -1)]  # early runs do not say which
+    session = run["sessions"][record.attrs.get("session", -1)]  # records of early runs lack the session: take the last
     return {
         "trial": record.number,
         "val_top1": record.val_top1,
@@ -128,7 +131,7 @@ def _training(run: dict[str, Any], record: Record, test_top1: float | None) -> d
 
 
 def card(record: Record, run: dict[str, Any], training: dict[str, Any]) -> str:
-    """Return the model card: what the network is, what it scored and how, and how to use it."""
+    """Return the model card: the network, its score, its training and its use."""
     data, tested = run["data"], training["test_top1"]
     settings = Settings.from_dict(run["settings"])
     sampler = f"{settings.budget.sampler}, seed {settings.scope.seed}"
@@ -172,9 +175,9 @@ def build_parser() -> Parser:
     )
     parser.add_argument("run", type=Path, help="the folder of a search (its --out)")
     parser.add_argument("--pick", default="best", help="best or knee of the front, or a trial's number (default: best)")
-    parser.add_argument("--under", metavar="N", help="only networks within this cost (100M; default: no limit)")
+    parser.add_argument("--under", metavar="N", help="only networks of at most this cost (100M; default: no limit)")
     parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="the model folder to write")
-    parser.add_argument("--test", action="store_true", help="read the test split, once, and write the accuracy down")
+    parser.add_argument("--test", action="store_true", help="evaluate on the test split, once, and record the accuracy")
     parser.add_argument("--onnx", action="store_true", help="write model.onnx too (needs the extra `onnx`)")
     parser.add_argument("--data-dir", metavar="DIR", help="the data set's folder, for --test (default: the search's)")
     return parser

@@ -11,8 +11,8 @@ import numpy as np
 def front(quality: Sequence[float], cost: Sequence[float]) -> list[int]:
     """Return the indices of the points that no other point dominates, cheapest first.
 
-    A point dominates another if it is at least as good at no more cost, and better in one of the two. Of equal points
-    the first one stands.
+    A point dominates another if it is at least as good at no more cost, and better in one of the two. Of equal points,
+    the first is returned.
     """
     best, kept = -math.inf, []
     for i in sorted(range(len(cost)), key=lambda i: (cost[i], -quality[i], i)):
@@ -25,8 +25,9 @@ def front(quality: Sequence[float], cost: Sequence[float]) -> list[int]:
 def hypervolume(quality: Sequence[float], cost: Sequence[float], low: float, high: float, log: bool = True) -> float:
     """Return the best quality within a budget, averaged over budgets from `low` to `high`.
 
-    It is the dominated area of (cost, quality) with the reference point (`high`, 0), divided by the width of the range:
-    in the unit of quality, 0 if nothing is within `high`. log: whether budgets are even on a logarithmic axis.
+    This is the dominated area of (cost, quality) with the reference point (`high`, 0), divided by the width of the
+    range. Its unit is that of quality. It is 0 if no point costs less than `high`.
+    log: whether budgets are averaged on a logarithmic axis.
     """
     axis = math.log if log else float
     inside = [i for i in front(quality, cost) if cost[i] < high]

@@ -1,7 +1,6 @@
-"""The groups of a search's settings: frozen values that hold every default, its help and its own checks.
+"""The groups of a search's settings: frozen dataclasses with the defaults, help texts and checks of all settings.
 
-A field's metadata make its option in the commands: `help`, `metavar`, `parse` (a function of text and the field's
-name), `choices` (the accepted names), `common` (shown by `--help`; `--help-all` shows all).
+A field's metadata describe its option in the commands; `res2net.options` explains their keys.
 """
 
 from __future__ import annotations
@@ -27,29 +26,29 @@ from trainers.recipes import Config
 
 EXECUTORS = ("tune", "local")
 CONFIRM_BY = ("tune", "scratch")
-MAX_GPUS = 16  # of one trial
+MAX_GPUS = 16  # the most GPUs of one trial
 
 
 def option(default: Any, text: str, metavar: str | None = None, **more: Any) -> Any:
-    """Return a field with a default, a help text, and what else the commands need to know of it."""
+    """Return a field with a default, and with a help text and other metadata for the commands."""
     return field(default=default, metadata={"help": text, "metavar": metavar, **more})
 
 
 def count(text: str, **more: Any) -> Any:
-    """Return a field for a limit on a count, which people write as 20M or 4.2G; None is no limit."""
+    """Return a field for a limit on a count. People write it as 20M or 4.2G; None means no limit."""
     return option(None, text, "N", parse=parse_count, **more)
 
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """What is searched: the space, its limits, the cost objective, the data and the seed."""
+    """The scope of a search: the space, its limits, the cost objective, the data and the seed."""
 
     space: str = option(
         "scale_card_depth", "the space: {choices}, or a YAML file", "NAME", choices=spaces.names, common=True
     )
     base: str | None = option(
         None,
-        "the base: {choices} (default: what suits the data set)",
+        "the base: {choices} (default: the one that suits the data set)",
         "NAME",
         choices=lambda: spaces.BASES,
         common=True,
@@ -58,11 +57,11 @@ class Scope:
     objective: str = option(
         MACS.name, "the cost on the front: {choices}, or my_package:NAME", "NAME", choices=lambda: tuple(COSTS)
     )
-    max_macs: int | None = count("search no network of more MACs (20M, 4.2G; default: no limit)", common=True)
-    min_macs: int | None = count("search no network of fewer MACs (default: no limit)")
-    max_params: int | None = count("search no network of more parameters (default: no limit)")
-    max_activations: int | None = count("search no network with more activations an image (default: no limit)")
-    match_macs: int | None = count("compare shapes at so many MACs: solve the width for each shape (default: off)")
+    max_macs: int | None = count("search networks of at most N MACs (20M, 4.2G; default: no limit)", common=True)
+    min_macs: int | None = count("search networks of at least N MACs (default: no limit)")
+    max_params: int | None = count("search networks of at most N parameters (default: no limit)")
+    max_activations: int | None = count("search networks of at most N activations per image (default: no limit)")
+    match_macs: int | None = count("compare networks at N MACs: solve the width for each shape (default: off)")
     data: str = option(
         "shapes",
         "the data set: {choices}, or my_package:NAME",
@@ -71,11 +70,11 @@ class Scope:
         common=True,
     )
     data_dir: str | None = option(None, "the folder of the data set's files", "DIR", common=True)
-    train_images: int | None = option(None, "train on so many images only (default: all)", "N")
+    train_images: int | None = option(None, "train on only N images (default: all)", "N")
     image_size: int | None = option(
-        None, "resize images of a folder to so many pixels along a side (default: a guess, 224 at most)", "N"
+        None, "resize a folder's images to N pixels along a side (default: a guess, at most 224)", "N"
     )
-    seed: int = option(0, "the seed of the split, of proposals and of training", "N")
+    seed: int = option(0, "the seed of the validation split, the proposals and the trainings", "N")
 
     def __post_init__(self) -> None:
         dataset = trainers.datasets.data.get(self.data)
@@ -99,20 +98,20 @@ class Scope:
 
     @property
     def matching(self) -> Matching:
-        """Whether, and at how many MACs, networks are compared at equal MACs."""
+        """The number of MACs at which all networks are compared, if any."""
         return Matching(self.match_macs)
 
     def get_space(self, num_classes: int, image_size: int | None = None, in_channels: int | None = None) -> Space:
-        """Return the space on the base that was asked for, or that suits the data set.
+        """Return the space over the set base, or by default over the base that suits the data set.
 
-        image_size: pixels along a side of the images that costs are counted for; the base's if None.
+        image_size: the side, in pixels, of the images for which costs are counted; None takes the base's.
         """
         base = self.base or trainers.datasets.data.get(self.data).base(image_size)
         known = {"num_classes": num_classes, "image_size": image_size, "in_channels": in_channels}
         return spaces.get(self.space, base, self.per_stage, **known)
 
     def load_data(self, console: Console | None = None) -> Data:
-        """Return what the search may see of the data set; `console` shows a decoding that takes long."""
+        """Return the data set without its test split. console: shows the progress of a long decoding."""
         return trainers.datasets.data.load(
             self.data,
             self.data_dir,
@@ -129,13 +128,13 @@ class Scoring:
 
     evaluator: str = option("scratch", "how a trial gets its score: {choices}, or my_package:NAME", "NAME", common=True)
     epochs: int = option(2, "the full budget of a trial, in epochs", "N", common=True)
-    batch_size: int = option(64, "images a step", "N")
+    batch_size: int = option(64, "images per step", "N")
     lr: float = option(0.1, "the peak learning rate", "X")
     supernet: str | None = option(
         None, "the folder of shared weights from search.supernet (default: train them first)", "DIR"
     )
-    supernet_epochs: int = option(8, "train shared weights for so many epochs", "N")
-    confirm: int = option(4, "train so many networks of the front that shared weights found", "K")
+    supernet_epochs: int = option(8, "epochs that train the shared weights", "N")
+    confirm: int = option(4, "train K networks of the front that shared weights found", "K")
     confirm_by: str = option(
         "tune",
         "how these networks are trained: {choices} (tune: from their slices)",
@@ -153,7 +152,7 @@ class Scoring:
             raise UserError(f"`lr`: {self.lr} is out of range; accepted: a finite number above 0")
 
     def train_config(self, seed: int) -> Config:
-        """Return how a trial is trained."""
+        """Return the training configuration of a trial."""
         return Config(epochs=self.epochs, batch_size=self.batch_size, lr=self.lr, seed=seed)
 
 
@@ -164,15 +163,15 @@ class Budget:
     sampler: str = option(
         "tpe", "how networks are proposed: {choices}, or my_package:NAME", "NAME", choices=lambda: tuple(SAMPLERS)
     )
-    trials: int = option(12, "score so many networks in all", "N", common=True)
+    trials: int = option(12, "number of networks to score in all", "N", common=True)
     time: float | None = option(
-        None, "stop after so long (90s, 30m, 6h; default: no limit)", "T", parse=parse_seconds, common=True
+        None, "stop after this time (90s, 30m, 6h; default: no limit)", "T", parse=parse_seconds, common=True
     )
     scheduler: str = option(
         "none", "which trials stop early: {choices}", "NAME", choices=lambda: SCHEDULERS, common=True
     )
-    eta: int = option(3, "continue one trial in so many at each rung", "N")
-    min_epochs: int = option(1, "epochs to the first rung", "N")
+    eta: int = option(3, "continue one trial in N at each rung", "N")
+    min_epochs: int = option(1, "epochs before the first rung", "N")
 
     def __post_init__(self) -> None:
         if ":" in self.sampler or self.sampler not in SAMPLERS:
@@ -198,18 +197,20 @@ class Resources:
         "keep the study in PostgreSQL, for several drivers (default: SQLite in the run's folder)",
         "URL",
     )
-    study: str | None = option(None, "the study's name there (default: the name of the run's folder)", "NAME")
+    study: str | None = option(None, "the study's name in --storage (default: the name of the run's folder)", "NAME")
     executor: str = option(
         "tune",
         "what runs trials: {choices} (tune: Ray Tune; local: this process, without Ray)",
         "NAME",
         choices=lambda: EXECUTORS,
     )
-    workers: int | None = option(None, "trials at a time (default: as many as fit)", "N", common=True)
-    cpus_per_trial: int = option(1, "cores, and threads, of a trial", "N")
-    gpus_per_trial: float | None = option(None, "GPUs of a trial; 0.25 shares one (default: 1 where there is one)", "X")
+    workers: int | None = option(None, "concurrent trials (default: as many as fit)", "N", common=True)
+    cpus_per_trial: int = option(1, "cores and threads of each trial", "N")
+    gpus_per_trial: float | None = option(
+        None, "GPUs of each trial; 0.25 shares a GPU (default: 1 if there is a GPU)", "X"
+    )
     ray_address: str | None = option(
-        None, "a running cluster: auto, or HOST:PORT of its head (default: local, a Ray of its own)", "ADDRESS"
+        None, "a running Ray cluster: auto, or HOST:PORT of its head (default: local, start Ray here)", "ADDRESS"
     )
 
     def __post_init__(self) -> None:

@@ -1,7 +1,7 @@
-"""The books of a search: a pure fold over the records of its trials, whoever ran them.
+"""The ledger of a search, computed from the records of its trials alone, whichever driver ran them.
 
-The driver, tables, plots, `best/`, export and display ask the ledger: what was counted, which networks are known, what
-each rung holds, and THE front.
+The driver, tables, plots, `best/`, export and display all ask the ledger for counts, known networks, rungs and THE
+front.
 """
 
 from __future__ import annotations
@@ -15,16 +15,18 @@ from search.front import front, hypervolume, knee
 from search.objectives import Objective
 from search.study.trials import ESTIMATED, FAILED, ORPHAN, SCORED, STOPPED, Record
 
-KILLED = "the search was stopped while it ran"  # the reason of a trial whose driver ended without a word
+KILLED = "the search was stopped while it ran"  # the recorded reason of a trial whose driver was killed
 RETRIES = 2  # how often a network is run again after its trials were lost at the same epoch
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What the books depend on beside the records.
+    """The settings that the ledger needs, beside the records.
 
-    objective: the cost. epochs: the full budget. rungs: the epochs after which trials are compared; none for
-    estimates, which are made in one go. estimates: whether the evaluator's scores are estimates, confirmed by training.
+    objective: the cost objective.
+    epochs: the full budget of a trial.
+    rungs: the epochs after which trials are compared; empty for estimates, which take a single step.
+    estimates: whether the evaluator's scores are estimates, confirmed by training.
     """
 
     objective: Objective
@@ -34,17 +36,22 @@ class Rules:
 
     @property
     def counted(self) -> str:
-        """The outcome that counts against `trials` where a trial gets its score."""
+        """The outcome of scored trials that counts against the setting `trials`."""
         return ESTIMATED if self.estimates else SCORED
 
 
 class Ledger:
-    """The books over the records so far.
+    """The ledger over the records so far. Networks are named by their keys.
 
-    scored, estimated: networks with a score, by key. given_up, stopped: networks that are not run again, with the trial
-    that says so. lost: how often a network's trials were lost, by key and last epoch. suspects: networks whose trials
-    took their driver with them so often that they run last, alone. rungs: at each rung, a network's quality and cost.
-    furthest: the last epoch after which a network's accuracy is known. history: what counts against `trials`, in order.
+    counts: the number of ended trials with each outcome.
+    scored, estimated: the record of each network with a score.
+    given_up, stopped: the trial that failed or was stopped, of each network that is not run again.
+    lost: how often a network's trials were lost, by network and last epoch.
+    suspects: the last record of each suspect. Its driver was killed so often that it now runs last and alone.
+    retried: the trials whose network was enqueued again.
+    rungs: the quality and cost of each network at each rung.
+    furthest: the last epoch after which a network's accuracy is known.
+    history: the records of scored, estimated, stopped and failed trials, in the order they were added.
     """
 
     def __init__(self, rules: Rules) -> None:
@@ -56,7 +63,7 @@ class Ledger:
         self.given_up: dict[str, int] = {}
         self.stopped: dict[str, int] = {}
         self.suspects: dict[str, Record] = {}
-        self.retried: set[int] = set()  # trials whose network was asked again
+        self.retried: set[int] = set()
         self.rungs: dict[int, dict[str, tuple[float, float]]] = {epoch: {} for epoch in rules.rungs}
         self.furthest: dict[str, int] = {}
         self.history: list[Record] = []
@@ -64,15 +71,15 @@ class Ledger:
 
     @classmethod
     def of(cls, rules: Rules, records: Iterable[Record]) -> Self:
-        """Return the books over all records of a study."""
+        """Return the ledger over all records of a study."""
         all_records = list(records)
         ended = [r for r in all_records if r.state not in ("WAITING", "RUNNING")]
         return cls(rules).add(ended, [r for r in all_records if r.state in ("WAITING", "RUNNING")])
 
     def add(self, ended: Sequence[Record], unended: Sequence[Record] = ()) -> Self:
-        """Enter the trials that ended since the last call, and what is known of the unended ones."""
-        # A retry is enqueued before its trial is ended, so that no kill in between loses the network. So an ended
-        # trial's retry is always among these records.
+        """Add the trials that ended since the last call, and the retries and rungs of unended trials."""
+        # A retry is enqueued before the lost trial is ended, so that no kill in between loses the network. So these
+        # records always include the retry of an ended trial.
         self.retried |= {r.attrs["retry_of"] for r in [*ended, *unended] if "retry_of" in r.attrs}
         self.suspects = {key: r for key, r in self.suspects.items() if r.number not in self.retried}
         for record in ended:
@@ -103,14 +110,14 @@ class Ledger:
         self._suspect(record)
 
     def _suspect(self, record: Record) -> None:
-        """Keep the suspects: orphans that were not asked again, until a later trial of the network gets a result."""
+        """Update the suspects: an orphan without a retry is one until its network gets a result."""
         if record.outcome == ORPHAN and record.key and record.number not in self.retried:
             self.suspects[record.key] = record
         elif record.outcome in (SCORED, ESTIMATED, STOPPED, FAILED):
             self.suspects.pop(record.key, None)
 
     def note_rung(self, key: str, epoch: int, quality: float, cost: float) -> None:
-        """Enter a network's quality after an epoch."""
+        """Record a network's quality after an epoch, and add it to the rung at that epoch, if there is one."""
         if epoch in self.rungs:
             self.rungs[epoch][key] = (quality, cost)
         self.furthest[key] = max(epoch, self.furthest.get(key, 0))
@@ -121,7 +128,7 @@ class Ledger:
 
     @property
     def spent(self) -> int:
-        """Trials that count against `trials`: scored (or estimated, before any confirmation), stopped or failed."""
+        """The number of trials that count against `trials`: stopped, failed, and estimated (else scored) ones."""
         return sum(self.counts[outcome] for outcome in (self.rules.counted, STOPPED, FAILED))
 
     def qualifies(self, record: Record) -> bool:
@@ -160,9 +167,9 @@ class Ledger:
         return hypervolume(*self._columns(self.front), low, high, self.rules.objective.log)
 
     def picks(self, count: int) -> list[Record]:
-        """Return so many networks of the estimates' front, evenly along it, both ends among them.
+        """Return `count` networks spread evenly along the estimates' front, with both ends. Return the dearest for 1.
 
-        The dearest comes first, so that no worker is left alone with it at the end.
+        The dearest comes first: started last, it would keep one worker busy while the others idle.
         """
         best = self._fronts[ESTIMATED]
         if count == 1:
@@ -171,7 +178,7 @@ class Ledger:
         return [best[i] for i in sorted(places, reverse=True)]
 
     def _front_of(self, records: Sequence[Record]) -> list[Record]:
-        known = sorted(records, key=lambda r: r.number)  # of equal networks the first asked stands, not the first ended
+        known = sorted(records, key=lambda r: r.number)  # of equal networks, the first proposed is kept
         return [known[i] for i in front(*self._columns(known))]
 
     def _columns(self, records: Sequence[Record]) -> tuple[list[float], list[float]]:

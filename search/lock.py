@@ -1,4 +1,4 @@
-"""A lock on a folder, held by one process at a time. It goes with the process, however the process ends."""
+"""A lock on a folder, held by one process at a time. The lock ends with its process, even after a kill."""
 
 from __future__ import annotations
 

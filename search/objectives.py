@@ -1,4 +1,4 @@
-"""What a search optimizes: the quality of a network against its cost, one value for each objective.
+"""The objectives of a search: the quality and the costs of a network, and the limits on costs.
 
 The study, driver, ledger, scheduler, front, reports and limits read these values. Nothing else names an objective.
 """
@@ -19,17 +19,20 @@ from search.units import format_count
 from space import Space
 from space.space import MAX_WIDTH, WORST_MATCH
 
-SHAPES = 300  # shapes that are looked at before a number of MACs is refused
-SAMPLED = 2_000  # members that are looked at for the range of an objective that is no field of `Cost`
+SHAPES = 300  # random shapes to try before `match_macs` is refused
+SAMPLED = 2_000  # random members that give the range of a user's own cost objective
 
 
 @dataclass(frozen=True, slots=True)
 class Objective:
     """A number to maximize or minimize.
 
-    name: the key in the study, tables and `trials.csv`. label: the axis of a plot. unit: follows a value in text.
-    log: whether its axis is logarithmic. measure: `(arch, image_size) -> value`, for costs that need no training.
-    format: how a value is written.
+    name: the key of the objective in the study, the tables and `trials.csv`.
+    label: the label of the objective's axis in plots.
+    unit: the unit that follows a value in text.
+    log: whether the objective's axis is logarithmic.
+    measure: a function `(arch, image_size) -> value`, for costs that need no training.
+    format: a function that writes a value as text.
     """
 
     name: str
@@ -46,11 +49,11 @@ class Objective:
         return self.measure(arch, image_size)
 
     def axis(self, value: float) -> float:
-        """Return where a value lies on the objective's axis."""
+        """Return a value's position on the objective's axis: its logarithm if `log`, else the value."""
         return math.log(value) if self.log else value
 
     def range(self, space: Space) -> tuple[float, float]:
-        """Return the least and the greatest value in a space: exact for fields of `Cost`, else over a sample."""
+        """Return the least and the greatest value in a space: exact for the costs in `COSTS`, else of a sample."""
         if self.name in COSTS:
             cheapest, dearest = space.cheapest(self.name)[1], space.dearest(self.name)[1]
             return getattr(cheapest, self.name), getattr(dearest, self.name)
@@ -97,7 +100,7 @@ class Limit:
     most: float | None = None
 
     def violations(self, value: float) -> list[float]:
-        """Return one number a bound: the share by which the value misses it, above 0 for a violation."""
+        """Return how far the value exceeds each set bound, relative to the bound: above 0 for a violation."""
         out = []
         if self.most is not None:
             out.append(value / self.most - 1)
@@ -107,7 +110,7 @@ class Limit:
 
     @property
     def bounds(self) -> list[tuple[str, float]]:
-        """The bounds that are set, by the names of their settings."""
+        """The name of the setting and the value of each bound that is set."""
         named = ((f"max_{self.objective.name}", self.most), (f"min_{self.objective.name}", self.least))
         return [(name, value) for name, value in named if value is not None]
 
@@ -119,7 +122,7 @@ class Limits:
     limits: tuple[Limit, ...] = ()
 
     def violations(self, arch: Arch, image_size: int) -> list[float]:
-        """Return one number a bound, above 0 for a violation."""
+        """Return how far a network exceeds each set bound, relative to the bound: above 0 for a violation."""
         return [v for limit in self.limits for v in limit.violations(limit.objective.of(arch, image_size))]
 
     def allow(self, arch: Arch, image_size: int) -> bool:
@@ -132,7 +135,7 @@ class Limits:
 
     @property
     def bounds(self) -> list[tuple[str, float, Objective]]:
-        """Every bound that is set: its setting's name, its value, its objective."""
+        """The name of the setting, the value and the objective of each bound that is set."""
         return [(name, value, limit.objective) for limit in self.limits for name, value in limit.bounds]
 
     def check_order(self) -> None:
@@ -143,7 +146,7 @@ class Limits:
                 raise UserError(f"`min_{name}`: {least} is more than `max_{name}` {most}; accepted: at most that")
 
     def check(self, space: Space) -> None:
-        """Raise `UserError` for a bound that no member of the space meets, with the nearest value there is."""
+        """Raise `UserError` for a bound that no member of the space meets; the error names the nearest possible one."""
         for limit in self.limits:
             name = limit.objective.name
             least, most = limit.objective.range(space)
@@ -161,26 +164,26 @@ class Limits:
 
 
 def limits(bounds: Mapping[str, float | None]) -> Limits:
-    """Return the limits that settings such as `{"max_macs": 20e6, "min_macs": None}` ask for."""
+    """Return the limits of settings such as `{"max_macs": 20e6, "min_macs": None}`."""
     found = (Limit(o, bounds.get(f"min_{o.name}"), bounds.get(f"max_{o.name}")) for o in COSTS.values())
     return Limits(tuple(limit for limit in found if limit.bounds))
 
 
 @dataclass(frozen=True, slots=True)
 class Matching:
-    """Networks compared at equal MACs, as the paper does: the width is solved for each shape.
+    """A comparison of networks at equal MACs, as in the paper: the width is solved for each shape.
 
-    macs: of every network; None searches the space as it is.
+    macs: the MACs of every network; None turns matching off.
     """
 
     macs: int | None = None
 
     def member(self, space: Space, params: Mapping[str, int]) -> Arch:
-        """Return the network of the parameters; raise `UserError` if no width brings it to the MACs."""
+        """Return the network of the parameters; raise `UserError` if no width gives it the MACs."""
         return space.at_macs(params, self.macs) if self.macs else space.arch(params)
 
     def check(self, space: Space, limits: Limits, seed: int) -> None:
-        """Raise `UserError` if no shape reaches the MACs, or no shape that does is within the limits."""
+        """Raise `UserError` if no shape reaches the MACs, or if every shape that does breaks a limit."""
         if not self.macs:
             return
         (narrow, least), (wide, most) = space.match_range()
@@ -200,5 +203,5 @@ class Matching:
         )
 
     def range(self) -> tuple[float, float] | None:
-        """Return the MACs between which matched networks lie; None if they are not matched."""
+        """Return the least and the most MACs of matched networks; None without matching."""
         return (round((1 - WORST_MATCH) * self.macs), round((1 + WORST_MATCH) * self.macs)) if self.macs else None

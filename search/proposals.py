@@ -1,4 +1,4 @@
-"""Proposals that need training: the sampler's, screened; and untried members, where the sampler has nothing new."""
+"""Find networks to train: screen the sampler's proposals, and draw untried members if those bring nothing new."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from search.study.study import Study
 from search.study.trials import INFEASIBLE, ORPHAN, REPEATED, Proposal, Record
 from space import Space
 
-MAX_MISSES = 12  # proposals in a row that need no training, before an unknown member is looked for
-ENUMERABLE = 50_000  # a space of at most so many combinations is enumerated, a larger one is sampled
+MAX_MISSES = 12  # proposals in a row without a new network, after which an untried member is drawn
+ENUMERABLE = 50_000  # spaces of at most this many combinations are enumerated; larger ones are sampled
 
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """A proposal whose network is to be scored, and the network's cost."""
+    """A proposal whose network needs a score, with the network and its cost."""
 
     proposal: Proposal
     arch: Arch
@@ -30,10 +30,10 @@ class Accepted:
 
 
 class Proposals:
-    """Ask the study, and answer proposals that need no training: limits, known networks.
+    """Ask the study for proposals, and end those that need no training: networks over a limit, and known networks.
 
-    refresh: enters what changed in the study into the ledger. misses: the last proposals in a row that needed no
-    training.
+    refresh: a function that updates the ledger from the study.
+    misses: the number of latest proposals in a row that needed no training.
     """
 
     def __init__(
@@ -45,13 +45,13 @@ class Proposals:
         self.misses = 0
 
     def count_misses(self, ended: Sequence[Record]) -> None:
-        """Count the last trials in a row that needed no training. Orphans do not count: they are asked again."""
+        """Count the last trials in a row that needed no training. Orphans are skipped: their networks run again."""
         asked = [r.outcome for r in ended if r.outcome != ORPHAN]
         missed = itertools.takewhile(lambda outcome: outcome in (INFEASIBLE, REPEATED), reversed(asked))
         self.misses = sum(1 for _ in missed)
 
     def new(self) -> Accepted | str:
-        """Return the next network that is not known, or why there is none."""
+        """Return the next new network, or the reason why there is none."""
         while True:
             if self.misses and self.misses % MAX_MISSES == 0 and not self._enqueue_unseen():
                 if self.space.size <= ENUMERABLE:
@@ -63,7 +63,7 @@ class Proposals:
                 return accepted
 
     def ask(self) -> Accepted | None:
-        """Ask the study once; return None if the proposal is answered without training."""
+        """Ask the study once; return None if the proposal needs no training and its trial was ended."""
         proposal = self.study.ask()
         accepted = self._screened(proposal)
         if accepted is None:
@@ -73,13 +73,15 @@ class Proposals:
     def _screened(self, proposal: Proposal) -> Accepted | None:
         try:
             arch = self.settings.scope.matching.member(self.space, proposal.params)
-        except UserError as error:  # no width brings this shape to the MACs that are asked for
+        except UserError as error:  # no width gives this shape the MACs of `match_macs`
             self.study.infeasible(proposal.number, str(error))
             return None
         costs = {o.name: o.of(arch, self.space.image_size) for o in (*COSTS.values(), self.objective)}
         violations = self.limits.violations(arch, self.space.image_size)
         if self.settings.budget.scheduler != "none":
-            violations.append(0.0)  # the share of the budget that a stopped trial lacks: none yet
+            # The missing share of the budget, which is above 0 for stopped trials (`Driver._stop`). It is set here too,
+            # because some of Optuna's samplers refuse trials with different numbers of violations.
+            violations.append(0.0)
         self.study.describe(proposal, arch, costs, violations)
         if any(v > 0 for v in violations):
             self.study.infeasible(proposal.number, "it breaks a limit")
@@ -88,7 +90,7 @@ class Proposals:
         return None if self._answered(accepted) else accepted
 
     def _answered(self, accepted: Accepted) -> bool:
-        """End the trial of a known network with what is known of it; return whether it was known."""
+        """End the trial of a known network with the earlier result; return whether the network was known."""
         books, proposal, key = self.ledger, accepted.proposal, accepted.arch.key()
         earlier = books.scored.get(key)
         if earlier is None and proposal.confirms is None:
@@ -109,10 +111,10 @@ class Proposals:
         return False
 
     def _enqueue_unseen(self) -> bool:
-        """Enqueue a member that is within the limits and not known yet; return False if there is none.
+        """Enqueue a new member within the limits; return False if there is none.
 
-        A proposal that is enqueued already, as by a driver that was killed just then, is enough. The order of the
-        members follows from the seed and the books, so a resumed search enqueues the same one.
+        A proposal that already waits is enough: a driver may have been killed just after it enqueued one. The order of
+        the members depends only on the seed and the ledger, so a resumed search enqueues the same member.
         """
         if self.study.waiting():
             return True

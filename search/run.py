@@ -33,9 +33,9 @@ SCORES = ("evaluator", "supernet", "supernet_epochs", "confirm", "confirm_by")
 
 
 def build_parser(everything: bool = False) -> Parser:
-    """Return the command's options. everything: whether the help shows all of them, or only the common ones.
+    """Return the command's options. everything: whether the help shows all options, or only the common ones.
 
-    Options that are not given are left out of the namespace: a resumed search takes them from the run's folder.
+    The namespace lacks options that are not given, because a resumed search takes them from the run's folder.
     """
     parser = Parser(
         prog="python -m search.run",
@@ -69,7 +69,7 @@ def build_parser(everything: bool = False) -> Parser:
 
 
 def _notes() -> dict[str, str]:
-    """Return what follows a default in the help: the defaults that suit an evaluator."""
+    """Return the texts that follow defaults in the help: the evaluators' own defaults, by setting."""
     out: dict[str, str] = {}
     for name, evaluator in EVALUATORS.items():
         for key, value in evaluator.defaults.items():
@@ -78,9 +78,9 @@ def _notes() -> dict[str, str]:
 
 
 def settings_of(options: dict[str, Any], out: Path | None) -> Settings:
-    """Return the settings of the options, over those of the search in `out`, over the defaults.
+    """Return the settings: from the options, else from the search in `out`, else the defaults.
 
-    `time` is of one call: a resumed search has no limit unless it is given one.
+    `time` limits a single call. A resumed search has no time limit unless the options set a new one.
     """
     values = parsed(options, (Scope, Scoring, Budget, Resources))
     if out is not None and (out / runs.RUN_FILE).is_file():
@@ -94,7 +94,7 @@ def _interrupt(*_: object) -> None:
 
 def _main(args: argparse.Namespace) -> int:
     options = vars(args)
-    if threading.current_thread() is threading.main_thread():  # elsewhere Python takes no signals
+    if threading.current_thread() is threading.main_thread():  # Python sets signal handlers only there
         signal.signal(signal.SIGTERM, _interrupt)
     out, download = options.pop("out", None), options.pop("download", False)
     settings = settings_of({k: v for k, v in options.items() if k in GROUP_OF}, out)
@@ -123,7 +123,7 @@ def show(console: Console, result: Result) -> None:
 
 
 def _commands(result: Result) -> list[tuple[str, str]]:
-    """Return the commands that can follow, each with a word for what it does."""
+    """Return the commands that a user may run next, each with a label."""
     folder, settings, books = result.folder, result.settings, result.ledger
     path = str(folder)
     more = [] if result.unfinished else ["--trials", str(2 * settings.budget.trials)]

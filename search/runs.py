@@ -24,8 +24,8 @@ from trainers.meta import environment
 
 RUN_FILE, WEIGHTS, ARTIFACTS = "run.json", "weights", "artifacts"
 T = TypeVar("T")
-PACKAGE, FIRST_VERSION = "res2net-search", "0.1"  # version 0.1 wrote no version, and settings without groups
-KEEP_BYTES = 2 * 2**30  # of weights; beyond it the weights of dominated networks are deleted, the oldest first
+PACKAGE, FIRST_VERSION = "res2net-search", "0.1"  # version 0.1 wrote no version number, and settings without groups
+KEEP_BYTES = 2 * 2**30  # limit on all weights of a run; beyond it, weights of dominated networks are deleted
 
 
 def new_name(settings: Settings) -> str:
@@ -50,12 +50,12 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def settings_of(folder: Path) -> Settings:
-    """Return the settings of a run; raise `UserError`, which names the version that wrote them, if unknown."""
+    """Return the settings of a run; raise `UserError` with the version that wrote them, if they are unknown."""
     return _value(folder, "settings", Settings.from_dict)
 
 
 def space_of(folder: Path) -> Space:
-    """Return the space of a run; raise `UserError`, which names the version that wrote it, if unknown."""
+    """Return the space of a run; raise `UserError` with the version that wrote it, if it is unknown."""
     return _value(folder, "space", Space.from_dict)
 
 
@@ -63,7 +63,7 @@ def _value(folder: Path, key: str, make: Callable[[Mapping[str, Any]], T]) -> T:
     content = read(folder)
     try:
         return make(content[key])
-    except (UserError, KeyError, TypeError) as error:  # of a newer version, or changed by hand
+    except (UserError, KeyError, TypeError) as error:  # written by a newer version, or changed by hand
         wrote = content.get("version", FIRST_VERSION)
         raise UserError(f"{folder / RUN_FILE}, written by version {wrote} (this is {_version()}): {error}") from None
 
@@ -87,7 +87,7 @@ def space_for(folder: Path, settings: Settings, data: Data) -> Space:
 
 
 def check(folder: Path, settings: Settings, space: Space) -> None:
-    """Raise `UserError` if the folder holds another search (the error says what differs), or anything else."""
+    """Raise `UserError` if the folder holds another search (the error names the differences) or other files."""
     if not folder.exists() or not (folder / RUN_FILE).exists():
         if folder.is_dir() and any(p.name != LOCK_FILE and p not in _unfinished(folder) for p in folder.iterdir()):
             raise UserError(f"`out`: {str(folder)!r} holds files but no search; accepted: a new folder, or a search's")
@@ -100,17 +100,18 @@ def check(folder: Path, settings: Settings, space: Space) -> None:
 
 
 def check_study(search: dict[str, Any], settings: Settings, space: Space) -> None:
-    """Raise `UserError` if the shared study is of another search. search: what `described` gave its first driver."""
+    """Raise `UserError` if the shared study holds another search. search: the `described` of its first driver."""
     different = settings.differences(Settings.from_dict(search["settings"]), FREE_OF_DRIVERS)
     _refuse(f"`study`: {settings.resources.study!r}", different, Space.from_dict(search["space"]), settings, space)
 
 
 def described(settings: Settings, space: Space) -> dict[str, Any]:
-    """Return what is searched, and how; other drivers compare their settings with it."""
+    """Return the description of a search for a shared study; drivers that join compare their settings with it."""
     return {"settings": settings.replace(storage=None, study=None).to_dict(), "space": space.to_dict()}
 
 
 def _refuse(where: str, different: list[str], before: Space, settings: Settings, space: Space) -> None:
+    """Raise `UserError` if settings differ, or if the space's content has changed (in its YAML file)."""
     if not different and before.to_dict() != space.to_dict():
         different = [f"another content of `space` {settings.scope.space}"]
     if different:
@@ -132,20 +133,21 @@ def open_run(folder: Path, settings: Settings, space: Space, data: dict[str, Any
         "created": old["created"],
         "sessions": [*old["sessions"], {"started": now, **environment()}],
     }
-    write_atomic(folder / RUN_FILE, json.dumps(content, indent=2) + "\n")  # first: the folder is a run from now on
+    # First, because after a kill a folder with files but without `run.json` would be refused.
+    write_atomic(folder / RUN_FILE, json.dumps(content, indent=2) + "\n")
     (folder / WEIGHTS).mkdir(exist_ok=True)
     (folder / ARTIFACTS).mkdir(exist_ok=True)
     return len(old["sessions"])
 
 
 def _unfinished(folder: Path) -> list[Path]:
-    """Return what a killed driver was writing: its temporary files, and an unfinished `best/`."""
+    """Return the leftovers of a killed driver: temporary files, and an unfinished `best/`."""
     return [*folder.glob(".*.tmp"), *folder.glob("[!.]*/.*.tmp"), *folder.glob(".best.*")]
 
 
 @contextlib.contextmanager
 def disk_watched(folder: Path) -> Iterator[None]:
-    """Turn a full disk into a one-line `UserError` that names the disk, whichever library met it."""
+    """Turn the error of a full disk, from any library, into a one-line `UserError` that names the disk."""
     try:
         yield
     except Exception as error:
@@ -163,7 +165,7 @@ def _disk_full(error: BaseException | None, free: int) -> bool:
     """Return whether a full disk caused the error or one of its causes. free: the bytes left on the disk."""
     if isinstance(error, sqlite3.Error):
         kind = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the primary code is the low byte of an extended one
-        # The write-ahead log's shared memory is a file; SQLite reports an I/O error where that file cannot grow.
+        # The write-ahead log's shared memory is a file. SQLite reports an I/O error if that file cannot grow.
         return kind == sqlite3.SQLITE_FULL or (kind == sqlite3.SQLITE_IOERR and free < 2**20)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
@@ -176,7 +178,7 @@ def weights_path(folder: Path, number: int) -> Path:
 
 
 def keep_weights(folder: Path, number: int, weights: bytes, front: set[int]) -> None:
-    """Store a trial's weights; delete weights of dominated trials where all take more than `KEEP_BYTES`."""
+    """Store a trial's weights; if all take more than `KEEP_BYTES`, delete those of dominated trials, oldest first."""
     files = sorted((folder / WEIGHTS).glob("*.safetensors"), key=lambda p: int(p.stem))
     total = sum(f.stat().st_size for f in files) + len(weights)
     for file in files:

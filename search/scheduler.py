@@ -1,4 +1,4 @@
-"""Which trials continue: successive halving that knows the front, as pure functions of what a rung holds.
+"""Decide which trials continue: successive halving that knows the front, as pure functions of a rung's values.
 
 A trial that reaches a rung (an epoch) continues if it is among the best 1/eta of all trials that reached it so far,
 itself included. The decision is asynchronous: no worker waits (ASHA, arXiv 1810.05934). `asha` ranks by quality alone,
@@ -28,10 +28,10 @@ def rungs(epochs: int, min_epochs: int, eta: int) -> tuple[int, ...]:
 def continues(
     scheduler: str, eta: int, quality: Sequence[float], cost: Sequence[float], which: int, log: bool = True
 ) -> bool:
-    """Return whether the trial at index `which` of a rung continues: fewer than n / eta of the rung's n are better.
+    """Return whether the trial at index `which` of a rung continues: fewer than n / eta of its n trials are better.
 
-    Trials of equal rank stand or fall together. So both ends of the front, the cheapest network and the best one, are
-    always among the best: with few trials at a rung, a strict top 1/eta would drop the cheapest network.
+    Trials of equal rank continue or stop together. Under `pareto-asha`, the cheapest and the best network share the
+    best rank, so both always continue. With few trials at a rung, a strict top 1/eta would drop the cheapest network.
     log: whether the cost axis is logarithmic.
     """
     if scheduler == "none":
@@ -60,7 +60,7 @@ def rank(quality: Sequence[float], cost: Sequence[float], log: bool = True) -> t
 def front_numbers(quality: Sequence[float], cost: Sequence[float]) -> np.ndarray:
     """Return the number of each point's front: 0 if nothing dominates it, 1 if only points of front 0 do, and so on.
 
-    O(n log n): in order of cost, a point belongs to the first front whose best quality so far is below its own.
+    O(n log n): in the order of cost, a point joins the first front whose best quality so far is below its own.
     """
     values, price = np.asarray(quality, float), np.asarray(cost, float)
     out = np.zeros(len(values), int)
@@ -84,9 +84,9 @@ def front_numbers(quality: Sequence[float], cost: Sequence[float]) -> np.ndarray
 
 
 def crowding_distance(quality: np.ndarray, cost: np.ndarray, log: bool = True) -> np.ndarray:
-    """Return how alone each point of one front is: the sides of the box between its neighbours.
+    """Return each point's crowding distance in its front: the summed sides of the box between its two neighbours.
 
-    The distance is infinite at both ends. Points of equal quality and cost share it.
+    Sides are relative to the front's ranges. The distance is infinite at both ends; equal points share one distance.
     """
     axis = np.log(cost) if log else cost
     points, which = np.unique(np.stack([quality, axis], 1), axis=0, return_inverse=True)

@@ -27,7 +27,7 @@ FREE = (
     "gpus_per_trial",
     "ray_address",
 )
-# The settings that may differ between the drivers of one study: each has its own way to it.
+# The settings that may differ between the drivers of one study. Each driver may reach the study by its own URL.
 FREE_OF_DRIVERS = (*FREE, "storage", "study")
 
 
@@ -35,8 +35,8 @@ FREE_OF_DRIVERS = (*FREE, "storage", "study")
 class Settings:
     """The settings of a search: `Settings(space="scale", trials=32)`, or with groups, `Settings(scope=Scope(...))`.
 
-    A setting that is not given takes the default that suits the evaluator (`Evaluator.defaults`), else its group's.
-    Raise `UserError`, which names the setting, for values that are unknown or contradict each other.
+    A setting that is not given takes the evaluator's default (`Evaluator.defaults`), else its group's default.
+    Raise `UserError` with the setting's name for values that are unknown or contradict each other.
     """
 
     scope: Scope
@@ -63,7 +63,7 @@ class Settings:
         """Raise `UserError` for settings of different groups that contradict each other."""
         self.evaluator.check(self.resources)
         if self.budget.scheduler != "none" and self.evaluator.estimates:
-            raise UserError("`scheduler`: shared weights score a network in one go; accepted: none")
+            raise UserError("`scheduler`: shared weights score a network in a single step; accepted: none")
         if self.budget.scheduler != "none" and self.budget.min_epochs >= self.scoring.epochs:
             raise UserError(
                 f"`min_epochs`: {self.budget.min_epochs} leaves no rung below `epochs` {self.scoring.epochs}; "
@@ -72,18 +72,18 @@ class Settings:
 
     @property
     def evaluator(self) -> Evaluator:
-        """The evaluator, which knows how a network gets its score."""
+        """The evaluator, which decides how a network gets its score."""
         return evaluator_class(self.scoring.evaluator)(self.scope, self.scoring, self.budget)
 
     @property
     def rules(self) -> Rules:
-        """What the ledger needs to know of the search."""
+        """The settings that the ledger needs."""
         estimates = self.evaluator.estimates
         rungs = () if estimates else self.budget.rungs(self.scoring.epochs)
         return Rules(self.scope.cost, self.scoring.epochs, rungs, estimates)
 
     def replace(self, **changes: Any) -> Settings:
-        """Return settings with some values changed; no other value changes with them."""
+        """Return the settings with some values changed. All others stay, even if a new evaluator has other defaults."""
         return Settings(**{group: getattr(self, group) for group in GROUPS} | changes)
 
     def values(self) -> dict[str, Any]:
@@ -96,9 +96,9 @@ class Settings:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Settings:
-        """Return the settings of a `to_dict`, or of a run folder of version 0.1, whose settings have no groups.
+        """Return the settings from a value of `to_dict`, or from the ungrouped settings that version 0.1 wrote.
 
-        Settings that were not written yet take their group's default.
+        A missing setting takes its group's default: the version that wrote the value did not have it yet.
         """
         flat = {k: v for k, v in data.items() if k not in GROUPS}
         for group in GROUPS:
@@ -110,6 +110,6 @@ class Settings:
         return cls(**groups)
 
     def differences(self, other: Settings, free: Sequence[str] = FREE) -> list[str]:
-        """Return `field` theirs, not ours for each setting that a resumed search cannot change."""
+        """Return a text such as `seed` 1, not 0 (theirs, not ours) for each setting that differs and is not free."""
         ours, theirs = self.values(), other.values()
         return [f"`{k}` {theirs[k]}, not {ours[k]}" for k in ours if k not in free and ours[k] != theirs[k]]

@@ -1,4 +1,4 @@
-"""Weights that all networks of a space share: trained in a folder, resumed there, loaded for a search."""
+"""The supernet, weights that all networks of a space share: train and resume it in a folder, load it for a search."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ WATCHED = 3  # random members whose accuracy is shown, besides the largest and t
 
 
 def members_of(space: Space) -> Members:
-    """Return the members that a supernet trains: cheap and dear ones equally often."""
+    """Return the members that a supernet trains. Random ones are drawn evenly over MACs, not over combinations."""
     smallest = space.arch(space.cheapest()[0])
     return Members(space.largest(), smallest, lambda rng: space.arch(space.sample_by_macs(rng)))
 
 
 def watched(space: Space) -> list[Arch]:
-    """Return the members whose accuracy is shown: the largest, the smallest and a few in between, cheapest first."""
+    """Return the members whose accuracy is shown: the largest, the smallest and a few others, cheapest first."""
     rng, members = random.Random(0), members_of(space)
     found = {members.largest, members.smallest} | {members.sample(rng) for _ in range(WATCHED)}
     return sorted(found, key=lambda a: MACS.of(a, space.image_size))
@@ -69,11 +69,11 @@ def train(
     group: Group = ALONE,
     device: str = "auto",
 ) -> ElasticRes2Net:
-    """Train shared weights in the folder, or resume there; return the finished ones at once.
+    """Return the folder's shared weights: train them, resume their training, or load them once trained.
 
-    The folder is written after each epoch, and a resumed training equals one that never stopped. Raise `UserError` for
-    a folder that holds anything else, or shared weights of other settings. group: the processes that train together;
-    the first one writes.
+    The folder is written after each epoch, and a resumed training equals one that never stopped. Raise `UserError` if
+    the folder holds other files, or shared weights of other settings.
+    group: the processes that train together; the first one writes.
     """
     check(folder, scope, scoring, space)
     if (folder / WEIGHTS_FILE).is_file():
@@ -98,7 +98,7 @@ def train(
 
 
 def check(folder: Path, scope: Scope, scoring: Scoring, space: Space) -> None:
-    """Raise `UserError` if the folder holds shared weights of other settings, or anything else."""
+    """Raise `UserError` if the folder holds shared weights of other settings, or other files."""
     if folder.is_dir() and any(p.name != LOCK_FILE for p in folder.iterdir()) and not (folder / ABOUT_FILE).is_file():
         raise UserError(f"`out`: {str(folder)!r} holds files but no supernet; accepted: a new folder, or a supernet's")
     if folder.exists() and not folder.is_dir():
@@ -118,18 +118,18 @@ def load(folder: Path, space: Space, data: Data, scope: Scope, scoring: Scoring)
     path = folder / WEIGHTS_FILE
     if not path.is_file():
         raise UserError(
-            f"`supernet`: {str(folder)!r} is not trained to its end; accepted: after its command was run again"
+            f"`supernet`: {str(folder)!r} is not trained to its end; accepted: once its command has finished it"
         )
     model = ElasticRes2Net(space)
     try:
         model.load_state_dict(safetensors.torch.load_file(path))
-    except Exception as error:  # safetensors raises its own, undocumented kinds for truncated and foreign files
+    except Exception as error:  # safetensors raises undocumented kinds for truncated and foreign files
         raise UserError(f"{path}: not the weights of this supernet ({str(error).splitlines()[0]})") from None
     return model
 
 
 def scorer(model: ElasticRes2Net, data: Data, scope: Scope, scoring: Scoring) -> Scorer:
-    """Return what scores members in a search."""
+    """Return the scorer of the supernet's members for a search."""
     return Scorer(model, data, scoring.train_config(scope.seed))
 
 
@@ -150,7 +150,7 @@ def _check_same(folder: Path, scope: Scope, scoring: Scoring, space: Space, name
         theirs, their_space = {"image_size": None} | about["settings"], Space.from_dict(about["space"])
         different = [f"`{n}` {theirs[n]}, not {ours[n]}" for n in names if theirs[n] != ours[n]]
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not what a supernet was trained with ({error!r})") from None
+        raise UserError(f"{path}: not the settings of a supernet ({error!r})") from None
     if not different and their_space.to_dict() != space.to_dict():
         different = [f"another space than {space.name} ({space.base})"]
     if different:
@@ -168,7 +168,7 @@ def _restore(trainer: SupernetTrainer, folder: Path) -> list[dict[str, Any]]:
     try:
         state = unpack(path.read_bytes())
         trainer.load_state_dict(state["trainer"])
-    except Exception as error:  # torch raises many kinds for what is truncated or foreign
+    except Exception as error:  # torch raises many kinds for truncated and foreign files
         raise UserError(f"{path}: not a checkpoint of this supernet ({str(error).splitlines()[0]})") from None
     return state["rows"]
 

@@ -26,7 +26,7 @@ def build_parser() -> Parser:
     parser = Parser(prog=PROG, description="Train the weights that all networks of a space share.")
     add_options(parser, fields_of(Scope, SCOPE))
     epochs = Scoring().supernet_epochs
-    parser.add_argument("--epochs", type=int, default=epochs, metavar="N", help="train for so many epochs in all")
+    parser.add_argument("--epochs", type=int, default=epochs, metavar="N", help="epochs to train in all")
     add_options(parser, fields_of(Scoring, SCORING))
     parser.add_argument(
         "--out",
@@ -34,7 +34,7 @@ def build_parser() -> Parser:
         required=True,
         default=argparse.SUPPRESS,
         metavar="DIR",
-        help="the folder; the same command resumes there",
+        help="the folder to write; the same command resumes there",
     )
     return parser
 

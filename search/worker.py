@@ -1,4 +1,4 @@
-"""One trial, wherever it runs: a job in, a report after every epoch out. An exception becomes the last report."""
+"""Run one trial in any process: take a job, yield a report after each epoch. An exception becomes the last report."""
 
 from __future__ import annotations
 
@@ -32,8 +32,9 @@ from trainers.train import Trainer, TrainingFailed
 class Job:
     """Everything that a worker needs to run a trial.
 
-    evaluator: how the network is scored; the work that runs the job knows these names. rungs: the epochs after which a
-    checkpoint is made. checkpoint: the last checkpoint of an earlier trial of the network, to resume from.
+    evaluator: the name of the way to score the network, as the `Work` knows it (see `SharedWork`).
+    rungs: the epochs after which a checkpoint is made.
+    checkpoint: the last checkpoint of an earlier trial of the network, to resume from.
     """
 
     number: int
@@ -57,11 +58,14 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The state of a trial after an epoch. Accuracies in %.
+    """The state of a trial after an epoch. Accuracies are in %.
 
-    node: Ray's id of the node that ran it. reason: why the trial failed, if it did. lost: whether the failure may not
-    recur (a worker that died, memory that another trial held); all other failures would. weights: as safetensors, after
-    the last epoch. checkpoint: at the job's rungs. note: anything else about the trial, such as that it was resumed.
+    node: Ray's id of the node that runs the trial.
+    reason: the reason of the failure, if the trial failed.
+    lost: whether a retry may succeed (a worker died, other trials held the memory). All other failures would recur.
+    weights: the weights as safetensors, after the last epoch.
+    checkpoint: the checkpoint, after the epochs in the job's `rungs`.
+    note: a remark about the trial, such as that it was resumed.
     """
 
     epoch: int
@@ -80,7 +84,7 @@ class Report:
 
 
 class Work(Protocol):
-    """What executors run for a job. It is copied to every worker, so it must be picklable."""
+    """The function that executors run for a job. It is copied to every worker, so it must be picklable."""
 
     def __call__(self, job: Job, data: Data) -> Iterator[Report]:
         """Yield a report after each epoch."""
@@ -90,8 +94,9 @@ class Work(Protocol):
 def train_trial(job: Job, data: Data, start: Callable[[Arch], nn.Module] | None = None) -> Iterator[Report]:
     """Train the job's network and yield a report after each epoch; the last one carries the weights.
 
-    start: returns the network to train, a freshly initialised one by default. With a checkpoint, its reports come
-    first, and the remaining ones equal those of an uninterrupted trial.
+    start: returns the network to train; by default a network with random weights.
+
+    If the job has a checkpoint, the reports in it come first. Later reports equal those of an uninterrupted trial.
     """
     trainer, reports, note = _begin(job, data, start or create)
     host, seconds = socket.gethostname(), reports[-1].seconds if reports else 0.0
@@ -109,7 +114,7 @@ def train_trial(job: Job, data: Data, start: Callable[[Arch], nn.Module] | None 
 
 
 def _begin(job: Job, data: Data, start: Callable[[Arch], nn.Module]) -> tuple[Trainer, list[Report], str | None]:
-    """Return the trainer, restored from the job's checkpoint if it has one; its reports so far; and a note."""
+    """Return the trainer, restored from the job's checkpoint if there is one, the reports so far, and a note."""
 
     def anew() -> Trainer:
         torch.manual_seed(job.config.seed)
@@ -120,14 +125,14 @@ def _begin(job: Job, data: Data, start: Callable[[Arch], nn.Module]) -> tuple[Tr
         return trainer, [], None
     try:
         reports = _restore(job, trainer)
-    except Exception as error:  # torch raises many kinds for what is truncated or foreign
+    except Exception as error:  # torch raises many kinds for truncated and foreign files
         return anew(), [], f"started anew: its checkpoint cannot be used ({type(error).__name__}: {_first_line(error)})"
     note = f"resumed after epoch {trainer.done_epochs}"
     return trainer, [replace(report, note=note) for report in reports], note
 
 
 def _checkpoint(job: Job, trainer: Trainer, reports: list[Report]) -> bytes:
-    """Return all that a later trial of the same network needs to resume here, as `torch.save` writes it."""
+    """Return a checkpoint from which a later trial of the same network can resume, as `torch.save` writes it."""
     rows = [asdict(replace(report, note=None)) for report in reports]
     buffer = io.BytesIO()
     torch.save({"job": _identity(job), "trainer": trainer.state_dict(), "reports": rows}, buffer)
@@ -152,7 +157,7 @@ def _identity(job: Job) -> dict[str, object]:
 
 
 class SharedWork:
-    """Score trials with shared weights, of which each process holds one copy.
+    """Score trials with shared weights. Each process holds one copy of the weights.
 
     A job names how its network is scored: trained from scratch, tuned from its slice, or estimated by its slice.
     """
@@ -178,27 +183,27 @@ class SharedWork:
 
 
 def guarded(work: Work, job: Job, data: Data) -> Iterator[Report]:
-    """Yield the work's reports. An exception becomes a last report with the reason, so that the search goes on."""
+    """Yield the work's reports. An exception becomes a last report with the reason, so the search continues."""
     epoch = 0
     try:
         for report in work(job, data):
             epoch = report.epoch
             yield report
         if epoch < job.config.epochs:
-            yield Report(epoch, reason=f"it ended after epoch {epoch} of {job.config.epochs}")
+            yield Report(epoch, reason=f"its reports ended after epoch {epoch} of {job.config.epochs}")
     except Exception as error:  # any failure of a trial is a result of the search
         yield Report(epoch, reason=reason_of(error, job, data), lost=out_of_memory(error))
 
 
 def reason_of(error: BaseException, job: Job, data: Data) -> str:
-    """Return one line for the study: what happened, and where, unless the kind of failure is known."""
+    """Return the reason of a failure on one line for the study, with its place in the code unless the kind is known."""
     if isinstance(error, TrainingFailed):
         return str(error)
     if out_of_memory(error):
         activations = format_count(cost(job.arch, data.image_size).activations)
         return (
-            f"out of memory with batches of {job.config.batch_size} and {activations} activations an image, "
-            f"which a lower --max-activations would leave out: {_first_line(error)}"
+            f"out of memory with batches of {job.config.batch_size} and {activations} activations an image "
+            f"(a lower --max-activations excludes such networks): {_first_line(error)}"
         )
     frames = traceback.extract_tb(error.__traceback__)
     where = f" ({frames[-1].name}, {frames[-1].filename.rsplit('/', 1)[-1]}:{frames[-1].lineno})" if frames else ""

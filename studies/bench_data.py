@@ -180,7 +180,7 @@ def processor_time() -> float:
     """Return the processor seconds of this process and its finished children (on Windows, without the children)."""
     if resource is None:
         return sum(os.times()[:4])
-    # Rather than `os.times`, whose clock ticks are 10 ms.
+    # `os.times` would be too coarse: its clock ticks are 10 ms.
     used = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return sum(u.ru_utime + u.ru_stime for u in used)
 

@@ -97,7 +97,7 @@ def supernet(allowed: Space, data: Data, config: Config) -> SupernetTrainer:
 def time_steps(trainer: SupernetTrainer, data: Data, config: Config, n: int) -> tuple[list[float], list[float]]:
     """Return the seconds of `n` sandwich steps and of the members' stand-alone steps, after an untimed pair.
 
-    Both sides build a member's modules before the clock starts: some 15 ms, needed once per member.
+    Both sides build a member's modules before the clock starts. This takes about 15 ms, once per member.
     """
     times: tuple[list[float], list[float]] = ([], [])
     index = torch.arange(config.batch_size)

@@ -1,4 +1,4 @@
-"""Compare our trainer with a plain training loop: training images a second of the same networks.
+"""Compare our trainer with a plain training loop: training images per second on the same networks.
 
     python -m studies.bench_trainer --threads 1
     python -m studies.bench_trainer --base paper --images 128 --batch-size 32 --threads 2
@@ -47,7 +47,7 @@ CLASSES, SIZE = 10, 32
 OTHER = "resnet50"  # the network that the paper's other networks are compared with
 LR = 0.01  # low: the images are noise, and a loss that diverges would end the benchmark
 
-Seconds = tuple[float, float]  # of wall time and of processor time
+Seconds = tuple[float, float]  # wall time, processor time
 
 # Members of the space scale_card_depth on each base, cheapest first.
 MEMBERS = {
@@ -104,12 +104,12 @@ def parser() -> Parser:
     )
     out.add_argument("--images", type=int, default=2000, help="number of training images (noise)")
     out.add_argument("--image-size", type=int, metavar="N", help="pixels along a side (32; for paper, its own sizes)")
-    out.add_argument("--batch-size", type=int, default=64, help="images a step")
+    out.add_argument("--batch-size", type=int, default=64, help="images per step")
     out.add_argument("--repeats", type=int, default=3, help="timed epochs of each side, after one that is not timed")
     out.add_argument("--threads", type=int, default=1, help="PyTorch threads of both sides")
     out.add_argument("--workers", type=int, default=0, help="worker processes of the plain loop's DataLoader")
-    out.add_argument("--device", default="auto", help=f"of both sides: {DEVICES}")
-    out.add_argument("--precision", default="auto", help=f"of ours: {', '.join(PRECISIONS)}")
+    out.add_argument("--device", default="auto", help=f"device of both sides: {DEVICES}")
+    out.add_argument("--precision", default="auto", help=f"precision of our trainer: {', '.join(PRECISIONS)}")
     return out
 
 

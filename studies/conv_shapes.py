@@ -4,8 +4,8 @@
     python -m studies.conv_shapes --plain          # PyTorch's own classes instead of ours: shows the known crash
 
 Each shape runs forward and backward in channels-last fp32, with the convolution class that the networks use. The
-reference is the same convolution in NCHW without oneDNN. Shapes run in subprocesses, as the machine is and with
-oneDNN and PyTorch limited to AVX2. After a crash, the shapes of the subprocess are bisected to the guilty ones.
+reference is the same convolution in NCHW without oneDNN. Shapes run in subprocesses, once with all of the machine's
+instructions and once with oneDNN and PyTorch limited to AVX2. After a crash, bisection finds the guilty shapes.
 
 Known faults: uxlfoundation/oneDNN#6035 (backward of thin strided 1x1 convolutions without AVX-512) and
 pytorch#195394 / oneDNN#5942 (forward on maps of one pixel, channels-last, with outputs that read only padding).
@@ -223,7 +223,7 @@ class Runner:
         task |= {"most_macs": self.most_macs, "plain": self.plain}
         environment = os.environ | self.variables
         if library := find_library("c_malloc_debug"):
-            # glibc's checks find most writes past a buffer at the next `free`, not some allocations later.
+            # glibc's checks find most writes past a buffer at the next `free` instead of some allocations later.
             environment |= {"LD_PRELOAD": library, "GLIBC_TUNABLES": "glibc.malloc.check=3"}
         try:
             done = subprocess.run(
@@ -314,7 +314,7 @@ def parser() -> Parser:
     out.add_argument(
         "--most-macs", type=int, default=300_000_000, help="MACs of a batch beyond which the larger batch is left out"
     )
-    out.add_argument("--chunk", action="store_true", help=argparse.SUPPRESS)  # what a subprocess is started with
+    out.add_argument("--chunk", action="store_true", help=argparse.SUPPRESS)  # starts a subprocess's part
     return out
 
 

@@ -3,9 +3,9 @@
     python -m studies.rank --data shapes --out studies/results/rank-shapes
 
 Members of a space are trained stand-alone with one recipe and two seeds. The accuracies of the first seed are the truth
-to predict; their correlation with the second seed's is the ceiling that noise leaves. Rank correlations (Kendall's
-tau-b, Spearman's rho) have 95 % bootstrap intervals over the members. The folder keeps every finished training: the
-same command resumes after a stop.
+to predict. Their correlation with the accuracies of the second seed is the ceiling: noise allows no more. Rank
+correlations (Kendall's tau-b, Spearman's rho) have 95 % bootstrap intervals over the members. The folder keeps every
+finished training, so the same command resumes after a stop.
 """
 
 from __future__ import annotations
@@ -278,7 +278,9 @@ def build_parser() -> Parser:
     out.add_argument(
         "--supernet", type=Path, metavar="DIR", help="shared weights (default: train them in OUT/supernet)"
     )
-    out.add_argument("--supernet-epochs", type=int, default=Scoring().supernet_epochs, help="of the shared weights")
+    out.add_argument(
+        "--supernet-epochs", type=int, default=Scoring().supernet_epochs, help="epochs of the shared weights"
+    )
     out.add_argument("--tune-epochs", type=int, default=1, help="epochs of tuning after inheritance")
     out.add_argument("--tune-lr", type=float, default=0.02, help="peak learning rate of tuning")
     out.add_argument("--workers", type=int, default=cores(), help="processes of one thread each")

@@ -32,7 +32,7 @@ choices:
 defaults:
   width: 64
 """
-TOP, HALF_WAY = 95.0, 2e6  # limit of the accuracy in % for many MACs; MACs at which half of it is reached
+TOP, HALF_WAY = 95.0, 2e6  # accuracy limit in % as MACs grow; MACs with half of it
 NOISE = 1.0  # half-width in % of the spread of networks with equal MACs
 
 

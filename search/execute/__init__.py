@@ -14,9 +14,10 @@ from trainers.datasets.data import Data
 
 @dataclass(frozen=True, slots=True)
 class Executor:
-    """What runs trials.
+    """The two functions of an executor.
 
-    check: raises `UserError` for resources that are not there. execute: runs all jobs of a driver.
+    check: raises `UserError` if the machine or cluster lacks the resources.
+    execute: runs all jobs of a driver.
     """
 
     check: Callable[[], None]

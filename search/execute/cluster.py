@@ -1,4 +1,4 @@
-"""Ray on this machine, or a running cluster: started, joined, and asked how many trials it has room for."""
+"""Start Ray on this machine or join a running cluster, and count the trials that fit on it."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from search.execute import ray_private
 from search.groups import Resources
 from trainers.meta import cores
 
-USAGE_STATS = "RAY_USAGE_STATS_ENABLED"  # off, unless the user says otherwise: no statistics leave the machine
-ANSWER_SECONDS = 5.0  # for a head to accept a connection
-HEALTH_SECONDS = 15.0  # for a head to say that it is well
+USAGE_STATS = "RAY_USAGE_STATS_ENABLED"  # off unless the user sets it: no statistics leave the machine
+ANSWER_SECONDS = 5.0  # time limit for a head to accept a connection
+HEALTH_SECONDS = 15.0  # time limit for a head to answer a health check
 
 
 def is_cluster(address: str | None) -> bool:
@@ -35,9 +35,9 @@ def is_cluster(address: str | None) -> bool:
 
 @contextlib.contextmanager
 def ray_at(address: str | None, bytes_of_data: int = 0) -> Iterator[None]:
-    """Join the cluster at the address, or start a Ray on this machine; use the Ray that the process is in already.
+    """Join the cluster at the address, or start Ray on this machine. A process that has joined Ray keeps its Ray.
 
-    bytes_of_data: what Ray's object store must hold twice (the driver's copy and the workers').
+    bytes_of_data: the size of the data set. Ray's object store holds it twice: the driver's copy and the workers'.
     """
     if ray.is_initialized():
         yield
@@ -50,7 +50,7 @@ def ray_at(address: str | None, bytes_of_data: int = 0) -> Iterator[None]:
             else:
                 _start(bytes_of_data)
         if on_sigterm is not None and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own handler ends the process at once, with a core dump
+            signal.signal(signal.SIGTERM, on_sigterm)  # Ray's handler would end the process at once, with a core dump
         yield
     finally:
         ray.shutdown()
@@ -58,19 +58,20 @@ def ray_at(address: str | None, bytes_of_data: int = 0) -> Iterator[None]:
 
 
 def _leave_quietly() -> None:
-    """Have this process end with its own exit code.
+    """Make this process skip C++ destructors when it exits, and keep its exit code.
 
-    In `exit`, C++ destroys Ray's core worker while a timer of its own still runs (2.60): one interrupted search in
-    four ended with a segmentation fault. `on_exit` handlers run in reverse order. So this one, registered last, calls
-    `_exit` with the process's exit code before C++ runs its destructors. By then Python has run its own handlers and
+    In Ray 2.60, `exit` destroys Ray's core worker while one of its timers still runs: one interrupted search in four
+    ended with a segmentation fault. `on_exit` handlers run in reverse order. So this one, registered last, calls
+    `_exit` with the process's exit code before the destructors run. By then Python has run its own handlers and
     flushed its files.
     """
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "on_exit"):  # glibc's
+    # Only glibc has it; elsewhere the crash was not seen.
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "on_exit"):
         libc.on_exit(libc._exit, None)
 
 
 def _start(bytes_of_data: int) -> None:
-    """Start Ray on this machine, listening on loopback alone."""
+    """Start Ray on this machine; it listens on loopback only."""
     with ray_private.on_loopback_alone():
         ray.init(
             address="local",
@@ -85,7 +86,7 @@ def _start(bytes_of_data: int) -> None:
 def _join(address: str) -> None:
     """Join a running cluster; raise `UserError` within seconds if there is none, where Ray would try for minutes."""
     try:
-        if "://" in address:  # Ray's client, which would put Tune, and so the study, into another process
+        if "://" in address:  # a Ray client would run Tune, and so the driver, in another process
             raise ValueError("no head's address")
         host, port = ray_private.head_address(address)
         socket.create_connection((host, port), ANSWER_SECONDS).close()
@@ -100,10 +101,10 @@ def _join(address: str) -> None:
 
 
 def _wants_token(address: str) -> bool:
-    """Return whether the cluster wants a token; raise `ConnectionError` unless a Ray of our version answers.
+    """Return whether the cluster requires a token; raise `ConnectionError` unless a Ray of our version answers.
 
-    The answer must be known before joining: with a token in a cluster that knows none, a search would join, but no
-    trial's process could start.
+    This must be known before joining. A search with a token can join a cluster without tokens, but no worker process
+    of its trials can then start.
     """
     command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
     problem = ""
@@ -123,10 +124,10 @@ def _wants_token(address: str) -> bool:
 
 
 def check_room(resources: Resources) -> float:
-    """Return the GPUs of a trial: as asked for, or a whole one where there is any.
+    """Return the GPUs of a trial: the setting, or by default one GPU if any node has one.
 
-    Raise `UserError` for a trial that no node has room for, and for more `workers` than this machine has room for. In a
-    cluster more nodes may join, so `workers` is not checked.
+    Raise `UserError` if a trial fits on no node, or if fewer than `workers` trials fit on this machine. In a cluster
+    more nodes may join, so `workers` is not checked.
     """
     cpus, gpus, workers = resources.cpus_per_trial, resources.gpus_per_trial, resources.workers
     most = {kind: max(node.get(kind, 0) for node in _nodes()) for kind in ("CPU", "GPU")}
@@ -146,7 +147,7 @@ def check_room(resources: Resources) -> float:
 
 
 def places(cpus: int, gpus: float) -> int:
-    """Return how many trials the nodes have room for. A trial runs on one node, and a share of a GPU on one GPU."""
+    """Return how many trials fit on the nodes. A trial runs on one node; a fraction of a GPU lies on one GPU."""
     total = 0
     for node in _nodes():
         there = node.get("GPU", 0)
@@ -156,7 +157,7 @@ def places(cpus: int, gpus: float) -> int:
 
 
 def _nodes() -> list[dict[str, float]]:
-    """Return the cores and GPUs of each node of the cluster that the process is in, else of this machine."""
+    """Return the cores and GPUs of each node of the joined cluster; without one, those of this machine."""
     if ray.is_initialized():
         return [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return [{"CPU": cores(), "GPU": torch.cuda.device_count()}]
@@ -164,7 +165,7 @@ def _nodes() -> list[dict[str, float]]:
 
 @contextlib.contextmanager
 def environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables meanwhile."""
+    """Set environment variables inside the block; restore them after it."""
     before = {k: os.environ.get(k) for k in values}
     os.environ.update(values)
     try:

@@ -1,9 +1,9 @@
 """Every use of a private part of Ray. `tests/search/execute/test_ray_private.py` says what breaks without each.
 
-1. `ray_constants.ENABLE_RAY_CLUSTER`: a Ray of our own listens on loopback alone.
-2. `services.canonicalize_bootstrap_address_or_die`: `auto` becomes the address of this machine's cluster.
-3. `services.extract_ip_port`: host and port of a head, also of IPv6 ones.
-4. `maybe_enable_token_auth_if_token_available`: a search joins a cluster that wants a token.
+1. `ray_constants.ENABLE_RAY_CLUSTER`: makes our own Ray listen on loopback only.
+2. `services.canonicalize_bootstrap_address_or_die`: turns `auto` into the address of this machine's cluster.
+3. `services.extract_ip_port`: splits a head's address into host and port, also for IPv6.
+4. `maybe_enable_token_auth_if_token_available`: lets a search join a cluster that requires a token.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from ray._private.authentication.authentication_token_setup import maybe_enable_
 
 @contextlib.contextmanager
 def on_loopback_alone() -> Iterator[None]:
-    """Have a Ray that starts meanwhile listen on loopback alone.
+    """Make a Ray that starts inside the block listen on loopback only.
 
-    Ray does so where it supports no clusters. Asked for 127.0.0.1, it takes the machine's address instead.
+    Ray listens on loopback where it does not support clusters, so the block claims that it does not. Passing 127.0.0.1
+    as the address does not help: Ray replaces it with the machine's address.
     """
     supported, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
     try:
@@ -40,5 +41,5 @@ def host_and_port(address: str) -> tuple[str, int]:
 
 
 def use_token() -> None:
-    """Have Ray send the token in `~/.ray/auth_token`. Ray itself does so for `auto` alone."""
+    """Make Ray send the token in `~/.ray/auth_token`. By itself, Ray does so only for the address `auto`."""
     maybe_enable_token_auth_if_token_available(warn_if_disabled=False)

@@ -1,7 +1,7 @@
 """Run trials on Ray, through Tune.
 
-Tune places and runs the trials; it decides nothing and remembers nothing. Its searcher hands on what the driver
-proposes, its scheduler asks the driver whether a trial continues, and a resume is a new Tune run over the same study.
+Tune only places and runs the trials; the driver decides, and the study stores. Tune's searcher passes on the driver's
+jobs. Tune's scheduler asks the driver whether a trial continues. A resume is a new Tune run over the same study.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ TUNE_ENVIRONMENT = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_GLOBAL_CHECKPOINT_S": "86400",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-    "TUNE_MAX_PENDING_TRIALS_PG": "1000000",  # `_Proposals` decides how many trials there are at a time
+    "TUNE_MAX_PENDING_TRIALS_PG": "1000000",  # `_Proposals` limits the concurrent trials
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune's new output draws boxes over our display
 }
-HEAD_SECONDS = 15.0  # a head without an answer for so long is taken for dead
-LOOK_SECONDS = 2.0  # between two looks at the cluster
+HEAD_SECONDS = 15.0  # a head that has not answered for this long counts as dead
+LOOK_SECONDS = 2.0  # between two checks of the cluster
 REPORT_FIELDS = [f.name for f in fields(Report)]
 
 
 class TrialActor(tune.Trainable):
-    """A worker process. One step is one epoch. The process is reused for the next trial: a start takes a second."""
+    """A worker process. One step is one epoch. Trials reuse the process, because a start takes a second."""
 
     def setup(self, config: dict[str, Any], data: Data, work: Work, threads: int) -> None:
         """Keep the data and the work, and start the first job."""
@@ -59,7 +59,7 @@ class TrialActor(tune.Trainable):
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Start the next job."""
-        # Popped, as Tune repeats the whole config in each result.
+        # Popped, because Tune copies the whole config into each result.
         job = Job.from_json(new_config["job"], self.config.pop("checkpoint", None))
         self._reports = guarded(self._work, job, self._data)
         return True
@@ -70,7 +70,7 @@ class TrialActor(tune.Trainable):
 
 
 class _Forgetful:
-    """Pickled without any state: Tune pickles it for a resume of its own, which never happens."""
+    """An object that pickles without its state: Tune pickles it only for its own resume, which is never used."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
@@ -84,14 +84,14 @@ class _Bytes(bytes):
 
 
 class _HeadDied(BaseException):
-    """Ray's head does not answer. It is no `Exception`, since Tune would clean up after one and wait for the head."""
+    """Ray's head does not answer. A `BaseException`, because after an `Exception` Tune would wait for the head."""
 
 
 class _Head(Callback):
-    """Whether the cluster's head is alive, and how many trials the cluster has places for.
+    """Watch the cluster's head, and count the trials that fit on the cluster, in every round of Tune's loop.
 
-    It looks in every round of Tune's loop. A minute after the head's death Ray kills this process, and until then any
-    call to the head hangs.
+    Calls to a dead head hang, and Ray kills this process a minute after the head's death. So the head is tested by a
+    plain connection before any call.
     """
 
     def __init__(self, workers: int | None, cpus: int, gpus: float) -> None:
@@ -101,7 +101,7 @@ class _Head(Callback):
         self.places = 0
 
     def look(self) -> None:
-        """Look at the cluster if a look is due; raise `_HeadDied` if its head is dead."""
+        """Check the cluster if a check is due; raise `_HeadDied` if its head is dead."""
         if time.monotonic() - self._looked < LOOK_SECONDS:
             return
         try:
@@ -112,7 +112,8 @@ class _Head(Callback):
                 raise _HeadDied from None
         else:
             self._answered = time.monotonic()
-            self.places = self._workers or max(1, places(self._cpus, self._gpus))  # one trial waits, if all nodes left
+            # At least 1: if all nodes have left, one trial waits for a new node.
+            self.places = self._workers or max(1, places(self._cpus, self._gpus))
         self._looked = time.monotonic()
 
     def on_step_begin(self, iteration: int, trials: list, **info: Any) -> None:
@@ -120,7 +121,7 @@ class _Head(Callback):
 
 
 class _Proposals(_Forgetful, Searcher):
-    """Hand the driver's jobs to Tune, as many as the cluster has places for."""
+    """Pass the driver's jobs to Tune, as many at a time as fit on the cluster."""
 
     def __init__(self, driver: Driver, numbers: dict[str, int], head: _Head) -> None:
         super().__init__()
@@ -137,7 +138,7 @@ class _Proposals(_Forgetful, Searcher):
         return {"job": job.to_json()} | ({"checkpoint": _Bytes(job.checkpoint)} if job.checkpoint is not None else {})
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
-        pass  # the scheduler told the driver
+        pass  # `_Decisions` has told the driver
 
     def save(self, checkpoint_path: str) -> None:
         pass
@@ -147,7 +148,7 @@ class _Proposals(_Forgetful, Searcher):
 
 
 class _Decisions(_Forgetful, FIFOScheduler):
-    """Ask the driver after each epoch whether the trial continues; tell it of workers that died."""
+    """Ask the driver after each epoch whether the trial continues; tell the driver about dead workers."""
 
     def __init__(self, driver: Driver, numbers: dict[str, int]) -> None:
         super().__init__()
@@ -159,14 +160,14 @@ class _Decisions(_Forgetful, FIFOScheduler):
         return TrialScheduler.CONTINUE if continues else TrialScheduler.STOP
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
-        # Tune has just written this file. `get_pickled_error` reads a copy that is made only later.
+        # Tune has just written this file; `get_pickled_error` reads a copy that does not exist yet.
         error = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
         text = str(error).strip().split("\n")[0]
         self._driver.on_lost(self._numbers[trial.trial_id], f"the worker died: {type(error).__name__}: {text}")
 
 
 class _DropBytes(Callback):
-    """Remove weights and checkpoints from what Tune keeps of a trial, once the driver or the worker has them."""
+    """Remove weights and checkpoints from Tune's records of a trial, once the driver or the worker has them."""
 
     def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict[str, Any], **info: Any) -> None:
         for kept in (result, trial.config, trial.evaluated_params):
@@ -178,11 +179,11 @@ class _DropBytes(Callback):
 
 
 def execute(driver: Driver, data: Data, work: Work, resources: Resources) -> None:
-    """Run jobs until the driver has no more: `workers` at a time, or as many as the cluster has places for.
+    """Run jobs until the driver has no more: `workers` at a time, or as many as fit on the cluster.
 
-    Raise `UserError` if the cluster's head is found dead. Its running trials are released, so that a resume asks them
-    again. While Tune waits for a trial, nothing is found: Ray ends the process within about a minute, and a resume
-    recovers.
+    If the cluster's head is found dead, release the running trials for a resume, and raise `UserError`. While Tune
+    waits for a trial, the head is not checked. Then Ray ends the process within about a minute of the head's death, and
+    a resume takes over its trials.
     """
     cpus = resources.cpus_per_trial
     with ray_at(resources.ray_address, sum(s.images.nbytes for s in (data.train, data.val) if isinstance(s, Split))):
@@ -217,12 +218,12 @@ def execute(driver: Driver, data: Data, work: Work, resources: Resources) -> Non
         except _HeadDied:
             driver.release_all("Ray's head died")
             raise UserError(
-                "Ray's head does not answer any more; what had ended is kept, and the same command resumes"
+                "Ray's head does not answer any more; ended trials are kept, and the same command resumes the search"
             ) from None
 
 
 def check(resources: Resources) -> None:
-    """Raise `UserError` for a cluster that does not answer, and for more than it has (or this machine has)."""
+    """Raise `UserError` if the cluster does not answer, or if it (without one, this machine) lacks the resources."""
     if is_cluster(resources.ray_address):
         with ray_at(resources.ray_address):
             check_room(resources)
@@ -232,11 +233,11 @@ def check(resources: Resources) -> None:
 
 @contextlib.contextmanager
 def _released() -> Iterator[None]:
-    """Release what Tune reserved if it is interrupted; in a cluster that outlives the search, nothing else would."""
+    """Release Tune's placement groups after an error: a cluster that outlives the search would keep them reserved."""
     before = set(placement_group_table())
     try:
         yield
-    except _HeadDied:  # nobody is left to release it
+    except _HeadDied:  # no head is left to release them
         raise
     except BaseException:
         for group in set(placement_group_table()) - before:

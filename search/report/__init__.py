@@ -1,1 +1,1 @@
-"""What people see of a search: tables, plots, pages, the live display and the dashboard."""
+"""The views of a search: tables, plots, pages, the live display and the dashboard."""

@@ -1,4 +1,4 @@
-"""What optuna-dashboard shows beyond the study's values: `arch.json` on each trial, the front on the study's page."""
+"""Additions to optuna-dashboard: `arch.json` on each trial's page, the front on the study's page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The plots of a search as PNG, and what all plots share: a figure that needs no screen, axes, the picture as bytes."""
+"""The plots of a search, and helpers that all plots share: figures without a screen, tidy axes, PNG bytes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # matplotlib takes a second to import: it is imported where a
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-ESTIMATE = "score by shared weights"  # in legends
+ESTIMATE = "score by shared weights"  # the label in legends
 
 
 def new_figure(width: float = 8, height: float = 5, dpi: int = 150) -> Figure:
@@ -34,7 +34,7 @@ def new_figure(width: float = 8, height: float = 5, dpi: int = 150) -> Figure:
 
 
 def label_counts(axis: Axis) -> None:
-    """Label a logarithmic axis of counts at 1, 2 and 5 of each decade, written as 2.00M."""
+    """Label a logarithmic axis of counts at 1, 2 and 5 of each decade, with texts such as 2.00M."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
@@ -56,7 +56,7 @@ def png(figure: Figure) -> bytes:
 
 
 def pareto_figure(trials: pd.DataFrame, ledger: Ledger, title: str, settings: Settings) -> Figure:
-    """Draw the front over all scored networks, coloured by scale; limits as dashed lines, the knee named."""
+    """Draw all scored networks, coloured by scale, with the front, the name of its knee, and the limits."""
     objective = settings.scope.cost
     figure = new_figure()
     ax = figure.add_subplot()
@@ -81,7 +81,7 @@ def pareto_figure(trials: pd.DataFrame, ledger: Ledger, title: str, settings: Se
 
 
 def option(name: str) -> str:
-    """Return a setting's name as the option of the command, which plots show to people."""
+    """Return the command's option for a setting, for labels in plots."""
     return f"--{name.replace('_', '-')}"
 
 
@@ -90,7 +90,7 @@ def _draw_points(figure: Figure, ax: Axes, done: pd.DataFrame, objective: Object
     x, scale = done[objective.name].astype(float), mean_scale(done)
     if scale.notna().all() and scale.nunique() > 1:
         dots = ax.scatter(x, done.val_top1, c=scale, cmap="viridis", **style)
-        figure.colorbar(dots, ax=ax, label="scale (splits a block)", pad=0.01)
+        figure.colorbar(dots, ax=ax, label="scale (splits per block)", pad=0.01)
     else:
         ax.scatter(x, done.val_top1, color="tab:blue", **style)
 

@@ -1,4 +1,4 @@
-"""The front as an interactive figure: hovering shows the network. It is a page of its own, and on the dashboard."""
+"""The front as an interactive figure, for `pareto.html` and the dashboard. Hovering over a point names the network."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def interactive_front(trials: pd.DataFrame, ledger: Ledger, title: str, settings
         )
     for name, bound in settings.scope.limits.of(objective).bounds:
         figure.add_vline(x=bound, line_dash="dash")
-        # On a log axis plotly places a shape by the number, but an annotation by the number's logarithm.
+        # On a log axis, plotly places a shape by its value, but an annotation by the logarithm of the value.
         x = math.log10(bound) if objective.log else bound
         text = f"{option(name)} {objective.format(bound)}"
         figure.add_annotation(x=x, y=1, yref="paper", text=text, showarrow=False, xanchor="left")

@@ -1,4 +1,4 @@
-"""What a person sees while a search runs: a live display on a terminal, one line a trial elsewhere."""
+"""The progress of a running search: a live display on a terminal, one line per trial elsewhere."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FRONT_ROWS = 12
 
 
 class Progress(Protocol):
-    """Told when a search begins, when something changed, and when it ends. console: where it writes."""
+    """A display of a search, called when the search starts, changes and ends. console: where the display writes."""
 
     console: Console
 
@@ -43,7 +43,7 @@ class Silent:
 
 
 class Lines:
-    """Print one line for each trial that ended, for logs and pipes."""
+    """Print one line for each ended trial, for logs and pipes."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -115,7 +115,7 @@ class Display:
             (INFEASIBLE, "over a limit"),
             (REPEATED, "seen before"),
             (FAILED, "failed"),
-            (ORPHAN, "asked again"),
+            (ORPHAN, "orphaned"),
         )
         counts = "  ".join(f"{books.counts[o]} {label}" for o, label in shown if books.counts[o])
         row = Table.grid(padding=(0, 2))
@@ -155,7 +155,7 @@ def running_table(running: Sequence[Running], objective: Objective) -> Table:
 
 
 def front_table(records: Sequence[Record], ledger: Ledger) -> Table:
-    """Return a row for each record of a front, cheapest first; of a long front, the last rows."""
+    """Return a row for each record of a front, cheapest first. A long front shows only its dearest records."""
     objective = ledger.rules.objective
     table = _table(
         ("front", False), (objective.unit, True), (PARAMS.unit, True), ("val top-1", True), ("network", False)

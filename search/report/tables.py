@@ -13,10 +13,12 @@ from search.settings import Settings
 from search.study.trials import Record
 from space import Space
 
+# Columns of the trials' table: COLUMNS come first, then the parameters, then LAST.
 COLUMNS = ("number", "state", "outcome", "front", "val_top1", *COSTS, "epochs", "seconds", "arch")
 LAST = ("key", "retry_of", "repeat_of", "confirms", "reason", "note", "host")
+# Attributes of trials that the table leaves out.
 ONLY_IN_STUDY = ("arch_json", "val_loss", "images_per_second", "session", "driver", "node", "alone")
-WHOLE = (*COSTS, "epochs", "retry_of", "repeat_of", "confirms")  # columns of whole numbers, some of them missing
+WHOLE = (*COSTS, "epochs", "retry_of", "repeat_of", "confirms")  # integer columns with missing values
 
 
 def trials_frame(records: Sequence[Record], ledger: Ledger) -> pd.DataFrame:
@@ -46,13 +48,13 @@ def front_frame(trials: pd.DataFrame, objective: Objective) -> pd.DataFrame:
 
 
 def cost_range(space: Space, settings: Settings) -> tuple[float, float]:
-    """Return the costs between which the hypervolume is taken: the space's range, cut by the limits."""
+    """Return the range of costs for the hypervolume: the range of the space within the limits."""
     objective, matched = settings.scope.cost, settings.scope.matching.range()
     if matched and objective == MACS:
         return matched
     low, high = objective.range(space)
     limit = settings.scope.limits.of(objective)
-    # One more than the greatest cost: a budget of exactly that cost counts.
+    # Plus one, because the hypervolume leaves out networks that cost exactly the upper end.
     return max(low, limit.least or 0), min(high, limit.most or high) + 1
 
 

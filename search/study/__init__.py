@@ -1,1 +1,1 @@
-"""The Optuna study, which is the only truth of a search: its trials, storage, sampler, and drivers that share it."""
+"""The Optuna study, which holds the whole state of a search: trials, storage, samplers, drivers that share it."""

@@ -1,6 +1,6 @@
 """Every use of a private part of Optuna. `tests/search/study/test_optuna_private.py` says what breaks without each.
 
-1. `Study._get_trials`, which samplers call to learn from: answered here from a bounded list of trials.
+1. `Study._get_trials`, from which samplers get the trials to learn from: it returns a bounded list of trials here.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Samplers: how the next network is proposed. A sampler is made anew for each proposal, from a seed.
+"""Samplers propose the next network. Each proposal gets a new sampler, made from a seed.
 
-No random state needs to be stored with the study, so a resumed search proposes what it would have proposed. Adding a
-sampler is one entry of `SAMPLERS`; users pass a factory `seed -> sampler`, or name one as `my_package:NAME`.
+So the study stores no random state, and a resumed search makes the proposals of one that never stopped. A new sampler
+is one entry of `SAMPLERS`; users pass a factory `seed -> sampler`, or name one as `my_package:NAME`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from res2net.plugins import PATH, load_object
 from search.study.optuna_private import BoundedStudy
 from search.study.storage import stable
 
-REMEMBERED = 500  # the last trials that TPE learns from, beside the front
+REMEMBERED = 500  # TPE learns from the front and from this many of the last trials
 
 Factory = Callable[[int], BaseSampler]  # seed -> sampler
 
@@ -29,7 +29,7 @@ class BoundedTPE(optuna.samplers.TPESampler):
     view: BoundedStudy | None = None
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, Any]:
-        """Return all parameters: every trial has the same ones, so the trials need no look."""
+        """Return all parameters. Every trial has the same ones, so no trial needs to be read."""
         return self.view.space if self.view else super().infer_relative_search_space(study, trial)
 
     def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, Any]) -> dict[str, Any]:
@@ -64,7 +64,7 @@ def make_sampler(make: Factory, seed: int, number: int) -> BaseSampler:
 
 
 def remembered(trials: Sequence[FrozenTrial], front: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """Return the trials that TPE learns from: the front and the last ones, in the order they were asked."""
+    """Return the trials that TPE learns from: the front and the last trials, in the order of their numbers."""
     first = max(0, len(trials) - REMEMBERED)
     old = sorted((t for t in front if t.number < first), key=lambda t: t.number)
     return [*old, *trials[first:]]

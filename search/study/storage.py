@@ -1,6 +1,7 @@
-"""Where a study lies: SQLite in a run's folder, or a PostgreSQL database; opened, read, and lost.
+"""The storage of a study: SQLite in a run's folder, or a PostgreSQL database.
 
-One driver writes a study in SQLite; its folder is locked. Several drivers may write one in PostgreSQL (`turns`).
+Only one driver writes a study in SQLite, because its folder is locked. Several drivers may write a study in PostgreSQL
+(see `turns`).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ Direction = Literal["minimize", "maximize"]
 
 STUDY_FILE = "study.db"
 DRIVER = "driver:"  # prefix of the attribute that names a driver's host and the folder of its weights
-CONNECT_SECONDS = 10  # until a server that does not answer is given up
+CONNECT_SECONDS = 10  # time limit for a connection to a server
 
 
 def sqlite_url(folder: Path) -> str:
@@ -38,14 +39,14 @@ def is_shared(url: str) -> bool:
 
 
 def server_url(url: str) -> str:
-    """Return a server's URL with the driver package in it, as Optuna and its dashboard read it."""
+    """Return a server's URL for Optuna and its dashboard: SQLAlchemy's form, which names the package psycopg."""
     return "postgresql+psycopg://" + url.partition("://")[2]
 
 
 def open_storage(url: str) -> RDBStorage:
     """Open a storage; raise `UserError` if it cannot be opened.
 
-    SQLite runs in write-ahead mode, so that a dashboard reads while the driver writes.
+    SQLite runs in write-ahead mode, so that a dashboard can read while the driver writes.
     """
     if is_shared(url):
         return _open_server(url)
@@ -59,7 +60,7 @@ def open_storage(url: str) -> RDBStorage:
 
 
 def _open_server(url: str) -> RDBStorage:
-    """Open a PostgreSQL database; the first driver makes the tables, under a lock against others that start with it."""
+    """Open a PostgreSQL database. The first driver makes the tables; a lock keeps out drivers that start with it."""
     connect = {"connect_timeout": CONNECT_SECONDS, "keepalives_idle": 30, "application_name": "res2net-search"}
     try:
         engine = sqlalchemy.create_engine(server_url(url), connect_args=connect, poolclass=sqlalchemy.NullPool)
@@ -79,16 +80,16 @@ def _open_server(url: str) -> RDBStorage:
 
 def _set_pragmas(connection: Any, _: Any) -> None:
     connection.execute("PRAGMA journal_mode=WAL")
-    connection.execute("PRAGMA synchronous=NORMAL")  # with a write-ahead log, a power cut loses no committed order
+    connection.execute("PRAGMA synchronous=NORMAL")  # after a power cut the last writes may be missing, but no others
 
 
 def reason_of(error: BaseException) -> str:
-    """Return a database's own words on one line."""
+    """Return the database's own error message on one line."""
     return " ".join(str(error.__cause__ or error).split())
 
 
 def fold_log(storage: RDBStorage) -> None:
-    """Close a storage; SQLite's write-ahead log is folded into the one file."""
+    """Close a storage; merge SQLite's write-ahead log into the database, so that one file holds the study."""
     storage.remove_session()
     if storage.engine.dialect.name == "sqlite":
         with storage.engine.connect() as connection:
@@ -98,14 +99,14 @@ def fold_log(storage: RDBStorage) -> None:
 
 @contextlib.contextmanager
 def stable() -> Iterator[None]:
-    """Hide the warnings of what Optuna calls experimental: versions are pinned, and tests cover what is used."""
+    """Hide Optuna's warnings of experimental features: its version is pinned, and tests cover the features in use."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         yield
 
 
 def create_study(storage: RDBStorage, name: str, directions: Mapping[str, Direction]) -> optuna.Study:
-    """Return the study of a name, created if there is none. directions: of each objective, by its name."""
+    """Return the study of a name, created if there is none. directions: the direction of each objective, by name."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(
         storage=storage, study_name=name, directions=list(directions.values()), load_if_exists=True
@@ -120,7 +121,7 @@ def create_study(storage: RDBStorage, name: str, directions: Mapping[str, Direct
 def connection_watched(url: str | None) -> Iterator[None]:
     """Turn a lost database connection into a one-line `UserError`, also where Ray has wrapped the error.
 
-    url: the server's, None for SQLite, whose errors are passed on.
+    url: the server's URL; None for SQLite, whose errors are raised unchanged.
     """
     try:
         yield
@@ -134,14 +135,14 @@ def connection_watched(url: str | None) -> Iterator[None]:
             raise
         raise UserError(
             f"`storage`: {url} cannot be reached any more: {reason_of(cause)}; nothing is lost; "
-            "accepted: the same `out` when it can"
+            "accepted: the same `out` once the server is back"
         ) from None
 
 
 def read(folder: Path, url: str | None = None, name: str | None = None) -> Iterator[Record]:
-    """Yield the records of a run's folder, or of the study of that name on a server.
+    """Yield the records of a run's folder, or of the study `name` on the server `url`.
 
-    No trial is changed, though SQLite may leave files of its own beside the study.
+    No trial is changed, but SQLite may leave files of its own beside the study.
     """
     path = folder / STUDY_FILE
     if url is None and not path.is_file():

@@ -1,4 +1,4 @@
-"""The study of a search: asked for proposals, told what becomes of them, read. Nothing here decides anything."""
+"""The study of a search: ask for proposals, record results, read trials. All decisions are made by its callers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from search.study.turns import Turns, new_driver
 
 @contextlib.contextmanager
 def own() -> Iterator[None]:
-    """Raise `TakenOver` where Optuna says that the trial has ended: another driver has ended it."""
+    """Turn Optuna's error about an ended trial into `TakenOver`: only another driver can have ended the trial."""
     try:
         yield
     except optuna.exceptions.UpdateFinishedTrialError:
@@ -31,9 +31,11 @@ def own() -> Iterator[None]:
 class Study:
     """A study in SQLite, whose one driver has locked its folder, or in PostgreSQL, shared by several drivers.
 
-    directions: `maximize` or `minimize` for each objective, quality first. sampler: a factory `seed -> sampler`.
-    choices: the values of each parameter. here: this driver's host and folder. driver: its number, which its trials
-    carry.
+    directions: `maximize` or `minimize` for each objective, quality first.
+    sampler: a factory `seed -> sampler`.
+    choices: the values of each parameter.
+    here: this driver's host and folder.
+    driver: this driver's number, which is recorded with its trials.
     """
 
     def __init__(
@@ -57,17 +59,17 @@ class Study:
         self._turns = Turns(self.storage.engine, self._id, self.driver) if is_shared(url) else None
         if self._turns:
             self.optuna_study.set_user_attr(f"{DRIVER}{self.driver}", dict(here or {}))
-        self._live: dict[int, tuple[optuna.Trial, int]] = {}  # of this driver's trials: Optuna's object and id
+        self._live: dict[int, tuple[optuna.Trial, int]] = {}  # this driver's trials: Optuna's object and id
         self._stale = True  # whether something may have been written since the trials were last read
-        self._trials: list[FrozenTrial] = []  # as last read, by number
-        self._open: set[int] = set()  # the trials that had not ended then
+        self._trials: list[FrozenTrial] = []  # all trials at the last read, by number
+        self._open: set[int] = set()  # the trials that had not ended at the last read
         self._ended: list[Record] = []  # the trials that `ended` has not returned yet
-        self._orphans = 0
-        self._front: list[FrozenTrial] = []
+        self._orphans = 0  # how many trials ended as orphans
+        self._front: list[FrozenTrial] = []  # the front of all trials with a score, for TPE
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Keep other drivers from deciding: what is read inside still holds when it is acted on."""
+        """Keep other drivers from making decisions inside the block, so that ours rest on current trials."""
         if self._turns is None:
             yield
             return
@@ -82,7 +84,7 @@ class Study:
         """Return the next proposal. Its seed follows from the study alone, so a resumed search proposes the same."""
         self._read()
         waiting = sum(self._trials[n].state == TrialState.WAITING for n in self._open)
-        # An orphan is asked again, and proposals after it must be what they would be without it.
+        # The seed ignores orphans, whose networks run again, so that later proposals are the same as without them.
         sampler = make_sampler(self._sampler, self._seed, len(self._trials) - waiting - self._orphans)
         if isinstance(sampler, BoundedTPE):
             known = remembered(self._trials, self._front)
@@ -90,7 +92,7 @@ class Study:
         self.optuna_study.sampler = sampler
         self._stale = True
         trial = self.optuna_study.ask(self._distributions)
-        _ = trial.relative_params  # NSGA-II notes the generation here, also of an enqueued trial
+        _ = trial.relative_params  # here NSGA-II records the generation, also of enqueued trials
         self._take(trial)
         attrs = trial.user_attrs
         return Proposal(
@@ -106,7 +108,7 @@ class Study:
         self._live[number] = trial, self.storage.get_trial_id_from_study_id_trial_number(self._id, number)
 
     def enqueue(self, params: Mapping[str, int], **attrs: Any) -> None:
-        """Have a proposal with these parameters asked before any others. attrs: fields of `Proposal`; None is none."""
+        """Enqueue a proposal, to come before the sampler's. attrs: fields of `Proposal`; None values are left out."""
         if attrs.get("retry_of") is not None:
             attrs["confirms"] = self.record(attrs["retry_of"]).attrs.get("confirms")
         self._stale = True
@@ -115,7 +117,8 @@ class Study:
     def describe(self, proposal: Proposal, arch: Arch, costs: Mapping[str, float], violations: list[float]) -> None:
         """Record a trial's network, its costs, and by how much it breaks each limit.
 
-        The first two costs are attributes of their own, for people who compare; the others travel with the network.
+        The first two costs are attributes of their own, for people who compare trials on the dashboard. The other costs
+        are stored with the network.
         """
         shown = dict(list(costs.items())[:2])
         network: dict[str, Any] = {"key": arch.key(), **{k: v for k, v in costs.items() if k not in shown}}
@@ -138,7 +141,7 @@ class Study:
     def report(self, number: int, epoch: int, val_top1: float) -> None:
         """Record the accuracy after an epoch; the dashboard draws it as the trial's curve.
 
-        Optuna's `Trial.report` refuses in a study of several objectives, so the value goes to the storage.
+        Optuna's `Trial.report` raises an error if a study has several objectives, so the storage is written directly.
         """
         self._stale = True
         with own():
@@ -149,7 +152,7 @@ class Study:
         self._end(number, TrialState.COMPLETE, outcome, attrs, [float(v) for v in values])
 
     def infeasible(self, number: int, reason: str) -> None:
-        """End a trial whose network is not allowed. TPE learns from it, other samplers do not."""
+        """End a trial whose network breaks a limit. TPE learns from it, other samplers do not."""
         self._end(number, TrialState.PRUNED, INFEASIBLE, {"reason": reason})
 
     def stop(self, number: int, violations: list[float], reason: str, **attrs: Any) -> None:
@@ -170,7 +173,7 @@ class Study:
             del self._live[number]
 
     def forget(self, number: int) -> None:
-        """Let go of a trial that another driver has taken over."""
+        """Drop a trial that another driver has taken over from this driver's trials."""
         self._live.pop(number, None)
 
     def adopt(self, number: int) -> None:
@@ -183,13 +186,13 @@ class Study:
         return self._live[number][0]
 
     def ended(self) -> list[Record]:
-        """Return the trials that ended since the last call, of all drivers; on the first call all that have."""
+        """Return the trials of all drivers that ended since the last call; on the first call, all ended trials."""
         self._read()
         ended, self._ended = self._ended, []
         return ended
 
     def unended(self) -> list[Record]:
-        """Return the trials that have not ended, of all drivers: waiting and running."""
+        """Return the waiting and running trials of all drivers."""
         self._read()
         return [record_of(self._trials[n]) for n in sorted(self._open)]
 
@@ -223,7 +226,7 @@ class Study:
         return [record_of(t) for t in self._trials]
 
     def _read(self) -> None:
-        """Read what is new, unless nobody can have written. Optuna asks the database for no trial that had ended."""
+        """Read new and changed trials, unless nobody can have written. Optuna does not fetch ended trials again."""
         if not self._stale:
             return
         known, self._trials = len(self._trials), self.optuna_study.get_trials(deepcopy=False)
@@ -233,14 +236,14 @@ class Study:
         done = sorted(n for n in self._open if trials[n].state.is_finished())
         self._open.difference_update(done)
         scored = [*self._front, *(trials[n] for n in done if trials[n].state == TrialState.COMPLETE)]
-        scored.sort(key=lambda t: t.number)  # of equal trials the first asked stands, also if it ended later
+        scored.sort(key=lambda t: t.number)  # of equal trials, the first proposed is kept, even if it ended later
         self._front = [scored[i] for i in front([t.values[0] for t in scored], [t.values[1] for t in scored])]
         records = [record_of(trials[n]) for n in done]
         self._orphans += sum(r.outcome == ORPHAN for r in records)
         self._ended += records
 
     def close(self) -> None:
-        """Release the database; SQLite's write-ahead log is folded into the one file."""
+        """Close the database; SQLite's write-ahead log is merged into its one file."""
         if self._turns:
             self._turns.close()
         fold_log(self.storage)

@@ -1,4 +1,4 @@
-"""The vocabulary of a study: what becomes of a trial, and what is known of one."""
+"""The values of a study: the outcomes, proposals and records of trials."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from optuna.trial import FrozenTrial, TrialState
 
 from res2net.arch import Arch
 
-# What became of a trial, in its attribute `outcome`. Only SCORED trials, which were trained for the full budget, are on
-# the final front. ESTIMATED trials have a score by shared weights. STOPPED trials had less than the full budget.
+# The outcome of an ended trial, in its attribute `outcome`. SCORED trials were trained for the full budget; the final
+# front holds no others. ESTIMATED trials have a score by shared weights. The scheduler ended STOPPED trials before
+# their full budget. A REPEATED trial's network was known, an INFEASIBLE trial's network broke a limit. FAILED trials
+# ended with an error. ORPHAN trials lost their driver or were released; their networks run again.
 SCORED, ESTIMATED, STOPPED, REPEATED, INFEASIBLE, FAILED, ORPHAN = (
     "scored",
     "estimated",
@@ -21,12 +23,12 @@ SCORED, ESTIMATED, STOPPED, REPEATED, INFEASIBLE, FAILED, ORPHAN = (
     "orphan",
 )
 
-# Attributes that are tables of lesser ones. Each attribute is a transaction of its own, so lesser ones travel together.
+# Attributes that hold several minor ones. Each attribute costs a transaction, so minor ones are written together.
 TABLES = ("network", "training")
 
 
 class TakenOver(Exception):
-    """The trial belongs to another driver now: the server had lost sight of this driver."""
+    """Another driver has taken over the trial, because the server had lost the connection to this driver."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +48,14 @@ class Proposal:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What the study knows of one trial.
+    """The record of one trial in the study.
 
-    state: Optuna's. outcome: ours once the trial has ended, else the state in lower case. params: as sampled or
-    enqueued. attrs: the trial's attributes, tables unfolded. val_top1: validation accuracy in %, once scored.
-    epochs: the validation accuracy after each epoch.
+    state: Optuna's state of the trial.
+    outcome: our outcome of an ended trial, else the state in lower case.
+    params: the sampled or enqueued parameters.
+    attrs: the trial's attributes, with the content of `TABLES` as attributes of their own.
+    val_top1: the validation accuracy in %, once scored.
+    epochs: the validation accuracy in % after each epoch.
     """
 
     number: int
@@ -83,7 +88,7 @@ def record_of(trial: FrozenTrial) -> Record:
     for name in TABLES:
         attrs |= attrs.pop(name, {})
     outcome = attrs.pop("outcome", None)
-    if outcome is None or not trial.state.is_finished():  # a driver killed between outcome and end has not ended it
+    if outcome is None or not trial.state.is_finished():  # a kill between the outcome and the end leaves it unended
         outcome = trial.state.name.lower()
     values = trial.values if trial.state == TrialState.COMPLETE else None
     return Record(

@@ -1,6 +1,6 @@
-"""Drivers that share a study in PostgreSQL: whose turn it is, and which of them are alive, by advisory locks.
+"""Drivers that share a study in PostgreSQL take turns, and see which drivers are alive, by advisory locks.
 
-A lock belongs to the connection that holds it and goes with it, however a driver ends. So no clock says who is alive.
+A lock ends with the connection that holds it, however a driver ends. So no clocks are compared to tell who is alive.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from res2net.errors import UserError
 from search.study.storage import Direction, create_study, open_storage
 
 SEARCH = "search"  # the attribute of a shared study that describes its search
-TURN_SECONDS = 120  # until a driver that does not end its turn is given up
+TURN_SECONDS = 120  # the longest wait for another driver to end its turn
 
 
 def new_driver() -> int:
-    """Return a number for a driver: drawn at random, as drivers on different machines do not know each other."""
+    """Return a random number for a driver: drivers on different machines cannot agree on numbers in advance."""
     return secrets.randbelow(2**31 - 1) + 1
 
 
 class Turns:
     """Turns among the drivers of one study.
 
-    The server notices within half a minute that a machine fell silent (keepalives). The server must be reached
-    directly: a pooler of statements or transactions between them would lose the locks.
+    By keepalives, the server notices within half a minute that a driver's machine is gone. The connection must not go
+    through a pooler of statements or transactions, which would lose the locks.
     """
 
     def __init__(self, engine: sqlalchemy.Engine, study: int, driver: int) -> None:
@@ -65,7 +65,7 @@ class Turns:
         return {int(row[0]) for row in rows}
 
     def close(self) -> None:
-        """End the connection, and with it this driver's locks."""
+        """Close the connection, which releases this driver's locks."""
         self._connection.close()
 
     def _run(self, statement: str, **values: int) -> sqlalchemy.CursorResult:
@@ -77,8 +77,8 @@ def join(
 ) -> dict[str, Any]:
     """Return the description of the search in the shared study of this name.
 
-    new: whether the study may be created; then `search`, as JSON, becomes its description. Raise `UserError` for a
-    server that cannot be reached, or that does not hold the study.
+    search: the description of this driver's search, for a study that has none yet. new: whether the study may be
+    created. Raise `UserError` if the server cannot be reached, or if it lacks a study that may not be created.
     """
     storage = open_storage(url)
     try:
@@ -86,7 +86,7 @@ def join(
             raise UserError(f"`storage`: there is no study {name!r} in {url}; accepted: where the search was begun")
         study = create_study(storage, name, directions)
         turns = Turns(storage.engine, storage.get_study_id_from_name(name), new_driver())
-        with contextlib.closing(turns), turns:  # if two drivers create it at once, the first describes it
+        with contextlib.closing(turns), turns:  # of two drivers that create it at once, the first describes it
             if SEARCH not in study.user_attrs:
                 study.set_user_attr(SEARCH, dict(search))
             return study.user_attrs[SEARCH]

@@ -246,7 +246,7 @@ class TestHelp:
 
     def test_of_the_supernet_shows_and_uses_its_own_epochs(self, capsys: pytest.CaptureFixture) -> None:
         shown = self.text(supernet.main, "--help", capsys)
-        assert shown["--epochs"] == "--epochs N train for so many epochs in all (default: 8)"
+        assert shown["--epochs"] == "--epochs N epochs to train in all (default: 8)"
         assert supernet.build_parser().parse_args(["--out", "x"]).epochs == Settings().scoring.supernet_epochs == 8
         assert not [text for text in shown.values() if "None" in text]
 
