@@ -77,7 +77,7 @@ def test_the_search_resumes(resumed: Path) -> None:
     assert sum(r.outcome in (SCORED, STOPPED) for r in after.values()) == 17
     assert not any(r.state in ("RUNNING", "WAITING") for r in after.values())
     assert len(runs.read(resumed)["sessions"]) == 4
-    assert runs.settings_of(resumed).trials == 17
+    assert runs.settings_of(resumed).budget.trials == 17
 
 
 @pytest.mark.slow

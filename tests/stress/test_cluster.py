@@ -173,6 +173,12 @@ class TestNodes:
 
 
 class TestAddress:
+    @pytest.fixture(autouse=True)
+    def no_ray(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Hide the Ray that other tests of this process share, and keep it running."""
+        monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
+        monkeypatch.setattr(cluster.ray, "shutdown", lambda: None)
+
     @pytest.mark.parametrize("address", ["ray://127.0.0.1:10001", "nonsense", "127.0.0.1:80", "127.0.0.1:port"])
     def test_what_is_no_address(self, address: str) -> None:
         with pytest.raises(UserError, match=f"^`ray_address`: {address}: .*; accepted: auto"):

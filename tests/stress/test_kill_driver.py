@@ -14,7 +14,7 @@ from search.settings import Settings
 from search.study.sampler import SAMPLERS
 from search.study.storage import read, sqlite_url
 from search.study.study import Study
-from search.study.trials import SCORED
+from search.study.trials import SCORED, Record
 from studies.synthetic import Synthetic
 
 from . import kill_driver
@@ -49,10 +49,10 @@ def doubled(folder: Path, seen: Seen) -> None:
     with_study(folder, lambda study: again(study, first))
 
 
-def again(study: Study, first: object) -> None:
+def again(study: Study, first: Record) -> None:
     number = study.ask().number
-    study.annotate(number, {"network": {"key": first.key}, "macs": first.macs})
-    study.complete(number, 1.0, first.macs, SCORED, epochs=2)
+    study.annotate(number, {"network": {"key": first.key}, "macs": first.attrs["macs"]})
+    study.complete(number, (1.0, first.attrs["macs"]), SCORED, epochs=2)
 
 
 def running(folder: Path, seen: Seen) -> None:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from searches import DIRECTIONS
 from storages import ALL, Open, StorageContract, opener, records_of
 
 import search.driver
@@ -86,7 +87,7 @@ class TestSeveralDrivers:
         settings = make_settings(trials=ALL)
         with shared(settings) as gone, shared(settings) as one, shared(settings) as two:
             left = [gone.next_job() for _ in range(3)]
-            gone.study._study.ask(gone.study._distributions)  # killed before it recorded the trial's driver
+            gone.study.optuna_study.ask(gone.study._distributions)  # killed before it recorded the trial's driver
             vanish(gone)
             again = [driver.next_job() for driver in (one, two, one)]
             assert [job.arch for job in again] == [job.arch for job in left]
@@ -120,7 +121,7 @@ class TestSeveralDrivers:
 
     def test_a_network_that_ends_its_driver_is_given_up(self, shared: Open, make_settings: Callable) -> None:
         settings = make_settings(trials=1)
-        for _ in range(1 + search.driver.RETRIES):
+        for _ in range(1 + search.driver.RETRIES + 1):  # the last one runs it alone
             with shared(settings) as driver:
                 job = driver.next_job()
         with shared(settings) as driver:
@@ -154,7 +155,7 @@ class TestWholeSearch:
         search_(settings, tmp_path / "one", work=self.WORK)
         search_(replace(settings, trials=5), tmp_path / "two", work=self.WORK)
         with pytest.raises(
-            UserError, match=r"^--pick: the weights of trial 0 are where it was trained, in '.*/one' on"
+            UserError, match=r"^`pick`: the weights of trial 0 are where it was trained, in '.*/one' on"
         ):
             export.export(tmp_path / "two", "0", tmp_path / "to")
         assert export.export(tmp_path / "one", "0", tmp_path / "to").number == 0
@@ -166,7 +167,7 @@ class TestWholeSearch:
         search_(settings, tmp_path / "before", work=self.WORK)
         (tmp_path / "before").rename(tmp_path / "after")
         result = search_(replace(settings, trials=3), tmp_path / "after", work=self.WORK)
-        assert runs.settings_of(tmp_path / "after").study == "before"
+        assert runs.settings_of(tmp_path / "after").resources.study == "before"
         assert result.trials.outcome.eq(SCORED).sum() == 3
 
     def test_a_server_that_goes_away_is_one_line_and_the_search_goes_on_later(
@@ -179,7 +180,7 @@ class TestWholeSearch:
                 yield report
 
         try:
-            with pytest.raises(UserError, match=r"^--storage: .* cannot be reached any more: .*nothing is lost; accep"):
+            with pytest.raises(UserError, match=r"^`storage`: .* cannot be reached any more: .*nothing is lost; accep"):
                 search_(settings, tmp_path / "run", work=stops)
         finally:
             postgres.start()
@@ -218,13 +219,13 @@ class TestRefusals:
     ) -> None:
         settings = make_settings(trials=1, storage=postgres.url, study=tmp_path.name)
         space = settings.scope.get_space(10, 8)
-        join(postgres.url, tmp_path.name, runs.described(settings, space), new=True)
+        join(postgres.url, tmp_path.name, DIRECTIONS, runs.described(settings, space), new=True)
         same = f"--storage {postgres.url} --study {tmp_path.name} --batch-size 20"
         assert refused(f"{same} --seed 1") == (
             f"--study: '{tmp_path.name}' holds a search with --seed 0, not 1; "
             "accepted: the same settings, or another --study\n"
         )
-        with pytest.raises(UserError, match="another content of --space"):
+        with pytest.raises(UserError, match="another content of `space`"):
             runs.check_study(runs.described(settings, settings.scope.get_space(10, 32)), settings, space)
 
     def test_a_folder_whose_study_is_not_there(
@@ -232,7 +233,7 @@ class TestRefusals:
     ) -> None:
         """A new study would have other networks under the numbers of the weights."""
         with pytest.raises(UserError, match="there is no study 'lost' in postgresql://"):
-            join(postgres.url, "lost", {}, new=False)
+            join(postgres.url, "lost", DIRECTIONS, {}, new=False)
 
 
 @pytest.mark.slow

@@ -123,7 +123,7 @@ import torch
 import space
 import trainers.datasets.data
 from res2net.elastic import ElasticRes2Net
-from search.supernet import members_of
+from search.shared_weights import members_of
 from trainers.ddp import ALONE, joined
 from trainers.recipes import Config
 from trainers.supernet import SupernetTrainer
