@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from res2net.model import Res2Net
     from res2net.weights import load_checkpoint
 
-# Each name and its module. They need torch, which takes seconds to import; spaces and costs do without it.
+# Public names that need torch, each with its module. `__getattr__` imports the module at the first use of the name:
+# importing torch takes seconds, and spaces and costs do not need it.
 _LAZY = {
     "create": "factory",
     "Res2Net": "model",
@@ -63,7 +64,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "__version__":  # pyproject.toml states it; reading the installed package's metadata takes milliseconds
+    if name == "__version__":  # stated in pyproject.toml; reading it at import would take milliseconds
         return version("res2net-search")
     if name in _LAZY:
         return getattr(import_module(f"res2net.{_LAZY[name]}"), name)

@@ -1,4 +1,7 @@
-"""The command `python -m res2net`: list the named networks, or compare them with published figures (`--check`)."""
+"""The command `python -m res2net`: list the named networks, or compare them with published figures (`--check`).
+
+A figure is a published number of parameters or GMACs.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ PROG = "python -m res2net"
 
 
 def table(rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """Return rows in aligned columns: to the left the first `left` columns and the last, to the right the others."""
+    """Return the rows as aligned text. Left-align the first `left` columns and the last one, right-align the others."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     last = len(widths) - 1
     lines = (
@@ -32,7 +35,7 @@ def table(rows: Sequence[Sequence[str]], left: int = 1) -> str:
 
 
 def listing() -> str:
-    """Return a table of the paper's networks: size, complexity at the input size, and the paper's test errors."""
+    """Return a table of the paper's networks: sizes, complexities at the input size, and the paper's test errors."""
     rows = [("name", "params", "GMACs", "top-1 error %", "top-5 error %", "input", "data")]
     for name in dict.fromkeys((*PUBLISHED, *names())):
         entry = PUBLISHED.get(name, Entry())
@@ -56,7 +59,7 @@ def measured(figure: Figure) -> Cost:
 
 
 def as_printed(value: int, figure: str, unit: float) -> str:
-    """Return a value with as many digits as a published figure; a figure without a decimal point is exact."""
+    """Return a value with as many digits as a published figure. A figure without a decimal point is exact."""
     if not figure:
         return ""
     digits = len(figure.partition(".")[2])
@@ -64,9 +67,9 @@ def as_printed(value: int, figure: str, unit: float) -> str:
 
 
 def verdict(figure: Figure) -> tuple[str, str, str, bool]:
-    """Return our parameters and GMACs with the figure's digits, a remark, and whether the outcome is expected.
+    """Return our parameters and GMACs in the figure's digits, a remark, and whether the outcome is expected.
 
-    Equal is expected, unless the figure states why it differs.
+    The values must be equal, unless the figure states a reason for a difference.
     """
     found = measured(figure)
     params, gmacs = as_printed(found.params, figure.params, 1e6), as_printed(found.macs, figure.gmacs, 1e9)
@@ -76,7 +79,7 @@ def verdict(figure: Figure) -> tuple[str, str, str, bool]:
 
 
 def comparison(title: str, figures: Sequence[Figure]) -> tuple[str, bool]:
-    """Return a table of published figures beside ours, and whether all outcomes are the expected ones."""
+    """Return a table of our figures beside the published ones, and whether all outcomes are expected."""
     rows = [("name", "source", "params", "published", "GMACs", "published", "")]
     verdicts = [verdict(figure) for figure in figures]
     for figure, (params, gmacs, said, _) in zip(figures, verdicts, strict=True):
@@ -90,24 +93,24 @@ def comparison(title: str, figures: Sequence[Figure]) -> tuple[str, bool]:
 
 
 def check() -> tuple[str, bool]:
-    """Return both comparisons, and whether all outcomes are the expected ones."""
+    """Return the text of both comparisons, and whether all outcomes are expected."""
     released, printed = comparison("Definitions", RELEASED), comparison("Printed in papers", PRINTED)
     return f"{released[0]}\n{printed[0]}", released[1] and printed[1]
 
 
 def parser() -> Parser:
-    """Return the command's options."""
-    out = Parser(prog=PROG, description="The networks of the paper (arXiv 1904.01169), by name.")
+    """Return the command's parser."""
+    out = Parser(prog=PROG, description="List the networks of the Res2Net paper (arXiv 1904.01169).")
     out.add_argument(
         "--check",
         action="store_true",
-        help="compare sizes and complexities with published ones; the exit code is 1 if one disagrees",
+        help="compare sizes and complexities with published figures; exit with code 1 on an unexpected outcome",
     )
     return out
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the list or the comparison; return the exit code."""
+    """Print the list or the comparison. Return the exit code."""
     return run_main(_main, parser, argv)
 
 

@@ -1,6 +1,6 @@
-"""All uses of PyTorch's private parts in this package: oneDNN's fused convolutions, which have no public name.
+"""All uses of PyTorch's private functions in this package: oneDNN's fused convolutions, which have no public name.
 
-`torch.compile` calls the same operators for its CPU code. tests/res2net/test_torch_private.py names each use.
+`torch.compile` calls the same operators on CPUs. tests/res2net/test_torch_private.py lists every private use.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ Geometry = tuple[list[int], list[int], list[int], int]  # padding, stride, dilat
 
 
 def onednn_has_bf16() -> bool:
-    """Return whether oneDNN computes in bf16 on this CPU."""
+    """Return whether oneDNN supports bf16 on this CPU."""
     return torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def pack(weight: Tensor, geometry: Geometry, shape: torch.Size) -> Tensor:
-    """Return the weight in oneDNN's memory order for images of `shape`."""
+    """Return the weight in oneDNN's memory order for inputs of `shape`."""
     return torch.ops.mkldnn._reorder_convolution_weight(weight, *geometry, shape)
 
 
@@ -32,7 +32,7 @@ def convolve_add(
 ) -> Tensor:
     """Return a convolution plus another map, followed by a ReLU if `relu`, in one kernel.
 
-    in_place: write the result over the other map.
+    in_place: whether to write the result over the other map.
     """
     act = "relu" if relu else None
     if in_place:

@@ -1,4 +1,7 @@
-"""Architectures as frozen, validated, hashable values that can be written as JSON. Imports no torch."""
+"""Architectures as frozen, validated, hashable values that can be written as JSON.
+
+This module does not import torch. Sections, tables and equations are those of the Res2Net paper (arXiv 1904.01169).
+"""
 
 from __future__ import annotations
 
@@ -19,10 +22,11 @@ SHORTCUTS = ("conv", "avgpool")
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A run of `depth` blocks at one resolution; the first block applies `stride`.
+    """A sequence of `depth` blocks at one resolution. The first block applies `stride`.
 
-    A block has three layers (section 3.1). A 1x1 convolution puts out `scale` splits of `width` channels. A hierarchy
-    of 3x3 convolutions with `cardinality` groups maps each split. A 1x1 convolution puts out `4 * planes` channels.
+    A block has three layers (section 3.1). A 1x1 convolution puts out `scale` splits of `width` channels each. 3x3
+    convolutions with `cardinality` groups then map the splits one after the other. A last 1x1 convolution puts out
+    `4 * planes` channels.
     """
 
     depth: int
@@ -50,15 +54,18 @@ class Stage:
 
     @property
     def convs_per_block(self) -> int:
-        """3x3 convolutions of a block: with several splits, one passes through (equation 1)."""
+        """Number of 3x3 convolutions in a block. With several splits, one split has no convolution (equation 1)."""
         return max(1, self.scale - 1)
 
 
 class BaseArch:
-    """The parts that architectures of all kinds share: JSON, the canonical key, and checks of fields."""
+    """The base class of architectures: JSON, the canonical key, and checks of fields.
+
+    Each kind of network (residual, dla, biglittle) has its own subclass.
+    """
 
     __slots__ = ()
-    # Every kind is a dataclass; this tells type checkers that `dataclasses.replace` accepts a value of any kind.
+    # Every subclass is a dataclass. This annotation lets type checkers accept `dataclasses.replace` for all of them.
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
     kind: ClassVar[str]
     stages: tuple[Stage, ...]
@@ -76,11 +83,11 @@ class BaseArch:
         return self.stages[-1].channels
 
     def canonical(self) -> Self:
-        """Return the value of the same function in which fields without effect have their defaults."""
+        """Return an architecture of the same function, with the default for every field that has no effect."""
         return self
 
     def key(self) -> str:
-        """Return a hash of the network's function: two descriptions of one network have the same key.
+        """Return a hash of the network's function. All descriptions of the same network have the same key.
 
         Defaults are not hashed, so a field added later does not change the keys of earlier networks.
         """
@@ -88,12 +95,12 @@ class BaseArch:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def _hashed(self) -> dict[str, Any]:
-        """Return the data that the key hashes."""
+        """Return the data that `key` hashes."""
         data = _changed(self) | {"stages": [_changed(s) for s in self.stages]}
         return data if self.kind == RESIDUAL else data | {"kind": self.kind}
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the value as lists, numbers and strings; the residual line has no "kind"."""
+        """Return the architecture as a dictionary of plain lists, numbers and strings. An `Arch` writes no "kind"."""
         data = {"kind": self.kind} | asdict(self) | {"stages": [asdict(s) for s in self.stages]}
         if self.kind == RESIDUAL:
             del data["kind"]
@@ -101,7 +108,7 @@ class BaseArch:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Return the value that `to_dict` wrote; raise `UserError` for an unknown or missing key, or a wrong value."""
+        """Return the architecture that `to_dict` wrote. Raise `UserError` for a wrong or missing key or value."""
         if isinstance(data, Mapping) and "kind" in data:
             if data["kind"] != cls.kind:
                 raise unknown("arch: kind", data["kind"], (cls.kind,))
@@ -113,12 +120,12 @@ class BaseArch:
         return cls(**values)
 
     def to_json(self) -> str:
-        """Return the value as JSON text."""
+        """Return the architecture as JSON text."""
         return json.dumps(self.to_dict(), indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Return the value that `to_json` wrote."""
+        """Return the architecture that `to_json` wrote."""
         return cls.from_dict(read_json(text))
 
     def __str__(self) -> str:
@@ -127,14 +134,14 @@ class BaseArch:
         return stages if self.kind == RESIDUAL else f"{self.kind} {stages}"
 
     def _check_stages(self) -> None:
-        """Turn the stages into a tuple; raise `UserError` unless there is at least one."""
-        # The only way to set a field of a frozen dataclass.
+        """Turn the stages into a tuple. Raise `UserError` unless there is at least one stage."""
+        # A frozen dataclass rejects plain assignment, even in its own methods.
         object.__setattr__(self, "stages", tuple(self.stages) if isinstance(self.stages, list | tuple) else ())
         if not self.stages or not all(isinstance(s, Stage) for s in self.stages):
             raise UserError(f"arch: stages is {self.stages!r}; accepted: one or more stages")
 
     def _check_whole(self, **least: int) -> None:
-        """Raise `UserError` unless each field is a whole number of at least its limit."""
+        """Raise `UserError` unless each named field is a whole number of at least the given limit."""
         for name, limit in least.items():
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < limit:
@@ -143,13 +150,19 @@ class BaseArch:
 
 @dataclass(frozen=True, slots=True)
 class Arch(BaseArch):
-    """A network of the residual line: ResNet, ResNeXt, Res2Net and their relatives.
+    """An architecture of the kind "residual": ResNet, ResNeXt, Res2Net and their relatives.
 
-    stem: `imagenet` (7x7, stride 2, then max-pool), `deep` (three 3x3, then max-pool, v1b), `cifar` (3x3, stride 1).
-    first_block: each stage's first block with several splits either average-pools the split that passes through
-    (`pool`, as released) or convolves all splits (`conv`; the sizes of Table 4 come out only so).
-    shortcut: `conv` (strided 1x1) or `avgpool` (average-pool, then 1x1, v1b).
-    se: the reduction of squeeze-and-excitation, usually 16; 0 for none.
+    stem: the layers before the first stage.
+        `imagenet`: a 7x7 convolution of stride 2, then a max-pool.
+        `deep`: three 3x3 convolutions, then a max-pool, as in the released variant v1b.
+        `cifar`: one 3x3 convolution of stride 1.
+    first_block: the treatment of the last split in each stage's first block, if the block has several splits.
+        `pool`: average-pool this split and convolve the others, as in the released code.
+        `conv`: convolve all splits. Only this choice gives the sizes of Table 4.
+    shortcut: the projection in each stage's first block.
+        `conv`: a strided 1x1 convolution.
+        `avgpool`: an average pool, then a 1x1 convolution, as in v1b.
+    se: the reduction of squeeze-and-excitation, usually 16. 0 means no squeeze-and-excitation.
     """
 
     kind: ClassVar[str] = RESIDUAL
@@ -169,16 +182,18 @@ class Arch(BaseArch):
                 raise unknown(f"arch: {name}", getattr(self, name), accepted)
         self._check_whole(stem_channels=1, se=0, num_classes=0, in_channels=1)
         if self.stem == "deep" and self.stem_channels % 2:
-            raise UserError(f"arch: stem_channels {self.stem_channels} is odd; accepted: even, for the deep stem")
+            raise UserError(
+                f"arch: stem_channels {self.stem_channels} is odd; accepted: an even number, for the deep stem"
+            )
 
     @property
     def stem_stride(self) -> int:
         return 1 if self.stem == "cifar" else 4
 
     def canonical(self) -> Arch:
-        """Return the value of the same function in which fields without effect have their defaults.
+        """Return an architecture of the same function, with the default for every field that has no effect.
 
-        Its weights may have other names, so take the canonical value before training, as spaces do.
+        The names of its weights may differ. Make an architecture canonical before training it, as spaces do.
         """
         changes: dict[str, Any] = {}
         if all(s.scale == 1 for s in self.stages):
@@ -189,7 +204,7 @@ class Arch(BaseArch):
 
     def _hashed(self) -> dict[str, Any]:
         data = BaseArch._hashed(self)
-        if self.se:  # with few channels, several reductions give the same number of hidden channels
+        if self.se:  # hash hidden channels: for few channels, several reductions give the same number
             data["se"] = [se_channels(s.channels, self.se) for s in self.stages]
         return data
 
@@ -198,16 +213,16 @@ class Arch(BaseArch):
 
 
 def _stage(data: object, where: str) -> Stage:
-    """Return the stage in a table of keys; `where` names it in errors."""
+    """Return the stage that a table of keys describes. Errors call it `where`."""
     values = _checked(Stage, data, where)
     try:
         return Stage(**values)
-    except UserError as error:  # a stage does not know its own number
+    except UserError as error:  # `Stage` does not know its number, so add it here
         raise UserError(str(error).replace("stage", where, 1)) from None
 
 
 def _checked(cls: type, data: object, where: str) -> dict[str, Any]:
-    """Return the data of a dataclass; raise `UserError` unless its keys are the dataclass's fields."""
+    """Return the data as arguments of the dataclass. Raise `UserError` for an unknown or missing key."""
     if not isinstance(data, Mapping):
         raise UserError(f"{where}: {data!r} is not a table of keys; accepted keys: {', '.join(_names(cls))}")
     for key in data:
@@ -221,12 +236,12 @@ def _checked(cls: type, data: object, where: str) -> dict[str, Any]:
 
 
 def _changed(value: Stage | BaseArch) -> dict[str, Any]:
-    """Return the fields that differ from their defaults or have none."""
+    """Return the fields that have no default, and those whose value differs from the default."""
     return {f.name: getattr(value, f.name) for f in fields(value) if getattr(value, f.name) != f.default}
 
 
 def read_json(text: str) -> Any:
-    """Return the data of a JSON text; raise `UserError` if it is not JSON."""
+    """Return the data of a JSON text. Raise `UserError` if the text is not JSON."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -1,8 +1,9 @@
 """Networks as backbones: descriptions of feature maps, a choice of maps as output, and strides traded for dilation.
 
-With `output_stride` a network keeps its weights and computes its last maps more densely. A stage beyond that stride
-does not stride; the layers after it are dilated, so each layer reads the same pixels as before. Every k-th pixel of a
-dense map equals the coarse map. The exception is squeeze-and-excitation, whose mean runs over all pixels.
+With `output_stride`, a network keeps its weights and computes its last feature maps at a higher resolution. A stage
+that would exceed this stride does not stride. Instead, the layers after it are dilated, so that they read the same
+pixels as before. Every k-th pixel of the finer map then equals a pixel of the ordinary map. Squeeze-and-excitation
+is an exception, because its mean runs over all pixels.
 """
 
 from __future__ import annotations
@@ -21,7 +22,12 @@ from res2net.errors import UserError
 
 
 class Level(NamedTuple):
-    """How a stage is built: the stride of its map, the dilation of its first block and of its later blocks."""
+    """The resolution of a stage.
+
+    reduction: the stride of the stage's feature map.
+    first_dilation: the dilation of the first block.
+    dilation: the dilation of the later blocks.
+    """
 
     reduction: int
     first_dilation: int
@@ -34,10 +40,10 @@ class Level(NamedTuple):
 
 
 def levels(arch: BaseArch, output_stride: int | None = None) -> tuple[Level, ...]:
-    """Return each stage's level; raise `UserError` for an output stride that no stage has.
+    """Return the level of each stage. Raise `UserError` for an output stride that neither stem nor stage has.
 
-    The first block of a stage that no longer strides has the dilation of the previous stage, because its convolutions
-    read the finer map (as in torchvision's `replace_stride_with_dilation`).
+    If dilation replaces a stage's stride, the first block still has the dilation of the previous stage. It reads the
+    previous stage's map (as in torchvision's `replace_stride_with_dilation`).
     """
     own = [arch.stem_stride]
     for stage in arch.stages:
@@ -55,16 +61,17 @@ def own_stride(arch: BaseArch, output_stride: int | None) -> None:
     own = arch.stem_stride * prod(stage.stride for stage in arch.stages)
     if output_stride not in (None, own):
         raise UserError(
-            f"`output_stride`: {output_stride!r}; accepted: {own} (only the residual line trades strides for dilation)"
+            f"`output_stride`: {output_stride!r}; accepted: {own} (only Res2Net can trade strides for dilation)"
         )
 
 
 class DensePool(nn.Module):
     """A dilated average pool of stride 1, which PyTorch lacks.
 
-    kernel, dilation: the window has `kernel` x `kernel` pixels that lie `dilation` apart.
-    before: the steps of the window that lie before the output's pixel.
-    count_padding: whether pixels outside the map count as zeros in the mean, or are left out of it.
+    kernel: number of pixels along each side of the window.
+    dilation: distance between neighbouring pixels of the window.
+    before: number of window pixels before the output pixel, along each side.
+    count_padding: whether the mean counts pixels outside the map as zeros, or leaves them out.
     """
 
     def __init__(self, kernel: int, dilation: int, before: int, count_padding: bool) -> None:
@@ -81,17 +88,20 @@ class DensePool(nn.Module):
         steps = [i * self.dilation for i in range(self.kernel)]
         low = self.before * self.dilation
         x = F.pad(x, (low, steps[-1] - low, low, steps[-1] - low))
-        # Rows, then columns: `2 * kernel` additions instead of `kernel ** 2`.
+        # Add rows, then columns: this takes `2 * kernel` additions instead of `kernel ** 2`.
         x = sum((x[:, :, i : i + height] for i in steps[1:]), x[:, :, :height])
         return sum((x[:, :, :, i : i + width] for i in steps[1:]), x[:, :, :, :width])
 
 
 class FeatureInfo(list[dict[str, Any]]):
-    """`num_chs`, `reduction` and `module` of each map, with timm's names and methods, which segmentation heads read."""
+    """The channels (`num_chs`), stride (`reduction`) and `module` of each feature map.
+
+    Names and methods are those of timm, because segmentation libraries read them.
+    """
 
     @classmethod
     def of(cls, maps: Iterable[tuple[int, int, str]]) -> FeatureInfo:
-        """Return the description of maps, each given as channels, stride and module."""
+        """Return the description of maps. Each map is a tuple of channels, stride and module name."""
         return cls({"num_chs": c, "reduction": r, "module": m} for c, r, m in maps)
 
     def channels(self) -> list[int]:
@@ -112,14 +122,14 @@ class FeatureInfo(list[dict[str, Any]]):
 
 
 def classifier(channels: int, num_classes: int) -> nn.Module:
-    """Return a linear classifier; for 0 classes, the identity."""
+    """Return a linear classifier. For 0 classes, return the identity."""
     return nn.Linear(channels, num_classes) if num_classes else nn.Identity()
 
 
 class Network(nn.Module):
-    """The base of networks of every kind: a stem, stages with one feature map each, and a classifier.
+    """The base class of networks: a stem, stages with one feature map each, and a classifier.
 
-    A kind defines `stem`, `stage_names` and `feature_info`; it may define `head` and the forward passes.
+    A subclass defines `stem`, `stage_names` and `feature_info`. It may override `head` and the forward passes.
     """
 
     arch: Any
@@ -144,7 +154,7 @@ class Network(nn.Module):
 
     @property
     def num_features(self) -> int:
-        """Channels that the classifier reads."""
+        """Number of channels that the classifier reads."""
         return self.arch.num_features
 
     def layers(self) -> list[nn.Module]:
@@ -152,14 +162,14 @@ class Network(nn.Module):
         return [self.get_submodule(name) for name in self.stage_names()]
 
     def cut(self, count: int) -> None:
-        """Drop the classifier and all but the first `count` stages, as a backbone needs."""
+        """Keep the stem and the first `count` stages. Drop the later stages and the classifier, for a backbone."""
         for name in self.stage_names()[count:]:
             delattr(self, name)
         self.arch = replace(self.arch, stages=self.arch.stages[:count])
         self.reset_classifier(0)
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Replace the classifier by a newly initialised one; 0 classes: by the identity."""
+        """Replace the classifier by a newly initialised one, or by the identity for 0 classes."""
         self.arch = replace(self.arch, num_classes=num_classes)
         self.fc = self.head()
 
@@ -174,14 +184,15 @@ class Network(nn.Module):
         return maps
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return logits `[N, num_classes]`; without a classifier, the mean of the last map."""
+        """Return logits `[N, num_classes]`. Without a classifier, return the mean of the last map, `[N, C]`."""
         return self.fc(self.forward_features(x)[-1].mean((2, 3)))
 
 
 class Backbone(nn.Module):
-    """A network without its head; its forward returns the maps `out_indices`, in that order.
+    """A network without its classifier. `forward` returns the feature maps `out_indices`, in the given order.
 
-    The network is taken over, not copied: its classifier and the stages after the last chosen map are dropped.
+    The constructor changes the network that it receives: it drops the classifier and the stages after the last chosen
+    map.
     """
 
     def __init__(self, body: Network, out_indices: Sequence[int] | None = None) -> None:
@@ -190,12 +201,12 @@ class Backbone(nn.Module):
         self.feature_info = FeatureInfo(body.feature_info[i] for i in self.out_indices)
         had, unused = body.state_dict().keys(), getattr(body, "unused_keys", ())
         body.cut(max(self.out_indices) + 1)
-        self.body: Any = body  # a `Network`, or what `optimize` makes of one
-        # Patterns of keys that checkpoints of the whole network hold and the backbone does not use.
+        self.body: Any = body  # a `Network` or an `Optimized`
+        # Patterns of keys in checkpoints of the whole network that the backbone does not use.
         self.unused_keys = (*unused, *(re.escape(k) for k in had - body.state_dict().keys()))
 
     def with_body(self, body: nn.Module) -> Backbone:
-        """Return a backbone of the same maps whose forward passes are those of another module."""
+        """Return a backbone that chooses the same maps, but computes them with another body."""
         out = Backbone.__new__(Backbone)  # the constructor would cut the body again
         nn.Module.__init__(out)
         out.out_indices, out.feature_info, out.unused_keys = self.out_indices, self.feature_info, self.unused_keys
@@ -219,7 +230,7 @@ class Backbone(nn.Module):
 
 
 def indices(wanted: Sequence[int] | None, count: int) -> tuple[int, ...]:
-    """Return the chosen maps' indices from 0; negative ones count from the end, None chooses all maps."""
+    """Return the indices of the chosen maps, from 0. Negative ones count from the end. None chooses all maps."""
     if wanted is None:
         return tuple(range(count))
     is_list = isinstance(wanted, Sequence) and not isinstance(wanted, str) and len(wanted) > 0
@@ -231,7 +242,7 @@ def indices(wanted: Sequence[int] | None, count: int) -> tuple[int, ...]:
 def as_backbone(model: Network, features_only: bool, out_indices: Sequence[int] | None) -> Network | Backbone:
     """Return the model, or a backbone made of it if `features_only`."""
     if not features_only and out_indices is not None:
-        raise UserError(f"`out_indices`: {out_indices!r}, but `features_only` is False; accepted: both, or neither")
+        raise UserError(f"`out_indices`: {out_indices!r}, but `features_only` is False; accepted: both or neither")
     return Backbone(model, out_indices) if features_only else model
 
 

@@ -12,7 +12,7 @@ from res2net.errors import UserError
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose help shows defaults, and whose errors are one line and exit code 2."""
+    """An argument parser whose help shows defaults, and whose errors are one line with exit code 2."""
 
     def __init__(self, **options: Any) -> None:
         options.setdefault("formatter_class", argparse.ArgumentDefaultsHelpFormatter)
@@ -21,14 +21,14 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**options)
 
     def spelled(self, message: str) -> str:
-        """Return the message with each field in backticks (`max_macs`) written as its option (--max-macs).
+        """Return the message with the option (--max-macs) in place of each field in backticks (`max_macs`).
 
         Fields without an option stay as they are.
         """
         return re.sub(r"`(\w+)`", lambda field: self._options().get(field[1], field[0]), message)
 
     def _options(self) -> dict[str, str]:
-        """Map each field to its option; of several spellings (`-q`, `--quiet`) to the last one."""
+        """Map each field to its option. If the option has several spellings (`-q`, `--quiet`), take the last one."""
         return {action.dest: action.option_strings[-1] for action in self._actions if action.option_strings}
 
     def error(self, message: str) -> NoReturn:
@@ -41,11 +41,11 @@ def run_main(
 ) -> int:
     """Parse the options, run a command's body and return the exit code.
 
-    body: takes the parsed options; returns an exit code, or None for 0.
-    build: returns the command's parser.
-    argv: the command line without the program; None takes this process's command line.
+    body: a function that takes the parsed options and returns an exit code, or None for 0.
+    build: a function that returns the command's parser.
+    argv: the command line without the program. None: the command line of this process.
 
-    A `UserError` becomes one line on stderr and exit code 2; Ctrl-C becomes one line and exit code 130.
+    A `UserError` becomes one line on stderr and exit code 2. Ctrl-C becomes one line on stderr and exit code 130.
     """
     parser = build()
     args = parser.parse_args(argv)

@@ -1,4 +1,7 @@
-"""The cost of a network of any kind, from integers: no weight is allocated, no torch imported."""
+"""The cost of a network of any kind, computed from integers.
+
+This module allocates no weights and does not import torch.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from res2net.layer_cost import Cost
 
 
 def cost(arch: BaseArch, image_size: int = 224) -> Cost:
-    """Return the cost of one image of `image_size` x `image_size`."""
+    """Return the cost of the network for one image of `image_size` x `image_size` pixels."""
     if not isinstance(image_size, int) or image_size < 1:
         raise UserError(f"`image_size`: {image_size!r}; accepted: a whole number of at least 1")
     return kind_of(arch).cost(arch, image_size)

@@ -1,11 +1,14 @@
-"""One set of weights for all networks of a space: each depth, width, cardinality, scale and reduction is a slice.
+"""A supernet: one set of weights for all networks of a space, which are its members.
+
+Each member uses a slice of the weights. Its depths, widths, cardinalities, scales and SE reduction determine the slice.
 
 Order of the splits. In the paper (equation 1), the first split passes through and the others are convolved. A block of
-k splits then computes exactly the first k splits of a larger block (section 3.1). Three orders meet in this module:
+k splits then computes exactly the first k splits of a larger block (section 3.1): the blocks nest. This module uses
+three orders:
 
-    paper      pass-through, 1st convolved, 2nd convolved, ...    the outputs of blocks with 2 or more splits nest
+    paper      pass-through, 1st convolved, 2nd convolved, ...    blocks with 2 or more splits nest
     shared     1st convolved, pass-through, 2nd convolved, ...    blocks with 1 split, which is convolved, nest as well
-    released   1st convolved, 2nd convolved, ..., pass-through    `Res2Net` and its checkpoints
+    released   1st convolved, 2nd convolved, ..., pass-through    `Res2Net` and its checkpoints use this order
 
 Shared tensors are stored in the shared order, so each scale takes the leading splits. `released` then reorders them.
 """
@@ -35,7 +38,7 @@ class SupernetSpace(Protocol):
     """The part of `space.Space` that a supernet needs."""
 
     def envelope(self) -> Arch:
-        """Return the network, of cardinality 1, whose weights contain those of every member."""
+        """Return the network of cardinality 1 whose weights contain the weights of every member."""
         ...
 
     def cardinalities(self) -> tuple[tuple[int, ...], ...]:
@@ -55,14 +58,15 @@ class SharedNorm(nn.Module):
 
 
 class ElasticBlock(nn.Module):
-    """The shared weights of one block. Its generators yield a member's slices, by the names of an ordinary block.
+    """The shared weights of one block. Its generators yield a member's slices, under the keys of an ordinary block.
 
-    Two members share the splits and channels that both have: rows of `conv1`, columns of `conv3`. They also share the
-    hidden channels of squeeze-and-excitation that both have. All members share `bn3` and the shortcut, because the
-    output channels belong to the stage. 3x3 kernels are block diagonals of one dense kernel.
+    Two members share the splits and channels that both have: rows of `conv1` and columns of `conv3`. They also share
+    the hidden channels of squeeze-and-excitation that both have. All members share `bn3` and the shortcut, because all
+    have the same output channels. Grouped 3x3 kernels are block diagonals of one dense kernel. A block of scale 1 (the
+    plain bottleneck) uses the first convolved split.
 
-    own: each cardinality has its own norms around the 3x3 kernels, and its own correction of the kernels, initially 0.
-    A block of scale 1, the plain bottleneck, is the first convolved split.
+    own: whether each cardinality has its own norms before and after the 3x3 kernels, and its own correction. The
+        correction is added to the kernels.
     """
 
     def __init__(
@@ -73,7 +77,8 @@ class ElasticBlock(nn.Module):
         self.convolves_all = first and arch.first_block == "conv"
         self.conv1 = nn.Parameter(torch.empty(scale, width, c_in))
         self.conv3 = nn.Parameter(torch.empty(stage.channels, scale, width))
-        # `init` does not know these parameters. The deviations are its own (Kaiming, fan out) for the largest member.
+        # `init` handles only convolution modules. These standard deviations are those that it would use for the largest
+        # member (Kaiming, fan-out).
         nn.init.normal_(self.conv1, std=(2 / (scale * width)) ** 0.5)
         nn.init.normal_(self.conv3, std=(2 / stage.channels) ** 0.5)
         # The kernel has three dimensions, because `Module.to(memory_format=torch.channels_last)` rejects five.
@@ -95,16 +100,19 @@ class ElasticBlock(nn.Module):
                 yield from module.state_dict(prefix=f"{name}.", keep_vars=True).items()
 
     def gates(self, reduction: int) -> Iterator[tuple[str, Tensor]]:
-        """Yield the leading hidden channels of squeeze-and-excitation; nothing for a reduction of 0."""
+        """Yield the leading hidden channels of squeeze-and-excitation. Yield nothing for a reduction of 0."""
         if self.se is None or not reduction:
             return
         hidden = se_channels(self.bn3.num_features, reduction)
-        axis = {"fc1.weight": 0, "fc1.bias": 0, "fc2.weight": 1}  # of the hidden channels; the bias of fc2 has none
+        axis = {"fc1.weight": 0, "fc1.bias": 0, "fc2.weight": 1}  # hidden channels; fc2.bias has none
         for name, value in self.se.named_parameters():
             yield f"se.{name}", leading(value, axis[name], hidden) if name in axis else value
 
     def sliced(self, stage: Stage, statistics: bool) -> Iterator[tuple[str, Tensor]]:
-        """Yield the slices of the 1x1 and 3x3 convolutions and their norms. statistics: also means and variances."""
+        """Yield the slices of the 1x1 and 3x3 convolutions and their norms.
+
+        statistics: whether to yield the means and variances of the norms too.
+        """
         s, w = stage.scale, stage.width
         own = str(stage.cardinality) if self.own else "all"
         yield "conv1.weight", leading(released(self.conv1, 0, s), 1, w).reshape(s * w, -1, 1, 1)
@@ -114,7 +122,8 @@ class ElasticBlock(nn.Module):
         dense = self.kernel + self.own[own] if self.own else self.kernel
         dense = self._convolved(dense, s).unflatten(2, (-1, 3, 3))
         kernels = block_diagonals(leading(leading(dense, 1, w), 2, w), stage.cardinality).unbind()
-        # One `unbind` per tensor: its backward pass stacks all splits once, where indexing would add them one by one.
+        # One `unbind` for each tensor: its backward pass stacks the gradients of all splits once. Indexing would
+        # add them one by one.
         norms = {
             name: leading(self._convolved(value, s), 1, w).unbind()
             for name, value in norm_tensors(self.norms[own], statistics)
@@ -132,22 +141,25 @@ class ElasticBlock(nn.Module):
 
 
 def norm_tensors(norm: nn.Module, statistics: bool) -> Iterator[tuple[str, Tensor]]:
-    """Yield the weight and the bias of a `SharedNorm`, and its mean and variance if asked for."""
+    """Yield the weight and the bias of a `SharedNorm`, and with `statistics` also the mean and the variance."""
     for name in ("weight", "bias", *(STATISTICS if statistics else ())):
         yield name, getattr(norm, name)
 
 
 def released(x: Tensor, dim: int, scale: int) -> Tensor:
-    """Return the leading splits along a dimension, moved from the shared order to the released order."""
+    """Return the leading splits along a dimension, reordered from the shared order to the released order."""
     x = leading(x, dim, scale)
-    if scale <= 2:  # both orders agree: there is one convolved split, and it comes first
+    if scale <= 2:  # both orders agree on up to two splits: the convolved one comes first
         return x
     # The pass-through, second in the shared order, becomes the last.
     return torch.cat([x.narrow(dim, 0, 1), x.narrow(dim, 2, scale - 2), x.narrow(dim, 1, 1)], dim)
 
 
 def leading(x: Tensor, dim: int, count: int) -> Tensor:
-    """Return the first entries along a dimension. If these are all, return `x`: `narrow` would copy its gradient."""
+    """Return the first `count` entries along a dimension.
+
+    If `x` has no more entries, return `x` itself: the backward pass of `narrow` would copy the gradient.
+    """
     return x if x.shape[dim] == count else x.narrow(dim, 0, count)
 
 
@@ -163,16 +175,16 @@ def block_diagonals(kernels: Tensor, groups: int) -> Tensor:
 class ElasticRes2Net(nn.Module):
     """All networks of a space in one set of weights: `model(x, arch)` returns the logits of a member.
 
-    own_cardinality: give each cardinality its own norms and its own correction of the 3x3 kernels. A grouped
-    convolution cut out of a dense one differs from one that is trained alone. Memory grows with the number of
-    cardinalities.
+    own_cardinality: whether each cardinality has its own norms and its own correction of the 3x3 kernels. The reason:
+        the best kernel of a grouped convolution is not the block diagonal of the best dense kernel. The price: memory
+        grows with the number of cardinalities.
 
     In training mode, the batch norms use the batch's statistics and store none: stored statistics would mix members.
     In eval mode, `forward` and `extract` use the shared statistics, which suit no member. Recompute an extracted
     member's statistics (`trainers.supernet.calibrate`) before use.
     """
 
-    norm: type[nn.BatchNorm2d] = nn.BatchNorm2d  # for training; distributed training sets one that sees all processes
+    norm: type[nn.BatchNorm2d] = nn.BatchNorm2d  # used in training; distributed training sets one that synchronises
 
     def __init__(self, space: SupernetSpace, own_cardinality: bool = True) -> None:
         super().__init__()
@@ -191,14 +203,14 @@ class ElasticRes2Net(nn.Module):
         self.apply(init)
 
     def forward(self, x: Tensor, arch: Arch) -> Tensor:
-        """Return a member's logits `[N, num_classes]` for images `[N, C, H, W]`. Raise `UserError` for a non-member."""
+        """Return a member's logits `[N, num_classes]` for images `[N, C, H, W]`; raise `UserError` for others."""
         weights = self.weights(arch, statistics=not self.training)
         return functional_call(_plain(arch, self.training, self.norm), weights, (x,))
 
     def weights(self, arch: Arch, statistics: bool = True) -> dict[str, Tensor]:
-        """Return a member's state dict, cut from the shared weights. Gradients flow back to them.
+        """Return a member's state dict of slices. Gradients flow back to the shared weights.
 
-        statistics: include the means and variances of batch norms.
+        statistics: whether to include the means and variances of batch norms.
         """
         self.check(arch)
         out: dict[str, Tensor] = {}
@@ -222,13 +234,13 @@ class ElasticRes2Net(nn.Module):
         return model.requires_grad_(True).train(self.training)
 
     def check(self, arch: Arch) -> None:
-        """Raise `UserError` for a network that is not a slice of these weights. Name the stage and the value."""
+        """Raise `UserError` that names the stage and the value if the network is not a slice of these weights."""
         ours = self.arch
         alike = replace(arch, stages=ours.stages, se=ours.se)
         if all(s.scale == 1 for s in arch.stages):
-            alike = replace(alike, first_block=ours.first_block)  # canonical networks of scale 1 have the default
+            alike = replace(alike, first_block=ours.first_block)  # at scale 1, a canonical network has the default
         if alike != ours or len(arch.stages) != len(ours.stages):
-            raise UserError(f"supernet: {arch} differs in more than its stages' sizes; accepted: members of its space")
+            raise UserError(f"supernet: {arch} differs in more than stage sizes; accepted: members of its space")
         if arch.se and not 0 < ours.se <= arch.se:
             accepted = f"0, or at least {ours.se}" if ours.se else "0"
             raise UserError(f"supernet: se is {arch.se}; accepted: {accepted}")
@@ -242,7 +254,7 @@ class ElasticRes2Net(nn.Module):
             _check(i, "cardinality", stage.cardinality, stage.cardinality in accepted, ", ".join(map(str, accepted)))
 
     def _blocks(self, stage: int) -> list[ElasticBlock]:
-        """Return the blocks of a stage, counted from 1."""
+        """Return the blocks of a stage. Stages count from 1."""
         return cast(list[ElasticBlock], list(self.get_submodule(f"layer{stage}").children()))
 
 
@@ -252,19 +264,22 @@ def _check(stage: int, name: str, value: int, right: bool, accepted: object) -> 
 
 
 def _on_meta(arch: Arch) -> Res2Net:
-    """Return a member's modules on the meta device: no memory is allocated, and no random number is drawn."""
+    """Return a member's modules on the meta device, which allocates no memory and draws no random numbers."""
     with torch.device("meta"):
         return Res2Net(arch)
 
 
-# `forward` runs the same members again and again, and modules without weights are small.
+# `forward` runs the same members again and again. Modules on the meta device are small, because they hold no weights.
 @lru_cache(maxsize=512)
 def _plain(arch: Arch, training: bool, norm: type[nn.BatchNorm2d]) -> Res2Net:
-    """Return a member's modules without weights. In training, their batch norms use only the batch's statistics."""
+    """Return a member's modules on the meta device; the caller supplies the weights (`functional_call`).
+
+    In training, the batch norms use only the batch's statistics.
+    """
     model = _on_meta(arch)
     for module in model.modules():
         if training and isinstance(module, nn.BatchNorm2d):
-            module.__class__ = norm  # both classes have the same attributes; a new module would draw weights
+            module.__class__ = norm  # both classes have the same attributes; a new module would allocate weights
             module.track_running_stats = False
             module.running_mean = module.running_var = module.num_batches_tracked = None
     return model.train(training)

@@ -1,4 +1,4 @@
-"""The exception for users' mistakes."""
+"""The exception for mistakes of users."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from collections.abc import Iterable
 class UserError(ValueError):
     """A mistake that the user can correct.
 
-    Its message names the field or key, the value, and what is accepted.
+    The message names the field or key, the wrong value, and the accepted values.
     """
 
 
 def unknown(what: str, value: object, accepted: Iterable[str]) -> UserError:
-    """Return the error for a value that is not in a list of names; it suggests the most similar name."""
+    """Return the error for a value that is not among the accepted names. It suggests the most similar name."""
     accepted = [str(a) for a in accepted]
     near = difflib.get_close_matches(str(value), accepted, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""

@@ -1,4 +1,4 @@
-"""`create`: a network from a value or a name."""
+"""`create` builds a network from an architecture or a name."""
 
 from __future__ import annotations
 
@@ -57,11 +57,15 @@ def create(
     output_stride: int | None = None,
     **overrides: Any,
 ) -> Network | Backbone:
-    """Return a network in training mode, from a value or a name; overrides are fields of the value (`num_classes=10`).
+    """Return a new network in training mode.
 
-    pretrained: load timm's weights from the Hugging Face hub; a head of other `num_classes` is newly initialised.
-    features_only: return a `Backbone`, whose forward returns the maps `out_indices` (None: all maps).
-    output_stride: the last map's stride, reached by dilation (8, 16 or 32 for ImageNet networks).
+    arch: an architecture, or the name of a published network.
+    pretrained: whether to load timm's weights from the Hugging Face hub. If `num_classes` differs from timm's, the
+        classifier is newly initialised.
+    features_only: whether to return a `Backbone`, whose forward returns feature maps instead of logits.
+    out_indices: indices of the feature maps to return. None: all maps.
+    output_stride: the stride of the last map, reached by dilation (8, 16 or 32 for ImageNet networks).
+    overrides: fields of the architecture to replace, such as `num_classes=10`.
     """
     value = named(arch) if isinstance(arch, str) else arch
     value = replace(value, **overrides) if overrides else value

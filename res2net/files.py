@@ -1,4 +1,4 @@
-"""Files and folders that are written whole or not at all."""
+"""Write files and folders atomically: after a crash, the old or the new version is there, never a part."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:
-    """Write a file under a temporary name in the same folder, flush it to the disk, and rename it to `path`."""
+    """Write a file atomically: write a temporary file in the same folder, flush it to the disk, rename it to `path`."""
     data = content.encode() if isinstance(content, str) else content
-    # The process's id keeps two processes that write the same file apart.
+    # The process id in the name keeps apart two processes that write the same file.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
@@ -26,19 +26,19 @@ def write_atomic(path: Path, content: bytes | str) -> None:
 
 
 def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
-    """Let `fill` write into a temporary folder, then rename that to `folder`.
+    """Let `fill` write into a temporary folder, then rename the temporary folder to `folder`.
 
-    An earlier folder is deleted: callers first check that its content may go (`check_replaceable`).
+    An existing folder is deleted, so callers first check that its content may be deleted (`check_replaceable`).
     """
     folder = folder.resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
-    # Beside the folder and not in the system's temporary folder: a rename does not cross file systems.
+    # Not in the system's temporary folder, because a rename cannot cross file systems.
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     old = temporary.with_name(temporary.name + ".old")
     try:
-        temporary.chmod(0o755)  # mkdtemp makes folders that only their owner can read
+        temporary.chmod(0o755)  # mkdtemp creates folders that only their owner can read
         fill(temporary)
-        # A rename cannot replace a folder that is not empty, so the earlier one is renamed first, and back on failure.
+        # A rename cannot replace a folder that is not empty, so move the existing folder away, and back on failure.
         if folder.exists():
             os.replace(folder, old)
         try:

@@ -1,4 +1,4 @@
-"""Model folders: `arch.json`, `model.safetensors` and the files beside them."""
+"""Write and read model folders: `arch.json`, `model.safetensors` and optional further files."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ MODEL_FILES = (ARCH_FILE, WEIGHTS_FILE, TRAINING_FILE, CARD_FILE, ONNX_FILE, LOG
 
 
 def check_replaceable(folder: Path, what: str) -> None:
-    """Raise `UserError` unless a folder is new, empty, or holds nothing but a model folder's files.
+    """Raise `UserError` unless a folder is new, is empty, or holds only files of a model folder.
 
-    what: the folder's name in the error's text.
+    what: the name of the folder in errors.
     """
     if not folder.exists():
         return
@@ -34,7 +34,7 @@ def check_replaceable(folder: Path, what: str) -> None:
     )
     if foreign:
         raise UserError(
-            f"{what}: {str(folder)!r} holds {foreign[0]!r}, which is no part of a model folder; "
+            f"{what}: {str(folder)!r} holds {foreign[0]!r}, which does not belong to a model folder; "
             "accepted: a new folder, an empty one, or a model folder"
         )
 
@@ -42,14 +42,14 @@ def check_replaceable(folder: Path, what: str) -> None:
 def weights_bytes(model: nn.Module) -> bytes:
     """Return a network's state dict as the content of a safetensors file."""
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    # Other readers (transformers, timm) refuse a file that does not name its format.
+    # transformers and timm refuse a file that does not name its format.
     return safetensors.torch.save(state, metadata={"format": "pt"})
 
 
 def save(model: Network, folder: str | Path) -> None:
-    """Write a model folder as a whole; it replaces an earlier model folder.
+    """Write a model folder atomically: a crash leaves no partial folder. It replaces an existing model folder.
 
-    Raises `UserError` for a folder with other content, and for a module that is not a network of this package.
+    Raise `UserError` for a folder with other content, and for a module that is not a network of this package.
     """
     if not isinstance(model, Network):
         raise UserError(f"`model`: a {type(model).__name__}, which cannot be saved; accepted: {network_names()}")
@@ -64,7 +64,7 @@ def save(model: Network, folder: str | Path) -> None:
 
 
 def load_arch(folder: str | Path) -> BaseArch:
-    """Return the architecture of a model folder, or of an `arch.json`."""
+    """Return the architecture of a model folder or of an `arch.json` file."""
     path = Path(folder)
     path = path / ARCH_FILE if path.is_dir() else path
     if not path.is_file():
@@ -106,8 +106,8 @@ def load(
 ) -> Network | Backbone:
     """Return the network of a model folder, in eval mode.
 
-    The options are those of `create`; a head of other `num_classes` is newly initialised.
-    Raises `UserError` for a missing file, and for weights that do not fit the architecture.
+    The options are those of `create`. If `num_classes` differs from the folder's, the classifier is newly initialised.
+    Raise `UserError` for a missing file, and for weights that do not fit the architecture.
     """
     arch = load_arch(folder)
     path = Path(folder) / WEIGHTS_FILE
@@ -116,8 +116,8 @@ def load(
     state = read_weights(path, only_safetensors=True)
     try:
         model = on_meta(arch, output_stride)
-    except RuntimeError as error:  # sizes whose product overflows PyTorch's counters
-        raise UserError(f"{path.with_name(ARCH_FILE)}: a network that cannot be built ({error})") from None
+    except RuntimeError as error:  # raised if a product of sizes overflows PyTorch's counters
+        raise UserError(f"{path.with_name(ARCH_FILE)}: the network cannot be built ({error})") from None
     fit(model, state, path, f"the network of {ARCH_FILE}")
     if num_classes is not None and num_classes != arch.num_classes:
         model.reset_classifier(num_classes)

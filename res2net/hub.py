@@ -11,7 +11,7 @@ from res2net.named import named
 from res2net.weights import load_checkpoint, on_meta
 
 HUB_FILE = "model.safetensors"
-# timm's repositories. resnet50 and resnext50_32x4d have torchvision's first weights there, the paper's baselines.
+# timm's repositories. For resnet50 and resnext50_32x4d, take torchvision's first weights: the paper's baselines.
 HUB = {
     "resnet50": "timm/resnet50.tv_in1k",
     "resnext50_32x4d": "timm/resnext50_32x4d.tv_in1k",
@@ -36,7 +36,7 @@ def load_pretrained(name: BaseArch | str, arch: BaseArch, output_stride: int | N
     """Return a network with timm's weights, in training mode.
 
     name: the name of the published network.
-    arch: the network to build; only its `num_classes` may differ from the published one.
+    arch: the architecture to build. Only its `num_classes` may differ from the published one.
     """
     model = on_meta(arch, output_stride)
     load_checkpoint(model, fetch(name), num_classes=arch.num_classes)
@@ -44,7 +44,7 @@ def load_pretrained(name: BaseArch | str, arch: BaseArch, output_stride: int | N
 
 
 def fetch(name: BaseArch | str) -> Path:
-    """Return the file of timm's weights, downloaded unless the hub's cache has it."""
+    """Return the path of timm's weights. Download them unless they are in the hub's local cache."""
     repo = next((repo for known, repo in HUB.items() if isinstance(name, str) and named(name) == named(known)), None)
     if repo is None:
         raise UserError(f"`pretrained`: no weights are published for {str(name)!r}; accepted: {', '.join(HUB)}")
@@ -53,11 +53,11 @@ def fetch(name: BaseArch | str) -> Path:
         f"res2net.load_checkpoint({name!r}, {HUB_FILE!r})"
     )
     try:
-        from huggingface_hub import hf_hub_download  # type: ignore[import-not-found]  # of the `hub` extra
+        from huggingface_hub import hf_hub_download  # type: ignore[import-not-found]  # in the `hub` extra
     except ImportError:
         raise UserError(f"`pretrained`: needs huggingface_hub: pip install 'res2net-search[hub]'; {by_hand}") from None
     try:
         return Path(hf_hub_download(repo_id=repo, filename=HUB_FILE))
-    except Exception as error:  # no network, a proxy, a full disk, a moved repository: each raises its own type
+    except Exception as error:  # a missing network, a proxy, a full disk and a moved repository raise different types
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"`pretrained`: {repo} could not be fetched ({reason}); {by_hand}") from None

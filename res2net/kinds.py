@@ -1,4 +1,7 @@
-"""The registry of kinds of network: a kind is one entry of `KINDS`. Imports no torch."""
+"""The registry of kinds of network (residual, DLA, Big-Little). Each kind is one entry of `KINDS`.
+
+This module does not import torch.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +25,10 @@ if TYPE_CHECKING:
 class Kind:
     """A kind of network.
 
-    arch: the class of its values.
-    cost: returns the cost of a value at an image size.
-    network: the class of its modules as "module:Class". Importing torch takes seconds, and costs need none of it, so
-    the class is imported when the first network is built.
+    arch: the class of architectures.
+    cost: a function that returns the cost of an architecture at an image size.
+    network: the class of networks as "module:Class". It is imported when the first network is built: it needs torch,
+        which takes seconds to import, and costs do not need torch.
     """
 
     arch: type[BaseArch]
@@ -54,7 +57,7 @@ KINDS: dict[str, Kind] = {
 
 
 def kind_of(arch: BaseArch) -> Kind:
-    """Return the kind of a value."""
+    """Return the kind of an architecture."""
     return KINDS[arch.kind]
 
 
@@ -64,12 +67,12 @@ def network_names() -> str:
 
 
 def build(arch: BaseArch, output_stride: int | None = None) -> Network:
-    """Return a newly initialised network of a value of any kind, in training mode."""
+    """Return a newly initialised network of an architecture of any kind, in training mode."""
     return kind_of(arch).build(arch, output_stride)
 
 
 def from_dict(data: Mapping[str, Any]) -> BaseArch:
-    """Return the value of any kind that `to_dict` wrote; data without "kind" is of the residual line."""
+    """Return the architecture of any kind that `to_dict` wrote. Data without "kind" describe an `Arch`."""
     kind = data.get("kind", RESIDUAL) if isinstance(data, Mapping) else RESIDUAL
     if not isinstance(kind, str) or kind not in KINDS:
         raise unknown("arch: kind", kind, KINDS)
@@ -77,5 +80,5 @@ def from_dict(data: Mapping[str, Any]) -> BaseArch:
 
 
 def from_json(text: str) -> BaseArch:
-    """Return the value of any kind that `to_json` wrote."""
+    """Return the architecture of any kind that `to_json` wrote."""
     return from_dict(read_json(text))

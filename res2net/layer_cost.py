@@ -1,6 +1,7 @@
-"""The cost of single layers and of a block's layers, from integers. Imports no torch.
+"""The cost of single layers and of a block's layers, computed from integers.
 
-One multiply-accumulate (MAC) is one FLOP of the paper; only convolutions and linear layers count.
+This module does not import torch. One multiply-accumulate (MAC) is one FLOP of the paper. Only MACs of convolutions and
+linear layers count.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from res2net.arch import Stage
 
 
 class Cost(NamedTuple):
-    """The cost of one image: `macs`, `params` (weights), and `activations` (output elements of all convolutions)."""
+    """The cost for one image: `macs`, `params` (weights), and `activations` (output elements of all convolutions)."""
 
     macs: int
     params: int
@@ -25,7 +26,7 @@ NOTHING = Cost(0, 0, 0)
 
 
 def conv(c_in: int, c_out: int, kernel: int, size: int, groups: int = 1) -> Cost:
-    """Return the cost of a convolution without bias and of its batch norm; the output map is `size` x `size`."""
+    """Return the cost of a convolution without bias and of its batch norm. The output map is `size` x `size`."""
     weights = kernel * kernel * (c_in // groups) * c_out
     return Cost(size * size * weights, weights + 2 * c_out, size * size * c_out)
 
@@ -36,19 +37,19 @@ def linear(c_in: int, c_out: int) -> Cost:
 
 
 def classifier(c_in: int, num_classes: int) -> Cost:
-    """Return the cost of a linear classifier; a network of 0 classes has none."""
+    """Return the cost of a linear classifier: zero for 0 classes, which need no classifier."""
     return linear(c_in, num_classes) if num_classes else NOTHING
 
 
 def down(size: int, stride: int) -> int:
-    """Return the side of the map after a strided layer: every layer here rounds up."""
+    """Return the side length of the map after a strided layer. All layers of this package round up."""
     return -(-size // stride)
 
 
 def body(stage: Stage, c_in: int, size: int, first: bool, first_block: str = "pool") -> Cost:
-    """Return the cost of a block without its shortcut; the input map is `size` x `size`.
+    """Return the cost of a block without its shortcut. The input map is `size` x `size`.
 
-    first: whether the block is its stage's first, which applies the stage's stride.
+    first: whether the block is the first of its stage, which applies the stage's stride.
     """
     out = down(size, stage.stride) if first else size
     inner = stage.width * stage.scale

@@ -1,4 +1,7 @@
-"""The residual line: the blocks and the network (section 3), with the state-dict keys of released checkpoints."""
+"""`Res2Net`, the network of an `Arch`, and its blocks (section 3 of the paper).
+
+The state-dict keys are those of released checkpoints. "As released" means: as in the paper's released code.
+"""
 
 from __future__ import annotations
 
@@ -12,20 +15,20 @@ from res2net.arch import Arch, Stage, se_channels
 from res2net.backbone import DensePool, FeatureInfo, Network, levels
 from res2net.layer_cost import has_projection
 
-SAFE_CHANNELS = 8  # the fewest input channels with which oneDNN's strided 1x1 convolutions are safe
-DENSE_CHANNELS = 32  # the most channels with which bf16 on a CPU is faster as one dense convolution than in groups
+SAFE_CHANNELS = 8  # with fewer input channels, oneDNN's strided 1x1 convolutions corrupt memory
+DENSE_CHANNELS = 32  # up to this many channels, a dense bf16 convolution on a CPU is faster than a grouped one
 
 
 @lru_cache
 def block_diagonal(c_out: int, c_group: int, groups: int) -> Tensor:
-    """Return a mask `[c_out, c_group * groups, 1, 1]` on the CPU: ones where a dense kernel has the groups' weights."""
-    # The first call may come in inference mode, but training reads the cached mask too.
+    """Return a mask `[c_out, c_group * groups, 1, 1]` on the CPU: 1 at the groups' part of a dense kernel, else 0."""
+    # Training also reads the cached mask, and it cannot read a tensor that was made in inference mode.
     with torch.inference_mode(False):
         return torch.block_diag(*[torch.ones(c_out // groups, c_group, device="cpu")] * groups)[:, :, None, None]
 
 
 class GroupedConv2d(nn.Conv2d):
-    """A grouped convolution; under CPU autocast, a narrow one is computed as a dense convolution.
+    """A grouped convolution. Under CPU autocast, a narrow one is computed as a dense convolution, which is faster.
 
     bf16 kernels process 16 or more channels at a time, so small groups would leave most of each vector idle.
     """
@@ -34,23 +37,24 @@ class GroupedConv2d(nn.Conv2d):
         narrow = self.out_channels <= DENSE_CHANNELS
         if not narrow or not torch.is_autocast_enabled("cpu") or x.device.type != "cpu":
             return super().forward(x)
-        # Each group's kernel repeated over all input channels, then everything off the block diagonal set to zero.
+        # Repeat each group's kernel over all input channels, then set all weights off the block diagonal to zero.
         dense = self.weight.repeat(1, self.groups, 1, 1)
         dense = dense * block_diagonal(self.out_channels, self.weight.shape[1], self.groups)
         return F.conv2d(x, dense, self.bias, self.stride, self.padding, self.dilation)
 
 
 def conv3x3(c_in: int, c_out: int, stride: int = 1, groups: int = 1, dilation: int = 1) -> nn.Conv2d:
-    """Return a 3x3 convolution without bias; at stride 1 it keeps the map's size."""
+    """Return a 3x3 convolution without bias. At stride 1, it keeps the size of the feature map."""
     kind = nn.Conv2d if groups == 1 else GroupedConv2d
     return kind(c_in, c_out, 3, stride, dilation, dilation, groups, bias=False)
 
 
 class StridedPointwiseConv2d(nn.Conv2d):
-    """A strided 1x1 convolution, computed on every `stride`-th pixel with stride 1: the same function and weights.
+    """A strided 1x1 convolution that picks every `stride`-th pixel, then convolves with stride 1.
 
-    On CPUs without AVX-512, oneDNN's backward pass of a strided 1x1 convolution with fewer than 8 input channels,
-    channels-last, writes past its workspace and corrupts the heap (uxlfoundation/oneDNN#6035).
+    Its function and weights are those of `nn.Conv2d`. It avoids a bug in oneDNN (uxlfoundation/oneDNN#6035). On
+    CPUs without AVX-512, the backward pass of such a convolution with fewer than 8 input channels, in channels-last
+    layout, writes past its workspace and corrupts the heap.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -79,11 +83,11 @@ class SqueezeExcite(nn.Module):
 
 
 class Block(nn.Module):
-    """The parts that all blocks share: a 1x1 convolution, the 3x3 middle, a 1x1 convolution, and a shortcut.
+    """The base class of blocks: a 1x1 convolution, the 3x3 middle, a 1x1 convolution, and a shortcut.
 
-    first: whether the block is its stage's first.
-    dilation: of its 3x3 convolutions.
-    dense: keep the input's resolution although the stage strides (`output_stride`).
+    first: whether the block is the first of its stage.
+    dilation: the dilation of the 3x3 convolutions.
+    dense: whether the block ignores the stage's stride, because `output_stride` replaces the stride by dilation.
     """
 
     relu = True  # whether a ReLU follows the sum with the shortcut
@@ -109,12 +113,12 @@ class Block(nn.Module):
         raise NotImplementedError
 
     def middle(self, x: Tensor) -> Tensor:
-        """Map `[N, width * scale, H, W]` to the same channels, at the block's stride."""
+        """Map `[N, width * scale, H, W]` to as many channels, and apply the block's stride."""
         raise NotImplementedError
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """Return the block's output; `residual` replaces its own shortcut (DLA computes the shortcut outside)."""
-        # ReLUs are in place: batch norms and sums put out fresh maps that nothing else reads.
+        """Return the block's output. `residual` replaces the block's own shortcut: DLA computes it outside."""
+        # ReLUs may work in place, because nothing else reads the outputs of these batch norms and sums.
         out = self.middle(torch.relu_(self.bn1(self.conv1(x))))
         out = self.bn3(self.conv3(out))
         if self.se is not None:
@@ -125,7 +129,7 @@ class Block(nn.Module):
 
 
 class Bottleneck(Block):
-    """A block of one split: the bottleneck of ResNet and ResNeXt, with torchvision's keys."""
+    """A block of one split: the bottleneck of ResNet and ResNeXt, with torchvision's state-dict keys."""
 
     def _build_middle(self, arch: Arch, stage: Stage, first: bool) -> None:
         self.conv2 = conv3x3(stage.width, stage.width, self.stride, stage.cardinality, self.dilation)
@@ -136,10 +140,12 @@ class Bottleneck(Block):
 
 
 class Bottle2neck(Block):
-    """A block of several splits: each convolution reads its split plus the result of the previous one (equation 1).
+    """A block of several splits.
 
-    Channels are in the released order, so the last split passes through. In a stage's first block, each convolution
-    reads its split alone, as released: with a stride, the results are smaller than the splits.
+    Each convolution reads its split plus the result of the previous convolution (equation 1). Splits are in the order
+    of released checkpoints: the last one passes through without a convolution.
+    In a stage's first block, each convolution reads its split alone, as released. A strided convolution shrinks its
+    result, which could not be added to the next split.
     """
 
     def _build_middle(self, arch: Arch, stage: Stage, first: bool) -> None:
@@ -155,7 +161,7 @@ class Bottle2neck(Block):
         splits = x.chunk(self.scale, 1)
         outs: list[Tensor] = []
         for i, (conv, bn) in enumerate(zip(self.convs, self.bns, strict=True)):
-            # A contiguous copy: element-wise kernels on a slice of a channels-last tensor are several times slower.
+            # Copy, because element-wise kernels are several times slower on a slice of a channels-last tensor.
             split = splits[i].clone()
             y = split if self.first or i == 0 else outs[-1] + split
             outs.append(torch.relu_(bn(conv(y))))
@@ -165,7 +171,10 @@ class Bottle2neck(Block):
 
 
 def plug(stage: Stage, c_in: int, first: bool, downsample: nn.Module | None = None) -> Block:
-    """Return a block for a network of another kind (section 3.3), with that network's shortcut."""
+    """Return one of our blocks for use inside a network of another kind (section 3.3).
+
+    downsample: the shortcut, as this network defines it. None: the identity.
+    """
     kind = Bottleneck if stage.scale == 1 else Bottle2neck
     block = kind(Arch((stage,)), stage, c_in, first)
     block.downsample = downsample
@@ -173,12 +182,15 @@ def plug(stage: Stage, c_in: int, first: bool, downsample: nn.Module | None = No
 
 
 def pool3x3(stride: int, dilation: int) -> nn.Module:
-    """Return the pool of the split that passes through a first block; its mean counts the padding, as released."""
+    """Return the average pool for the unconvolved split of a first block. Its mean counts the padding, as released."""
     return nn.AvgPool2d(3, stride, 1) if dilation == 1 else DensePool(3, dilation, 1, count_padding=True)
 
 
 def shortcut(arch: Arch, stage: Stage, c_in: int, dilation: int = 1, dense: bool = False) -> nn.Sequential:
-    """Return the projection of a stage's first block; v1b pools before it, so that no pixel is skipped."""
+    """Return the projection shortcut of a stage's first block.
+
+    `avgpool` pools before the projection. A strided 1x1 convolution would skip pixels.
+    """
     bn, stride = nn.BatchNorm2d(stage.channels), stage.stride
     if arch.shortcut == "conv":
         return nn.Sequential(conv1x1(c_in, stage.channels, 1 if dense else stride), bn)
@@ -210,9 +222,9 @@ def stem_conv(arch: Arch) -> nn.Module:
 class Res2Net(Network):
     """The network of an `Arch`: `model(x)` returns logits `[N, num_classes]` for images `[N, C, H, W]`.
 
-    H and W may be any size from 1: strided layers round up.
-    output_stride: the stride of the last map; further strides become dilation (`res2net.backbone`). It changes no
-    weight, so it is not a field of `Arch`.
+    H and W may be any size from 1, because strided layers round up.
+    output_stride: the stride of the last map. Strides beyond it become dilation (see `res2net.backbone`). It changes
+        no weight, so it is not a field of `Arch`.
     """
 
     def __init__(self, arch: Arch, output_stride: int | None = None) -> None:
@@ -250,7 +262,7 @@ class Res2Net(Network):
 
 
 def init(module: nn.Module) -> None:
-    """Initialise a convolution (He et al., arXiv 1502.01852, fan-out); leave other modules and meta tensors alone."""
+    """Initialise a convolution (He et al., arXiv 1502.01852, fan-out). Skip other modules and meta tensors."""
     if isinstance(module, nn.Conv2d) and not module.weight.is_meta:
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         if module.bias is not None:

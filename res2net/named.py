@@ -1,4 +1,7 @@
-"""The networks of the paper's tables, by the names of the released checkpoints. Imports no torch."""
+"""The networks of the Res2Net paper's tables, by the names of the released checkpoints.
+
+This module does not import torch.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +16,15 @@ PLANES = (64, 128, 256, 512)
 
 
 def split_width(planes: int, base_width: int, cardinality: int = 1) -> int:
-    """Return the channels of one split at `planes`; base widths are given per group at 64 planes (`6c24w`: 6 x 24)."""
+    """Return the channels of one split in a stage of `planes`.
+
+    base_width: channels of one group at 64 planes. `6c24w` has 6 groups of 24 channels.
+    """
     return planes * base_width // 64 * cardinality
 
 
 def imagenet(depths: tuple[int, ...], width: int, scale: int = 1, cardinality: int = 1, **changes: Any) -> Arch:
-    """Return a network of the four-stage layout (Tables 1 to 3); `changes` are fields of `Arch`."""
+    """Return a network of the four-stage layout (Tables 1 to 3). `changes` replace defaults of `Arch`."""
     stages = tuple(
         Stage(depth, planes, split_width(planes, width, cardinality), cardinality, scale, stride)
         for depth, planes, stride in zip(depths, PLANES, (1, 2, 2, 2), strict=True)
@@ -27,7 +33,7 @@ def imagenet(depths: tuple[int, ...], width: int, scale: int = 1, cardinality: i
 
 
 def cifar29(width: int, cardinality: int, scale: int = 1, se: int = 0) -> Arch:
-    """Return a network of the 29-layer layout for 100 classes (Table 4); first blocks convolve all splits."""
+    """Return a network of the 29-layer layout for 100 classes (Table 4). Its first blocks convolve all splits."""
     stages = tuple(
         Stage(3, planes, split_width(planes, width, cardinality), cardinality, scale, stride)
         for planes, stride in zip(PLANES, (1, 2, 2), strict=False)
@@ -36,7 +42,11 @@ def cifar29(width: int, cardinality: int, scale: int = 1, se: int = 0) -> Arch:
 
 
 def dla60(width: int, scale: int = 1, cardinality: int = 1) -> DlaArch:
-    """Return a network of DLA's 60-layer layout: trees of 2, 4, 8 and 2 blocks whose inner width is half the outer."""
+    """Return a network of DLA's 60-layer layout: trees of 2, 4, 8 and 2 blocks.
+
+    Base widths count from `2 * planes`, because DLA's blocks are twice as wide inside as ResNet's
+    blocks with the same number of output channels.
+    """
     stages = tuple(
         Stage(depth, planes, split_width(2 * planes, width, cardinality), cardinality, scale, 2)
         for depth, planes in zip((1, 2, 3, 1), (32, 64, 128, 256), strict=True)
@@ -87,7 +97,7 @@ _NAMED: dict[str, BaseArch] = {
     "se_res2next29_8c25w_4s": cifar29(25, 8, 4, se=16),
     "se_res2next29_6c24w_6s": cifar29(24, 6, 6, se=16),
 }
-# Names under which others released the same definitions.
+# Names of the same definitions in other releases.
 _ALIASES = {
     "res2net50_299": "res2net50_26w_4s",
     "res2net50_l": "res2net50_18w_4s",
@@ -107,7 +117,7 @@ def names() -> tuple[str, ...]:
 
 
 def named(name: str) -> BaseArch:
-    """Return the network of a name or an alias; raise `UserError` with the most similar name for an unknown one."""
+    """Return the architecture of a name or an alias. For an unknown name, raise `UserError` with the nearest."""
     name = _ALIASES.get(name, name)
     if name not in _NAMED:
         raise unknown("network name", name, (*_NAMED, *_ALIASES))

@@ -1,4 +1,4 @@
-"""Options of commands, made from the fields of dataclasses: names, types, defaults, help texts, choices and checks.
+"""Build command-line options from the fields of dataclasses: names, types, defaults, help texts and choices.
 
     @dataclass(frozen=True)
     class Config:
@@ -8,13 +8,13 @@
     config = from_options(Config, parser.parse_args())
 
 The keys of a field's metadata:
-    help: the help text; `{choices}` in it stands for the accepted names. A field without `help` is no option.
-    metavar: the name of the value in the help.
-    group: the title of the group that the option is listed under.
-    positional: whether the option is an argument without a name.
+    help: the help text. `{choices}` in it stands for the accepted names. A field without `help` is not an option.
+    metavar: the placeholder for the value in the help.
+    group: the title of the option's group in the help.
+    positional: whether the field is a positional argument.
     choices: a function that returns the accepted names.
-    parse: a function `(text, field name) -> value` for texts such as 20M or 6h.
-    common: whether `--help` shows the option, in a command with a `--help-all`.
+    parse: a function `(text, field name) -> value` that reads a text such as 20M or 6h.
+    common: whether `--help` shows the option. `--help-all` shows all options.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar, Union, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
-SIMPLE = (str, int, float, bool, Path)  # types that an option may have
-Option = tuple[Field[Any], type]  # a field, and the type of its values other than None
+SIMPLE = (str, int, float, bool, Path)  # types that a field of an option may have
+Option = tuple[Field[Any], type]  # a field, and the type of its values apart from None
 
 
 class Adder(Protocol):
-    """A parser, or a group of one."""
+    """A parser or an argument group."""
 
     def add_argument(self, *names: str, **how: Any) -> Any:
         """Add an option."""
@@ -40,7 +40,7 @@ class Adder(Protocol):
 
 
 def fields_of(cls: type, names: Iterable[str] | None = None) -> list[Option]:
-    """Return the fields of a dataclass that are options, or the named ones in that order."""
+    """Return the fields of a dataclass that are options. With `names`, return only these fields, in this order."""
     hints = get_type_hints(cls)
     every = {f.name: (f, _plain(hints[f.name])) for f in fields(cls) if "help" in f.metadata}
     return [every[name] for name in (every if names is None else names)]
@@ -58,7 +58,7 @@ def add_options(
     notes: Mapping[str, str] | None = None,
     choices: Mapping[str, Sequence[str]] | None = None,
 ) -> None:
-    """Add one option for each field. Options that are not given are left out of the parsed namespace.
+    """Add one option for each field. The parsed namespace has only the options that the user gives.
 
     everything: whether the help shows all fields, or only the common ones.
     notes: texts that follow the default in the help, by field name.
@@ -88,13 +88,17 @@ def add_options(
 
 
 def from_options(cls: Callable[..., T], args: argparse.Namespace) -> T:
-    """Return the dataclass of the parsed options. Fields that were not given keep their defaults."""
-    names = {f.name for f in fields(cls)}  # type: ignore[arg-type]  # typed as a callable, always a dataclass
+    """Return the dataclass with the parsed options. Fields that the user does not give keep their defaults."""
+    names = {f.name for f in fields(cls)}  # type: ignore[arg-type]  # `cls` is a dataclass, typed as a callable
     return cls(**{name: value for name, value in vars(args).items() if name in names})
 
 
 def describe(field: Field[Any], note: str = "", choices: Sequence[str] | None = None) -> str:
-    """Return the help text of a field with its default. choices: the accepted names; None takes the field's own."""
+    """Return the help text of a field with its default.
+
+    note: a text that follows the default.
+    choices: the accepted names. None: those in the field's metadata.
+    """
     own: Callable[[], Sequence[str]] = field.metadata.get("choices", tuple)
     text = field.metadata["help"].replace("{choices}", ", ".join(own() if choices is None else choices))
     if "default:" in text or field.default is MISSING:
@@ -104,7 +108,7 @@ def describe(field: Field[Any], note: str = "", choices: Sequence[str] | None = 
 
 
 def written(values: Mapping[str, Any], names: Iterable[str]) -> list[str]:
-    """Return the options that set the named values, ready for `shlex.join`. None and False need no option."""
+    """Return the command-line options that set the named values, ready for `shlex.join`. Skip None and False."""
     out = []
     for name in names:
         if (value := values[name]) is not None and value is not False:
@@ -113,13 +117,16 @@ def written(values: Mapping[str, Any], names: Iterable[str]) -> list[str]:
 
 
 def parsed(options: Mapping[str, Any], groups: Iterable[type]) -> dict[str, Any]:
-    """Return the options with texts such as 20M or 6h turned into numbers; raise `UserError` for any other text."""
+    """Return the options with texts such as 20M or 6h parsed to numbers. Raise `UserError` for an invalid text.
+
+    groups: the dataclasses whose fields have `parse` functions.
+    """
     known = {f.name: f.metadata["parse"] for group in groups for f in fields(group) if "parse" in f.metadata}
     return {k: known[k](v, k) if k in known and isinstance(v, str) else v for k, v in options.items()}
 
 
 class HelpAll(argparse.Action):
-    """`--help-all`: print the help of the parser that `full` builds, and exit."""
+    """The action of `--help-all`: print the help of the parser that `full` builds, and exit."""
 
     def __init__(
         self, option_strings: Sequence[str], dest: str, full: Callable[[], argparse.ArgumentParser], **_: Any

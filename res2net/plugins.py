@@ -1,4 +1,4 @@
-"""Objects of a user's own module, named by an import path such as `my_package.sub:NAME`."""
+"""Load objects from a user's own module by an import path such as `my_package.sub:NAME`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import importlib
 
 from res2net.errors import UserError
 
-PATH = "my_package.my_module:NAME"  # how an import path is written
+PATH = "my_package.my_module:NAME"  # the form of an import path, for errors
 
 
 def load_object(path: str, field: str, accepted: str = PATH) -> object:

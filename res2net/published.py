@@ -1,4 +1,7 @@
-"""Published test errors, sizes and complexities of the named networks, with their sources. Imports no torch."""
+"""Published test errors, sizes and complexities of the named networks, with their sources.
+
+"The paper" is Res2Net (arXiv 1904.01169). This module does not import torch.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,13 @@ from typing import NamedTuple
 
 
 class Entry(NamedTuple):
-    """A row of the paper's Tables 1 to 4: test errors in % ("-": not in the paper), input size in pixels, data set."""
+    """A row of the paper's Tables 1 to 4.
+
+    top1: top-1 test error in %. "-": not in the paper.
+    top5: top-5 test error in %. "-": not in the paper.
+    image_size: side length of the input in pixels.
+    data: the name of the data set.
+    """
 
     top1: str = "-"
     top5: str = "-"
@@ -17,10 +26,13 @@ class Entry(NamedTuple):
 class Figure(NamedTuple):
     """A published size or complexity, with all printed digits.
 
-    params: parameters, exact ("25,557,032") or in millions ("34.43"); gmacs: GMACs. Empty: not published.
-    classes: of the counted head; None: those of the named network.
-    as_released: whether it counts the unused projections of the released definition.
-    differs: the reason why our figure differs; empty if it must be equal.
+    name: the name of the network.
+    params: number of parameters, exact ("25,557,032") or in millions ("34.43"). Empty: not published.
+    gmacs: complexity in GMACs. Empty: not published.
+    source: the publication.
+    classes: number of classes of the counted classifier. None: as in the named network.
+    as_released: whether the figure counts projections that the released code defines but does not use.
+    differs: the reason why our figure differs. Empty: our figure must be equal.
     """
 
     name: str
@@ -33,7 +45,7 @@ class Figure(NamedTuple):
 
 
 def _cifar(top1: str = "-") -> Entry:
-    """Return a row of Table 4."""
+    """Return a row of Table 4, whose networks classify CIFAR-100."""
     return Entry(top1, "-", 32, "CIFAR-100")
 
 
@@ -77,28 +89,29 @@ PUBLISHED = {
 def _exact(
     name: str, params: str, gmacs: str, source: str = "released definition", as_released: bool = False
 ) -> Figure:
-    """Return a size and a complexity of a released definition."""
+    """Return the size and the complexity of a released definition."""
     return Figure(name, params, gmacs, source, as_released=as_released)
 
 
 def _table3(name: str, gmacs: str, differs: str = "") -> Figure:
-    """Return a complexity that Table 3 prints."""
+    """Return a complexity from Table 3."""
     return Figure(name, "", gmacs, "paper, Table 3", differs=differs)
 
 
 def _table4(name: str, millions: str, differs: str = "") -> Figure:
-    """Return a size that Table 4 prints."""
+    """Return a size from Table 4, which counts a classifier of 10 classes."""
     return Figure(name, millions, "", "paper, Table 4", 10, differs=differs)
 
 
 def _layout(name: str, ten: str, hundred: str) -> tuple[Figure, Figure]:
-    """Return Table 4's sizes with one more digit, with heads for 10 classes (as printed) and for 100 classes."""
+    """Return two sizes of a layout of Table 4, with one more digit: for 10 classes, as printed, and for 100."""
     return Figure(name, ten, "", "layout of Table 4", 10), Figure(name, hundred, "", "layout of Table 4", 100)
 
 
 _PLAIN = "without unused projections"
 _SE = "Table 4 adds 0.7, 1.7, 0.2 and 0.2 M for SE; no single reduction gives these"
-# Figures of released definitions, and of the layout of Table 4. A difference in the last digit means another network.
+# Figures of released definitions and of the layouts of Table 4. All digits must be equal: a difference in the last one
+# means that the networks differ.
 RELEASED = (
     _exact("resnet50", "25,557,032", "4.0892"),
     _exact("resnet101", "44,549,160", "7.801", "torchvision"),
@@ -127,7 +140,7 @@ RELEASED = (
 )
 # Figures that papers print.
 PRINTED = (
-    _table3("resnet50", "4.2", "4.089 rounds to 4.1; it is torchvision's ResNet-50"),
+    _table3("resnet50", "4.2", "4.089 rounds to 4.1; this is torchvision's ResNet-50"),
     _table3("res2net50_48w_2s", "4.2"),
     _table3("res2net50_26w_4s", "4.2", "4.255 rounds to 4.3; truncated, it is 4.2"),
     _table3("res2net50_14w_8s", "4.2"),

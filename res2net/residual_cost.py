@@ -1,4 +1,4 @@
-"""The cost of the residual line (`Arch`). Imports no torch."""
+"""The cost of the network of an `Arch` (ResNet, ResNeXt, Res2Net and their relatives). Does not import torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from res2net.layer_cost import Cost, body, classifier, conv, down, has_projectio
 
 
 def residual_cost(arch: Arch, image_size: int) -> Cost:
-    """Return the cost of one image of `image_size` x `image_size`."""
+    """Return the cost of the network for one image of `image_size` x `image_size` pixels."""
     total, size = stem(arch, image_size)
     c_in = arch.stem_channels
     for s in arch.stages:
@@ -19,7 +19,7 @@ def residual_cost(arch: Arch, image_size: int) -> Cost:
 
 
 def stem(arch: Arch, image_size: int) -> tuple[Cost, int]:
-    """Return the stem's cost and the side of its output map."""
+    """Return the stem's cost and the side length of its output map."""
     c = arch.stem_channels
     if arch.stem == "cifar":
         return conv(arch.in_channels, c, 3, image_size), image_size
@@ -31,10 +31,10 @@ def stem(arch: Arch, image_size: int) -> tuple[Cost, int]:
     return cost, down(size, 2)
 
 
-# A search meets the same stages in many networks, so a stage's cost is worked out once.
+# Many networks of a search share stages, so each stage's cost is computed once.
 @lru_cache(maxsize=1 << 16)
 def stage(s: Stage, c_in: int, size: int, se: int, first_block: str) -> Cost:
-    """Return the cost of a stage's blocks; the input map is `size` x `size`."""
+    """Return the cost of a stage's blocks. The input map is `size` x `size`."""
     total = block(s, c_in, size, se, True, first_block)
     if s.depth > 1:
         one = block(s, s.channels, down(size, s.stride), se, False, first_block)
@@ -43,12 +43,12 @@ def stage(s: Stage, c_in: int, size: int, se: int, first_block: str) -> Cost:
 
 
 def block(stage: Stage, c_in: int, size: int, se: int, first: bool, first_block: str) -> Cost:
-    """Return the cost of one block; a stage's first block strides and projects its shortcut."""
+    """Return the cost of one block. The first block of a stage applies its stride and may project its shortcut."""
     cost, c_out = body(stage, c_in, size, first, first_block), stage.channels
     if first and has_projection(stage, c_in):
         cost += conv(c_in, c_out, 1, down(size, stage.stride))
     if se:
         hidden = se_channels(c_out, se)
-        # Both layers are convolutions of a 1x1 map: their outputs count as activations.
+        # Both layers are convolutions on a 1x1 map, so their outputs count as activations.
         cost += linear(c_out, hidden) + linear(hidden, c_out) + Cost(0, 0, hidden + c_out)
     return cost

@@ -1,4 +1,4 @@
-"""Weights from files: the reader of `.pth` and `.safetensors`, and the fitting of a state dict to a network."""
+"""Weights from files: read `.pth` and `.safetensors` files, and load a state dict into a network."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from res2net.kinds import build
 from res2net.named import named, names
 
 NESTED = ("state_dict", "model")  # keys under which training programs store the state dict
-PREFIXES = ("module.", "_orig_mod.")  # that DataParallel and torch.compile add to keys
+PREFIXES = ("module.", "_orig_mod.")  # prefixes that DataParallel and torch.compile add to keys
 HEAD = "fc."
 State = dict[str, Tensor]
 Model = TypeVar("Model", bound=nn.Module)
@@ -39,12 +39,13 @@ def load_checkpoint(model: Model, path: str | Path, *, num_classes: int | None =
 def load_checkpoint(
     model: nn.Module | BaseArch | str, path: str | Path, *, num_classes: int | None = None
 ) -> nn.Module:
-    """Load a file's weights into a network and return the network; raise `UserError` if they do not fit.
+    """Load a file's weights into a network and return the network. Raise `UserError` if they do not fit.
 
-    model: a name or a value builds a new network in eval mode. A network, or a `Backbone`, is filled in place and keeps
-    its mode; it is unchanged if the weights do not fit.
-    num_classes: the classes of the network's head. If the file's head has other classes, the network keeps its own
-    head: newly initialised in a new network, unchanged in a network that was passed.
+    model: the network to fill.
+        A name or an architecture: build a new network in eval mode.
+        A network or a `Backbone`: fill it in place and keep its mode. If the weights do not fit, it stays unchanged.
+    num_classes: number of classes of the network's head (its classifier). If the file's head has another number, the
+        network keeps its own head: a newly initialised one, or the head of the network that was passed.
     """
     if isinstance(model, str | BaseArch):
         arch = named(model) if isinstance(model, str) else model
@@ -53,17 +54,18 @@ def load_checkpoint(
         built = on_meta(arch)
         _load(built, without(read_weights(path), unused_keys(built)), path, str(model), num_classes is not None)
         return built.eval()
-    body: Network = model.body if isinstance(model, Backbone) else model  # type: ignore[assignment]  # the user's promise
+    body: Network = model.body if isinstance(model, Backbone) else model  # type: ignore[assignment]  # as documented
     own = body.arch.num_classes
     if num_classes not in (None, own):
-        raise UserError(f"`num_classes`: {num_classes!r}; accepted: {own}, as the network has, or a network's name")
+        accepted = f"{own}, the classes of this network; to change them, pass the network's name"
+        raise UserError(f"`num_classes`: {num_classes!r}; accepted: {accepted}")
     may_keep_head = isinstance(model, Backbone) or num_classes is not None
     _load(body, without(read_weights(path), unused_keys(model)), path, str(body.arch), may_keep_head)
     return model
 
 
 def on_meta(arch: BaseArch, output_stride: int | None = None) -> Network:
-    """Return a network on the meta device: its weights will be replaced, so none are allocated or drawn at random."""
+    """Return a network without allocated weights (on the meta device). The caller replaces all weights."""
     with torch.device("meta"):
         return build(arch, output_stride)
 
@@ -72,15 +74,16 @@ def on_meta(arch: BaseArch, output_stride: int | None = None) -> Network:
 
 
 def read_weights(path: str | Path, only_safetensors: bool = False) -> State:
-    """Return the state dict of a `.pth` or `.safetensors` file; no code in the file is run.
+    """Return the state dict of a `.pth` or `.safetensors` file. Reading runs no code from the file.
 
-    only_safetensors: refuse `.pth` files.
-    Raises `UserError` for an unreadable file, a file without a state dict, and weights that are not finite.
+    only_safetensors: whether to refuse `.pth` files.
+    Raise `UserError` for an unreadable file, a file without a state dict, and weights that are not finite.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"checkpoint {str(path)!r}: no such file; accepted: a .pth or .safetensors file")
-    # The content decides, not the file's name. A safetensors file: eight bytes of length, then a JSON object.
+    # Recognise the format by the content, because names may mislead. A safetensors file starts with eight bytes for
+    # the length of a JSON object, then the object.
     with open(path, "rb") as file:
         is_safetensors = only_safetensors or file.read(9)[8:] == b"{"
     state = _state_dict(_read_safetensors(path) if is_safetensors else _read_torch(path), path)
@@ -93,23 +96,23 @@ def read_weights(path: str | Path, only_safetensors: bool = False) -> State:
 def _read_safetensors(path: Path) -> object:
     try:
         return safetensors.torch.load_file(path)
-    except Exception as error:  # safetensors raises undocumented exceptions of its own for damaged files
+    except Exception as error:  # for damaged files, safetensors raises undocumented exceptions of its own
         raise UserError(f"{path}: not a readable safetensors file, truncated or damaged ({error})") from None
 
 
 def _read_torch(path: Path) -> object:
     try:
-        with open(path, "rb") as file:  # torch.load would choose a reader by the path's ending
+        with open(path, "rb") as file:  # given a path, torch.load chooses a reader by its ending
             return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
         if found:
             raise UserError(
-                f"{path}: holds a Python object ({found[1]}) that only running code from the file could read; "
-                "accepted: weights alone"
+                f"{path}: holds a Python object ({found[1]}), and reading it would run code from the file; "
+                "accepted: a file of weights only"
             ) from None
-        raise UserError(f"{path}: neither a PyTorch nor a safetensors file, or damaged") from None
-    except Exception as error:  # EOFError, RuntimeError, OSError or struct.error, depending on the cut
+        raise UserError(f"{path}: not a PyTorch or safetensors file, or damaged") from None
+    except Exception as error:  # EOFError, RuntimeError, OSError or struct.error, depending on the damage
         reason = str(error).partition(". ")[0] or type(error).__name__
         raise UserError(f"{path}: not a readable PyTorch file, truncated or damaged ({reason})") from None
 
@@ -120,7 +123,7 @@ def _state_dict(content: object, path: Path) -> State:
         nested = [content[k] for k in NESTED if isinstance(content, Mapping) and isinstance(content.get(k), Mapping)]
         content = nested[0] if nested else content
     if not isinstance(content, Mapping) or not content or not all(_is_weight(k, v) for k, v in content.items()):
-        raise UserError(f"{path}: holds no state dict; accepted: weights by name, alone or under {' or '.join(NESTED)}")
+        raise UserError(f"{path}: holds no state dict; accepted: a state dict, or one under {' or '.join(NESTED)}")
     state = dict(content)
     while prefix := next((p for p in PREFIXES if all(k.startswith(p) for k in state)), ""):
         state = {k.removeprefix(prefix): v for k, v in state.items()}
@@ -128,17 +131,22 @@ def _state_dict(content: object, path: Path) -> State:
 
 
 def _is_weight(key: object, value: object) -> bool:
-    """Return whether an entry is a dense tensor on the CPU; tensors on the meta device hold no values."""
+    """Return whether an entry is a name with a dense CPU tensor. Tensors on the meta device hold no values."""
     if not isinstance(key, str) or not isinstance(value, Tensor):
         return False
     return value.layout is torch.strided and value.device.type == "cpu"
 
 
-# ---- Fitting it to a network ---------------------------------------------------------------------------------------
+# ---- Loading a state dict into a network ---------------------------------------------------------------------------
 
 
 class Problem(NamedTuple):
-    """A weight that does not fit: the kind of mismatch, the key, and the text that the user reads."""
+    """A weight that does not fit the network.
+
+    kind: the kind of mismatch.
+    key: the weight's key in the state dict.
+    text: the description in the error.
+    """
 
     kind: str
     key: str
@@ -150,10 +158,11 @@ class Problem(NamedTuple):
 
 
 def fit(model: nn.Module, state: State, path: str | Path, name: str, keep_head: bool = False) -> None:
-    """Load a state dict into a network, all weights or none; raise `UserError` if they do not fit.
+    """Load a state dict into a network, all weights or none. Raise `UserError` if they do not fit.
 
-    path, name: the file and the network in the error's text.
-    keep_head: whether the network keeps its own head and the file's head is ignored.
+    path: the name of the file in errors.
+    name: the name of the network in errors.
+    keep_head: whether to keep the network's own head and ignore the file's head.
     """
     own = model.state_dict()
     expected = {k: v for k, v in own.items() if not (keep_head and k.startswith(HEAD))}
@@ -161,18 +170,21 @@ def fit(model: nn.Module, state: State, path: str | Path, name: str, keep_head: 
     problems = list(_problems(expected, state))
     if problems:
         raise _mismatch(problems, state, path, name)
-    # PyTorch before 0.4.1 did not count batches.
+    # Files from PyTorch before 0.4.1 lack the counters of batches.
     for key in (k for k in expected if k.endswith("num_batches_tracked") and k not in state):
         state[key] = torch.zeros((), dtype=torch.long)
     is_meta = any(v.is_meta for v in own.values())
-    # Assigned tensors become the parameters. They are copied because a file's tensors may share memory with each
-    # other, and may be unaligned, which makes the kernels of some processors round differently.
+    # In a meta network, the tensors themselves become the parameters (`assign`), so copy them. A file's tensors may
+    # share memory. They may also be unaligned, and then the kernels of some processors round differently.
     state = {k: v.to(expected[k].dtype, copy=is_meta, memory_format=torch.contiguous_format) for k, v in state.items()}
     model.load_state_dict(state, strict=False, assign=is_meta)
 
 
 def _load(model: Network, state: State, path: str | Path, name: str, may_keep_head: bool) -> None:
-    """Load a checkpoint; if its head does not fit, keep the network's head or raise an error about the head alone."""
+    """Load a checkpoint. Keep the network's head if the checkpoint's head does not fit and `may_keep_head` is set.
+
+    If only the head does not fit and it may not be kept, raise an error about the head alone.
+    """
     expected = model.state_dict()
     problems = list(_problems(expected, {k: _shaped(v, expected.get(k)) for k, v in state.items()}))
     keep_head = may_keep_head and any(p.of_head for p in problems)
@@ -188,7 +200,7 @@ def _load(model: Network, state: State, path: str | Path, name: str, may_keep_he
 
 
 def unused_keys(model: nn.Module) -> tuple[str, ...]:
-    """Return patterns of keys that released files hold and the network does not use."""
+    """Return patterns of keys in released files that the network does not use."""
     return getattr(model, "unused_keys", ())
 
 
@@ -198,7 +210,7 @@ def without(state: State, patterns: tuple[str, ...]) -> State:
 
 
 def _shaped(value: Tensor, wanted: Tensor | None) -> Tensor:
-    """Return a classifier's weight as a matrix or as a 1x1 convolution, whichever the network has."""
+    """Return the value in the network's shape if both are the same classifier: a matrix or a 1x1 convolution."""
     if wanted is not None and value.shape != wanted.shape and _flat(value) == _flat(wanted):
         return value.reshape(wanted.shape)
     return value
@@ -210,7 +222,7 @@ def _flat(value: Tensor) -> tuple[int, ...]:
 
 
 def _problems(expected: State, state: State) -> Iterator[Problem]:
-    """Yield the weights that are missing, unexpected or of another shape."""
+    """Yield a problem for each weight that is missing, unexpected or of another shape."""
     for key, value in expected.items():
         if key not in state:
             if not key.endswith("num_batches_tracked"):
@@ -222,7 +234,7 @@ def _problems(expected: State, state: State) -> Iterator[Problem]:
 
 
 def _mismatch(problems: list[Problem], state: State, path: str | Path, name: str) -> UserError:
-    """Return the error that lists the weights that do not fit, and names the network that they do fit, if any."""
+    """Return the error that lists the mismatched weights. It names the published networks that do fit, if any."""
     kinds = {kind: [p.text for p in problems if p.kind == kind] for kind, *_ in problems}
     listed = "; ".join(f"{kind}: {_some(texts)}" for kind, texts in kinds.items())
     fitting = _fitting(state)
@@ -231,10 +243,10 @@ def _mismatch(problems: list[Problem], state: State, path: str | Path, name: str
 
 
 def _fitting(state: State) -> list[str]:
-    """Return the names of the networks whose weights these are, apart from the head."""
+    """Return the names of the published networks that the weights fit, apart from the head."""
     shapes = _shapes(state)
     size = sum(prod(shape) for key, shape in shapes.items() if ".running_" not in key)
-    # Counting a network's weights is cheap, building it is not: only networks of the right count are built.
+    # Build only networks with the right number of weights: counting is cheap, building is not.
     candidates = [a for a in ((n, replace(named(n), num_classes=0)) for n in names()) if cost(a[1], 1).params == size]
     return [name for name, arch in candidates if _shapes(on_meta(arch).state_dict()) == shapes]
 
@@ -245,7 +257,7 @@ def _classes(state: Mapping[str, Tensor]) -> int:
 
 
 def _shapes(state: State) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of all weights but the head's."""
+    """Return the shapes of all weights outside the head, without the counters of batches."""
     wanted = (k for k in state if not k.startswith(HEAD) and not k.endswith("num_batches_tracked"))
     return {k: tuple(state[k].shape) for k in wanted}
 

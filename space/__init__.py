@@ -1,4 +1,4 @@
-"""The sets of networks that a search chooses from. Imports no torch."""
+"""Spaces: the sets of networks that a search chooses from. This package does not import torch."""
 
 from __future__ import annotations
 
@@ -27,15 +27,19 @@ def get(
 ) -> Space:
     """Return a named space (see `names`), or the space of a YAML file.
 
-    name_or_yaml: a text is a file's path if it contains a path separator or ends in .yaml or .yml.
-    base: one of `BASES`; `cifar` if None. A file's own `base` takes precedence.
-    per_stage: whether each stage has its own parameters. A file's own `per_stage` takes precedence.
-    num_classes, image_size, in_channels: of the data set. They take precedence over the base and the file.
+    name_or_yaml: the name of a space, or the path of a file. A string is a path if it contains a path separator or ends
+        in .yaml or .yml.
+    base: the base of a named space, one of `BASES`. None: `cifar`. The file's own `base` takes precedence.
+    per_stage: whether each stage has its own parameters. The file's own `per_stage` takes precedence.
+    num_classes: number of classes of the data set. None: as in the base or the file.
+    image_size: side length of the data set's images in pixels. None: as in the base or the file.
+    in_channels: number of channels of the data set's images. None: as in the base or the file.
+
     Raise `UserError` for an unknown name, an unreadable file or an invalid space.
     """
     if base is None:
         base = DEFAULT_BASE
-    elif base not in BASES:  # checked here because a file's own base would hide the mistake
+    elif base not in BASES:  # check now, because a file's own base would hide the mistake
         raise unknown("`base`", base, BASES)
     text = os.fspath(name_or_yaml)
     if isinstance(name_or_yaml, Path) or text.endswith((".yaml", ".yml")) or "/" in text or os.sep in text:

@@ -1,4 +1,4 @@
-"""Refuse spaces with members that no machine could build or train, before anything enumerates or builds them."""
+"""Refuse spaces with members that are too large to build or train. The members of a space are its networks."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from res2net.errors import UserError
 from space.dimensions import DIMENSIONS
 from space.skeleton import Skeleton
 
-# Parameters, or activations of one image: either alone fills 8 GiB in float32, before gradients and optimizer state.
+# The limit of parameters, and of activations for one image. Either alone fills 8 GiB in float32, without gradients and
+# optimizer state.
 MOST_ELEMENTS = 2**31
-# Each convolution is a Python module: more take minutes to build, and gigabytes even if they have few parameters.
+# Each convolution is a Python module. More modules take minutes to build, and gigabytes of memory even with few
+# parameters.
 MOST_CONVOLUTIONS = 2**16
 ACCEPTED = (
     f"members of at most {MOST_CONVOLUTIONS:,} convolutions, {MOST_ELEMENTS:,} parameters "
@@ -21,21 +23,21 @@ ACCEPTED = (
 
 
 def check_buildable(skeleton: Skeleton, choices: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise `UserError` if the largest member cannot be built. Name the value at fault, or else the whole member.
+    """Raise `UserError`, naming the value at fault, if the largest member is too large.
 
-    The check is fast for any number of members: it computes the cost of a few networks, and builds none.
-    Per-stage spaces need no check of their own, because they have the same largest member.
+    The check is fast for any number of members, because it computes the cost of a few networks and builds none. It holds
+    for per-stage spaces too, because they have the same largest member.
     """
     largest = {name: DIMENSIONS[name].container(values) for name, values in choices.items()}
     if "cardinality" in choices:
-        largest["cardinality"] = choices["cardinality"][0]  # the container, 1, may belong to no member
+        largest["cardinality"] = choices["cardinality"][0]  # the container is 1, which may not be among the choices
     # The message gives no count: Python refuses to print integers of more than 4300 digits.
     if unit := _excess(skeleton.network(largest), skeleton.image_size):
         raise UserError(f"{_culprit(skeleton, largest)} gives a network of too many {unit}; accepted: {ACCEPTED}")
 
 
 def _culprit(skeleton: Skeleton, largest: Mapping[str, int]) -> str:
-    """Return the smallest part of the space that is too large by itself, as the subject of the error."""
+    """Return the smallest part of the space that is too large by itself. The error starts with this text."""
     least = {name: dimension.least for name, dimension in DIMENSIONS.items()}
     if _excess(skeleton.network(least), skeleton.image_size):
         names = ("planes", "stem_channels", "num_classes", "image_size")
@@ -47,7 +49,7 @@ def _culprit(skeleton: Skeleton, largest: Mapping[str, int]) -> str:
 
 
 def _excess(arch: Arch, image_size: int) -> str | None:
-    """Return the first quantity that exceeds its limit."""
+    """Return the name of the first quantity that exceeds its limit, or None."""
     if sum(s.depth * (s.convs_per_block + 2) for s in arch.stages) > MOST_CONVOLUTIONS:
         return "convolutions"
     price = cost(arch, image_size)

@@ -1,4 +1,7 @@
-"""The named spaces: each searches some dimensions over one of three bases."""
+"""The named spaces. Each searches some dimensions over one of three bases.
+
+A base has a skeleton (the fixed part of the networks) and choices (the values of each dimension).
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,9 @@ from space.skeleton import Skeleton
 from space.space import Space
 
 _SKELETONS = {
-    # Trains in minutes on a CPU, where the time depends on activations more than on MACs. So the stem, at full size, is
-    # thin, the first stage halves the size, and splits have 8, 16 and 32 channels. (Strides 4, 2, 1 are faster per MAC
-    # and far less accurate.)
+    # These networks train in minutes on a CPU, where time depends more on activations than on MACs. The stem is thin,
+    # because it computes maps of full size. The first stage halves the size. Splits have 8, 16 and 32 channels. Strides
+    # of 4, 2, 1 would be faster for the same MACs, but far less accurate.
     "micro": Skeleton(
         planes=(4, 8, 16),
         strides=(2, 2, 2),
@@ -78,14 +81,14 @@ def names() -> tuple[str, ...]:
 
 
 def skeleton(base: str) -> Skeleton:
-    """Return the skeleton of a base. Raise `UserError`, with the nearest name, for an unknown one."""
+    """Return the skeleton of a base. For an unknown base, raise `UserError` with the nearest name."""
     if base not in BASES:
         raise unknown("base", base, BASES)
     return _SKELETONS[base]
 
 
 def named(name: str, base: str, per_stage: bool) -> Space:
-    """Return the space of that name over a base. Raise `UserError`, with the nearest name, for an unknown one."""
+    """Return the named space over a base. For an unknown name, raise `UserError` with the nearest one."""
     if name not in names():
         raise unknown("`space`", name, (*names(), "FILE.yaml"))
     frame = skeleton(base)

@@ -1,7 +1,14 @@
 """The dimensions that a space may search, and checks of choices and parameters.
 
-To add a dimension: a line in `DIMENSIONS`; a field in `Stage` (or `Arch`) and in `Skeleton`; a term in `res2net.cost`;
-a layer in the blocks of `res2net.model` and `res2net.elastic`.
+A dimension is a property of networks, such as the scale. A parameter is one decision of a search: the scale of all
+stages (`scale`) or of one stage (`scale_2`). Choices are the values that a dimension may have.
+
+To add a dimension, add
+    - an entry in `DIMENSIONS`,
+    - a field in `Stage` (or `Arch`) and in `Skeleton`,
+    - a term in `res2net.cost`,
+    - a layer in the blocks of `res2net.model` and `res2net.elastic`.
+
 Every check raises a `UserError` that names the key, the value and the accepted values.
 """
 
@@ -20,13 +27,13 @@ Params = dict[str, int]
 
 @dataclass(frozen=True, slots=True)
 class Dimension:
-    """One searchable property of a network.
+    """A property of a network that a space may search.
 
-    name: a field of `Stage`, or of `Arch` for the whole network. `Skeleton` has a field of the same name.
+    name: the name of its field in `Stage` (or in `Arch`, if it concerns the whole network) and in `Skeleton`.
     least: the smallest accepted value.
-    whole_network: all stages share one value, even in per-stage spaces.
-    repaired: a stage may get another value than the chosen one (see `space.skeleton.stage`).
-    container: picks the value whose shared weights contain the weights of all other values.
+    whole_network: whether all stages share one value, even in per-stage spaces.
+    repaired: whether a stage may get another value than the chosen one (see `space.skeleton.repaired`).
+    container: a function that picks the value whose weights, in a supernet, contain the weights of all other values.
     """
 
     name: str
@@ -40,8 +47,8 @@ class Dimension:
         return is_whole(value, self.least)
 
 
-# The order of the mapping is the order of parameters. Samples, stored studies and CSV columns depend on the order:
-# append new dimensions at the end.
+# The order of the mapping is the order of parameters. Append new dimensions at the end, because random samples, stored
+# studies and CSV columns depend on the order.
 DIMENSIONS: Mapping[str, Dimension] = {
     dimension.name: dimension
     for dimension in (
@@ -49,7 +56,7 @@ DIMENSIONS: Mapping[str, Dimension] = {
         Dimension("cardinality", container=lambda _: 1),  # a dense kernel contains every block-diagonal one
         Dimension("depth"),
         Dimension("width", repaired=True),  # rounded down to a multiple of the cardinality
-        # The least reduction has the most hidden channels; 0 is a network without squeeze-and-excitation.
+        # The least reduction above 0 has the most hidden channels. 0 means no squeeze-and-excitation.
         Dimension("se", least=0, whole_network=True, container=lambda values: min(filter(None, values), default=0)),
     )
 }
@@ -73,7 +80,7 @@ def is_whole(value: object, least: int) -> bool:
 
 
 def checked_choices(choices: object) -> dict[str, tuple[int, ...]]:
-    """Return the choices in the order of `DIMENSIONS`, each with ascending values.
+    """Return the choices in the order of `DIMENSIONS`, with each dimension's values in ascending order.
 
     Raise `UserError` for an unknown dimension, and for an invalid or repeated value.
     """
@@ -91,21 +98,28 @@ def checked_choices(choices: object) -> dict[str, tuple[int, ...]]:
 
 
 def checked_params(params: Mapping[str, int], accepted: Mapping[str, tuple[int, ...]], where: str) -> Params:
-    """Return the parameters in order, as plain ints.
+    """Return the parameters as plain ints, in the order of `accepted`.
 
-    Numbers equal to a choice are accepted: NumPy integers, or 4.0 from a table. Raise `UserError` for anything else.
+    Any number that equals a choice is valid, such as a NumPy integer or 4.0 from a table. Raise `UserError` for other
+    values, and for a missing or unknown parameter.
+
+    accepted: the choices of each parameter.
+    where: the subject of the error.
     """
     if params.keys() != accepted.keys():
         checked_keys(params, tuple(accepted), where, required=tuple(accepted))
     try:
         return {name: values[values.index(params[name])] for name, values in accepted.items()}
-    except ValueError:  # from `index`; only this slow path searches for the culprit, as valid parameters are the rule
+    except ValueError:  # from `index`; search for the culprit only now, because most parameters are valid
         name, values = next((name, values) for name, values in accepted.items() if params[name] not in values)
         raise UserError(f"{where}: {name} is {params[name]!r}; accepted: {', '.join(map(str, values))}") from None
 
 
 def checked_keys(data: object, accepted: tuple[str, ...], where: str, required: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Return the table as a dictionary. Raise `UserError` for an unknown or missing key, or for another type."""
+    """Return the table as a dictionary. Raise `UserError` for another type, or for an unknown or missing key.
+
+    where: the subject of the error.
+    """
     if not isinstance(data, Mapping):
         raise UserError(f"{where}: {data!r} is not a table of keys; accepted keys: {', '.join(accepted)}")
     for key in data:

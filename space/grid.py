@@ -1,4 +1,4 @@
-"""All combinations of a space's choices: from parameters to networks and back, and the extremes among them."""
+"""All combinations of a space's choices: convert parameters to networks and back, and find extreme networks."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from space.skeleton import Skeleton, Slot, stage
 class Group(NamedTuple):
     """Dimensions that are chosen together, for one stage or for the whole network.
 
-    suffix: the end of the parameters' names (`_1` for the first stage, empty for the whole network).
-    values: dimension -> its values.
+    suffix: the end of the parameters' names. `_1` for the first stage, empty for the whole network.
+    values: the choices of each dimension.
     stages: indices, from 0, of the stages that the values determine.
     """
 
@@ -26,12 +26,16 @@ class Group(NamedTuple):
 
     @property
     def parameters(self) -> dict[str, tuple[int, ...]]:
-        """Return each parameter's values."""
+        """Return the values of each parameter."""
         return {name + self.suffix: values for name, values in self.values.items()}
 
 
 class Reader(NamedTuple):
-    """A stage's slot, and a function that reads the stage's values, in order, from all parameters."""
+    """The rule that makes one stage from parameters.
+
+    slot: the fixed sizes of the stage.
+    read: a function that picks the stage's values, in the order of `STAGE_DIMENSIONS`, from all parameters.
+    """
 
     slot: Slot
     read: Callable[[Mapping[str, int]], tuple[int, ...]]
@@ -41,13 +45,14 @@ class Reader(NamedTuple):
 class Grid:
     """Every combination of the choices over one skeleton. Use `grid` to make one.
 
-    groups: one per stage in a per-stage space, then the group of the whole network.
-    parameters: parameter -> its values in ascending order.
-    readers: one per stage.
+    groups: in a per-stage space, one group for each stage, then one for the whole network. Otherwise, a single group.
+    parameters: the values of each parameter, in ascending order.
+    readers: one reader for each stage.
     fixed: values of the stage dimensions that are not searched.
     frame: the fields of `Arch` that are equal in all members.
-    whole: searched dimensions of the whole network.
-    The last four fields only save `build` time: a search builds tens of thousands of networks.
+    whole: names of the searched dimensions that concern the whole network.
+
+    The last four fields only make `build` faster, because a search builds tens of thousands of networks.
     """
 
     groups: tuple[Group, ...]
@@ -58,7 +63,7 @@ class Grid:
     whole: tuple[str, ...]
 
     def build(self, values: Mapping[str, int]) -> Arch:
-        """Return the canonical network of the parameters. `values` may replace fixed dimensions. Nothing is checked."""
+        """Return the canonical network of the parameters, unchecked. `values` may replace fixed dimensions too."""
         values = {**self.fixed, **values}
         # A list is faster than a generator, and a search runs this line tens of thousands of times.
         stages = tuple([stage(slot, *read(values)) for slot, read in self.readers])
@@ -80,11 +85,11 @@ class Grid:
         return {name: out[name] for name in self.parameters}
 
     def extreme(self, pick: Callable[..., Params], price: Callable[[Arch], int]) -> Params:
-        """Return the parameters of the network with the least (`pick=min`) or highest (`max`) price, exactly.
+        """Return the parameters of the network with the lowest (`pick=min`) or highest (`pick=max`) price.
 
-        The skeleton fixes the input and output channels of each stage. For given values of the whole network's
-        dimensions, the price of a stage therefore does not depend on other stages. The stages are optimised one by one,
-        for every combination of the whole network's dimensions.
+        The result is exact, without a visit to every network. The skeleton fixes the input and output channels
+        of each stage. So for given whole-network dimensions, the price of a stage does not depend on other stages. This
+        method optimises one stage after the other, for every combination of whole-network dimensions.
         """
         *own, shared = self.groups
 
@@ -100,14 +105,14 @@ class Grid:
         return pick(map(best, combinations(shared.parameters)), key=priced)
 
     def envelope(self) -> Arch:
-        """Return the network, of cardinality 1, whose weights contain those of every member: a supernet's."""
+        """Return the network of cardinality 1 whose weights contain the weights of every member, for a supernet."""
         most = {
             name + group.suffix: DIMENSIONS[name].container(values)
             for group in self.groups
             for name, values in group.values.items()
         }
-        # Repair narrows the widest choice where a cardinality does not divide it. The width of the envelope is the
-        # widest repaired one, not the choice itself: wider weights would belong to no member.
+        # Repair narrows the widest choice if a cardinality does not divide it. The envelope has the widest repaired
+        # width instead of the choice, because no member would use wider weights.
         keys = self.names_of("cardinality")
         members = [self.build(most | dict.fromkeys(keys, c)) for c in self.values_of("cardinality")]
         stages = [
@@ -117,25 +122,25 @@ class Grid:
         return replace(members[0], stages=tuple(stages))
 
     def values_of(self, dimension: str) -> tuple[int, ...]:
-        """Return the values of a dimension: the first group's choices, or the fixed value."""
+        """Return the values of a dimension: its choices (in the first group that has it), or the fixed value."""
         choices = [group.values[dimension] for group in self.groups if dimension in group.values]
         return choices[0] if choices else (self.fixed[dimension],)
 
     def names_of(self, dimension: str) -> tuple[str, ...]:
-        """Return the keys by which `build` reads a dimension: its parameters, or its own name if it is fixed."""
+        """Return the keys under which `build` reads a dimension: its parameters, or its own name if it is fixed."""
         return tuple(dimension + g.suffix for g in self.groups if dimension in g.values) or (dimension,)
 
     def _canonical(self, stages: tuple[Stage, ...], whole: Mapping[str, Any]) -> Arch:
         return Arch(stages, **self.frame, **whole).canonical()
 
     def _gives(self, values: Mapping[str, int], arch: Arch, group: Group) -> bool:
-        """Return whether the values give the network's stages, as far as the group determines them."""
+        """Return whether the values give those stages of the network that the group determines."""
         values = {**self.fixed, **values}
         return all(stage(self.readers[i].slot, *self.readers[i].read(values)) == arch.stages[i] for i in group.stages)
 
 
 def _likely(name: str, values: tuple[int, ...], arch: Arch, group: Group) -> tuple[int, ...]:
-    """Return the values that the network may come from. Only a repaired value differs from the chosen one."""
+    """Return the choices that may give this network: all if repair may change a choice, else the network's value."""
     dimension = DIMENSIONS[name]
     if dimension.repaired:
         return values
@@ -144,7 +149,10 @@ def _likely(name: str, values: tuple[int, ...], arch: Arch, group: Group) -> tup
 
 
 def grid(skeleton: Skeleton, choices: Mapping[str, tuple[int, ...]], per_stage: bool) -> Grid:
-    """Return the grid of the choices. per_stage: every stage has its own value of each stage dimension."""
+    """Return the grid of the choices.
+
+    per_stage: whether every stage has its own value of each stage dimension.
+    """
     choices = {name: choices[name] for name in DIMENSIONS if name in choices}
     groups = _groups(skeleton, choices, per_stage)
     suffixes = [f"_{i + 1}" if per_stage else "" for i in range(len(skeleton.planes))]
@@ -168,7 +176,7 @@ def _groups(skeleton: Skeleton, choices: dict[str, tuple[int, ...]], per_stage: 
     groups = []
     for i, slot in enumerate(skeleton.slots):
         values = dict(own)
-        if "depth" in own:  # a stage's own depth counts its blocks; two depths may round to one count
+        if "depth" in own:  # a per-stage depth is a number of blocks; two depths may round to the same number
             values["depth"] = tuple(dict.fromkeys(map(slot.blocks, own["depth"])))
         groups.append(Group(f"_{i + 1}", values, (i,)))
     return (*groups, Group("", shared, ()))

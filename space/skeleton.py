@@ -1,4 +1,4 @@
-"""The common part of all members of a space, and the stages built from chosen values."""
+"""The common part of all members of a space, and the stages that chosen values give."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ PER_STAGE_LISTS = ("planes", "strides", "pattern")
 
 
 class Slot(NamedTuple):
-    """The fixed sizes of one stage. A depth of `pattern_unit` gives `pattern` blocks."""
+    """The fixed sizes of one stage.
+
+    pattern: number of blocks at a depth of `pattern_unit`. Other depths give proportional numbers.
+    """
 
     planes: int
     stride: int
@@ -23,26 +26,28 @@ class Slot(NamedTuple):
     pattern_unit: int
 
     def blocks(self, depth: int) -> int:
-        """Return the number of blocks at a depth: the pattern's ratio, rounded to the nearest, at least 1."""
-        # In integers: a float quotient rounds halves to even, and is inexact for large depths.
+        """Return the number of blocks at a depth: `depth * pattern / pattern_unit`, rounded, at least 1."""
+        # Use integers, because `round` rounds halves to even, and float quotients are inexact for large depths.
         return max(1, (2 * depth * self.pattern + self.pattern_unit) // (2 * self.pattern_unit))
 
     def counted(self) -> Slot:
-        """Return the slot whose depth is the plain number of blocks."""
+        """Return a slot in which the depth is the number of blocks."""
         return self._replace(pattern=1, pattern_unit=1)
 
 
 @dataclass(frozen=True, slots=True)
 class Skeleton:
-    """A network without the searched dimensions.
+    """The description of a network apart from its searched dimensions.
 
-    planes, strides: one per stage.
-    pattern: relative number of blocks per stage. A depth of `d` gives `d` blocks in the first stage and
-    `d * pattern[i] / pattern[0]`, rounded, in stage `i` (ResNet-50's 3, 4, 6, 3 at depth 3).
-    width: channels of one split at 64 planes, over all groups (the paper's 6c24w is a width of 144).
-    depth, scale, cardinality, se: the values of dimensions that are not searched.
-    image_size: side in pixels of the images that costs are counted for, unless a data set has another size.
-    The other fields are those of `Arch`.
+    planes: planes of each stage. A stage has 4 times as many output channels.
+    strides: stride of each stage.
+    pattern: relative number of blocks in each stage. A depth of `d` gives `d` blocks in the first stage and
+        `d * pattern[i] / pattern[0]`, rounded, in stage `i`. ResNet-50 has the pattern 3, 4, 6, 3 and depth 3.
+    width: channels of one split at 64 planes, over all groups. The paper's 6c24w is a width of 144.
+    depth: number of blocks in the first stage.
+    image_size: side length in pixels of the images for which costs are counted.
+
+    The other fields are those of `Arch` and `Stage`. A space that searches a dimension ignores the field of that name.
     """
 
     planes: tuple[int, ...]
@@ -65,25 +70,27 @@ class Skeleton:
         for name in PER_STAGE_LISTS:
             values = getattr(self, name)
             if not isinstance(values, list | tuple) or not values or not all(is_whole(v, 1) for v in values):
-                raise UserError(f"{name} is {values!r}; accepted: a list of whole numbers of at least 1, one a stage")
+                accepted = "a list of whole numbers of at least 1, one for each stage"
+                raise UserError(f"{name} is {values!r}; accepted: {accepted}")
             if len(values) != len(self.planes):
                 raise UserError(
-                    f"{name} has {len(values)} values; accepted: {len(self.planes)}, one a stage as in planes"
+                    f"{name} has {len(values)} values; accepted: {len(self.planes)}, one for each stage, as in planes"
                 )
             object.__setattr__(self, name, tuple(values))
         for name, least in (*((d.name, d.least) for d in DIMENSIONS.values()), ("image_size", 1)):
             if not is_whole(getattr(self, name), least):
                 raise UserError(f"{name} is {getattr(self, name)!r}; accepted: a whole number of at least {least}")
-        self.network({name: dimension.least for name, dimension in DIMENSIONS.items()})  # Arch checks the other fields
+        # `Arch` checks the other fields.
+        self.network({name: dimension.least for name, dimension in DIMENSIONS.items()})
 
     @property
     def fixed(self) -> dict[str, int]:
-        """Return each dimension's value for spaces that do not search the dimension."""
+        """Return the value of each dimension for spaces that do not search it."""
         return {name: getattr(self, name) for name in DIMENSIONS}
 
     @property
     def frame(self) -> dict[str, Any]:
-        """Return the fields of `Arch`, apart from the stages, that the skeleton sets."""
+        """Return the fields of `Arch` that the skeleton sets (all but the stages)."""
         return {name: getattr(self, name) for name in _FRAME}
 
     @property
@@ -93,11 +100,11 @@ class Skeleton:
         return tuple(Slot(*sizes, unit) for sizes in zip(self.planes, self.strides, self.pattern, strict=True))
 
     def arch(self, stages: tuple[Stage, ...], **whole: int) -> Arch:
-        """Return the canonical network of the stages. `whole` replaces dimensions of the whole network."""
+        """Return the canonical network of the stages. `whole` replaces values of whole-network dimensions."""
         return Arch(stages, **{**self.frame, **whole}).canonical()
 
     def network(self, values: Mapping[str, int]) -> Arch:
-        """Return the canonical network with one value per dimension in all stages. Missing values are fixed."""
+        """Return the canonical network with the same values in all stages. Fixed values replace missing ones."""
         values = {**self.fixed, **values}
         stages = tuple(stage(slot, *(values[name] for name in STAGE_DIMENSIONS)) for slot in self.slots)
         return self.arch(stages, **{name: values[name] for name in NETWORK_DIMENSIONS})
@@ -107,12 +114,13 @@ SKELETON_KEYS = tuple(f.name for f in fields(Skeleton))
 _FRAME = tuple(f.name for f in fields(Arch) if f.name in SKELETON_KEYS)
 
 
-# A search meets the same few stages again and again: the cache saves their repair and validation.
+# A search meets the same few stages again and again. The cache avoids repeated repair and validation.
 @lru_cache(maxsize=1 << 16)
 def stage(slot: Slot, *values: int) -> Stage:
     """Return the stage with these values, in the order of `STAGE_DIMENSIONS`.
 
-    A depth counts blocks by the slot's pattern. A width is scaled from 64 planes and `repaired`.
+    The depth is converted to blocks by the slot's pattern. The width is scaled from 64 planes to the stage's planes,
+    then `repaired`.
     """
     chosen = dict(zip(STAGE_DIMENSIONS, values, strict=True))
     chosen["depth"] = slot.blocks(chosen["depth"])
@@ -121,8 +129,8 @@ def stage(slot: Slot, *values: int) -> Stage:
 
 
 def repaired(width: int, cardinality: int) -> int:
-    """Return the largest multiple of the cardinality that does not exceed the width, at least the cardinality.
+    """Return the width rounded down to a multiple of the cardinality, at least the cardinality.
 
-    Rounding down, not to the nearest, keeps every member within the widest one, so a supernet can slice it.
+    A width that is rounded to the nearest could exceed the widest member, and a supernet could not slice it.
     """
     return max(cardinality, width - width % cardinality)

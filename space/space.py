@@ -1,4 +1,4 @@
-"""A space: choices for the dimensions of a skeleton, and questions about all of its members."""
+"""`Space`, a set of networks: a skeleton with choices for its dimensions. The networks are its members."""
 
 from __future__ import annotations
 
@@ -20,16 +20,21 @@ from space.dimensions import Params, checked_choices, checked_keys, checked_para
 from space.grid import Grid, grid
 from space.skeleton import SKELETON_KEYS, Skeleton
 
-MAX_WIDTH = 2048  # at 64 planes: the widest width that `at_macs` tries, ten times the widest choice of a named space
-WORST_MATCH = 0.1  # relative error in MACs, above which two networks no longer have "preserved complexity"
+MAX_WIDTH = 2048  # the widest width, at 64 planes, that `at_macs` tries: ten times the widest choice of a named space
+WORST_MATCH = 0.1  # relative error in MACs above which two networks no longer have the paper's "preserved complexity"
 
 
 @dataclass(frozen=True, slots=True)
 class Space:
     """A set of networks: the skeleton with every combination of the choices.
 
-    choices: searched dimension -> its values.
-    per_stage: every stage has its own parameters (`scale_1`, `scale_2`, ...), except for whole-network dimensions.
+    name: the name of the space.
+    base: the name of the base that the skeleton comes from.
+    skeleton: the fixed part of the networks.
+    choices: the values of each searched dimension.
+    per_stage: whether every stage has its own parameters (`scale_1`, `scale_2`, ...). Whole-network dimensions have one
+        parameter in any case.
+
     Several combinations may give equal networks, because widths are repaired.
     """
 
@@ -38,7 +43,7 @@ class Space:
     skeleton: Skeleton
     choices: Mapping[str, tuple[int, ...]] = field(hash=False)
     per_stage: bool = False
-    _grid: Grid = field(init=False, repr=False, compare=False)  # follows from the fields above
+    _grid: Grid = field(init=False, repr=False, compare=False)  # computed from the fields above
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
@@ -52,12 +57,12 @@ class Space:
 
     @property
     def image_size(self) -> int:
-        """Return the side in pixels of the images that costs are counted for, unless told otherwise."""
+        """Return the default image size for costs, as a side length in pixels."""
         return self.skeleton.image_size
 
     @property
     def parameters(self) -> dict[str, tuple[int, ...]]:
-        """Return what a sampler chooses: parameter -> its values in ascending order."""
+        """Return the values of each parameter, in ascending order."""
         return dict(self._grid.parameters)
 
     @property
@@ -71,14 +76,15 @@ class Space:
 
     def sample(self, rng: random.Random | np.random.Generator) -> Params:
         """Return parameters drawn uniformly from all combinations."""
-        # One `random` call per parameter: both generators have this method, and seeded draws depend on the call count.
+        # Call `random` once for each parameter. Both generators have this method. Another number of calls would change
+        # the draws of a seed.
         return {name: values[int(rng.random() * len(values))] for name, values in self._grid.parameters.items()}
 
     def sample_by_macs(self, rng: random.Random) -> Params:
         """Return random parameters whose MACs are spread evenly on a logarithmic scale.
 
-        Uniform combinations mostly have medium MACs. This method draws a target log-uniformly between the least and the
-        most MACs, and returns the nearest of eight uniform draws.
+        Most uniformly drawn combinations have medium MACs. This method draws a target log-uniformly between the least
+        and the most MACs. It returns the nearest of eight uniform draws.
         """
         target = rng.uniform(*_log_macs(self))
         drawn = [self.sample(rng) for _ in range(8)]
@@ -92,7 +98,7 @@ class Space:
         return self._grid.build(self._checked(params))
 
     def params_of(self, arch: Arch) -> Params | None:
-        """Return the parameters of a network, or None if it is not a member. This reverses `arch`.
+        """Return the parameters of a network, or None if it is not a member. This is the inverse of `arch`.
 
         Where several widths are repaired to the same network, return the narrowest.
         """
@@ -103,15 +109,15 @@ class Space:
         return self.params_of(arch) is not None
 
     def cheapest(self, cost_field: str = "macs", image_size: int | None = None) -> tuple[Params, Cost]:
-        """Return the member with the exact least `macs`, `params` or `activations`, and its cost."""
+        """Return the parameters of the member with the least `macs`, `params` or `activations`, and its cost."""
         return self._extreme(self._grid, min, cost_field, image_size)
 
     def dearest(self, cost_field: str = "macs", image_size: int | None = None) -> tuple[Params, Cost]:
-        """Return the member with the exact most `macs`, `params` or `activations`, and its cost."""
+        """Return the parameters of the member with the most `macs`, `params` or `activations`, and its cost."""
         return self._extreme(self._grid, max, cost_field, image_size)
 
     def envelope(self) -> Arch:
-        """Return the network, of cardinality 1, whose weights contain those of every member: a supernet's."""
+        """Return the network of cardinality 1 whose weights contain the weights of every member, for a supernet."""
         return self._grid.envelope()
 
     def cardinalities(self) -> tuple[tuple[int, ...], ...]:
@@ -119,15 +125,16 @@ class Space:
         return (self._grid.values_of("cardinality"),) * len(self.skeleton.planes)
 
     def largest(self) -> Arch:
-        """Return the member with the most MACs. All other members are slices of it, up to their cardinality."""
+        """Return the member with the most MACs. Apart from the cardinality, all other members are slices of it."""
         return self.arch(self.dearest("macs")[0])
 
     def at_macs(self, params: Mapping[str, int], macs: int, image_size: int | None = None) -> Arch:
-        """Return the network of the parameters with the one width that brings its MACs nearest to `macs`.
+        """Return the network of the parameters, with the width that brings its MACs nearest to `macs`.
 
-        The paper compares scale, cardinality and depth at equal complexity in this way (26w x 4s, 14w x 8s).
-        The width (at 64 planes) is any whole number up to `MAX_WIDTH`. Width parameters are ignored and may be missing.
-        Raise `UserError` if the nearest network is off by more than `WORST_MATCH`.
+        In this way, the paper compares scale, cardinality and depth at equal complexity (26w x 4s with 14w x 8s).
+        All stages have the same width at 64 planes, a whole number up to `MAX_WIDTH`. Width parameters are ignored and
+        may be missing.
+        Raise `UserError` if the relative error of the nearest network exceeds `WORST_MATCH`.
         """
         size = image_size or self.image_size
         others = {name: value for name, value in params.items() if dimension_of(name) != "width"}
@@ -139,7 +146,8 @@ class Space:
             return self._grid.build(values | dict.fromkeys(keys, width))
 
         widths = range(1, MAX_WIDTH + 1)
-        # MACs never fall as the width grows, so the nearest is beside the first width that reaches the target.
+        # MACs never fall as the width grows. So the nearest network has the first width that reaches the target, or the
+        # width before it.
         i = bisect.bisect_left(widths, macs, key=lambda w: cost(at(w), size).macs)
         nearest = min(map(at, widths[max(0, i - 1) : i + 1]), key=lambda a: abs(cost(a, size).macs - macs))
         got = cost(nearest, size).macs
@@ -149,7 +157,10 @@ class Space:
         return nearest
 
     def match_range(self) -> tuple[tuple[Params, Cost], tuple[Params, Cost]]:
-        """Return the members, at any width, with the least and the most MACs. `at_macs` accepts MACs between theirs."""
+        """Return the range of targets that `at_macs` accepts.
+
+        The range is the parameters and the cost of two networks: those with the least and the most MACs at any width.
+        """
         free = grid(self.skeleton, {**self.choices, "width": (1, MAX_WIDTH)}, self.per_stage)
         return self._extreme(free, min, "macs", None), self._extreme(free, max, "macs", None)
 
@@ -165,7 +176,7 @@ class Space:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Space:
-        """Return the space of a `to_dict`. Raise `UserError` for an unknown or missing key, or an invalid value."""
+        """Return the space that `to_dict` wrote. Raise `UserError` for a wrong or missing key, or a wrong value."""
         keys = tuple(f.name for f in fields(cls) if f.init)
         data = checked_keys(data, keys, "space", required=keys)
         required = tuple(key for key in SKELETON_KEYS if key != "in_channels")  # earlier versions did not write it
@@ -197,5 +208,8 @@ class Space:
 
 @lru_cache(maxsize=16)
 def _log_macs(space: Space) -> tuple[float, float]:
-    """Return the logarithms of the least and the most MACs. Cached: every training step of a supernet needs them."""
+    """Return the logarithms of the least and the most MACs.
+
+    They are cached, because every training step of a supernet needs them.
+    """
     return math.log(space.cheapest()[1].macs), math.log(space.dearest()[1].macs)

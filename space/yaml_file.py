@@ -16,15 +16,15 @@ from space.dimensions import STAGE_DIMENSIONS, checked_keys
 from space.skeleton import SKELETON_KEYS, Skeleton
 from space.space import Space
 
-# Whole-network dimensions are keys of the file, as the other fields of a network are; `defaults` holds the stages'.
+# The keys of a file that replace fields of the skeleton. Stage dimensions are keys of `defaults` instead.
 OVERRIDES = tuple(key for key in SKELETON_KEYS if key not in STAGE_DIMENSIONS)
 KEYS = ("name", "base", "per_stage", "choices", "defaults", *OVERRIDES)
 
 
 def load(path: Path, base: str, per_stage: bool) -> Space:
-    """Return the space of a file. The file's own `base` and `per_stage` take precedence over the arguments.
+    """Return the space of a YAML file. The file's own `base` and `per_stage` take precedence over the arguments.
 
-    Raise a `UserError` that names the file, the key and the value.
+    Raise `UserError` for an invalid file. The error names the file, the key and the value.
     """
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -48,10 +48,10 @@ def _space(data: object, stem: str, base: str, per_stage: bool) -> Space:
 
 
 def _changed(frame: Skeleton, data: Mapping[str, Any]) -> Skeleton:
-    """Return the base's skeleton with the file's own values."""
+    """Return the base's skeleton with the values that the file replaces."""
     changes = {key: data[key] for key in OVERRIDES if key in data}
     planes = changes.get("planes", frame.planes)
     if "pattern" not in data and isinstance(planes, list) and len(planes) != len(frame.pattern):
-        # The file has another number of stages than the base, whose ratio of blocks therefore has no meaning.
+        # The base's pattern does not fit, because the file has another number of stages. Use equal depths.
         changes["pattern"] = [1] * len(planes)
     return replace(frame, **changes, **checked_keys(data.get("defaults", {}), STAGE_DIMENSIONS, "defaults"))

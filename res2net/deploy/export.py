@@ -1,4 +1,4 @@
-"""Networks for other programs: ONNX and `torch.export` files with a dynamic batch, checked against the network."""
+"""Export networks to ONNX and `torch.export` files with a dynamic batch size, and check them against the network."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from res2net.backbone import Backbone
 from res2net.errors import UserError
 from res2net.files import write_atomic
 
-TOLERANCE = 1e-3  # of the largest output; fp32 rounding reached 3e-5 in the deepest networks
-BATCHES = (1, 3)  # batch sizes of the check, both different from the traced one
-TRACED = 2  # the exporters would treat a batch of 1 as a constant
+TOLERANCE = 1e-3  # difference relative to the largest output; fp32 rounding reached 3e-5 in the deepest networks
+BATCHES = (1, 3)  # batch sizes of the check; both differ from the traced one
+TRACED = 2  # batch size of the trace; the exporters would treat 1 as a constant
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 Run = Callable[[Tensor], Sequence[Tensor]]
 
@@ -29,13 +29,16 @@ Run = Callable[[Tensor], Sequence[Tensor]]
 def export_onnx(
     model: nn.Module, path: str | Path, *, image_size: int | tuple[int, int] | None = None, check: bool = True
 ) -> float | None:
-    """Write an ONNX file for batches of any size, in eval mode; the model is unchanged.
+    """Write an ONNX file of the network in eval mode, for batches of any size. The model is unchanged.
 
-    Input: `images` `[N, C, H, W]`. Output: `logits` `[N, num_classes]`, or the maps `map0`, `map1`, ... of a backbone.
-    image_size: pixels along a side, or (height, width). None: 224, or 32 for networks with a CIFAR stem.
-    check: run the file with onnxruntime and compare it with the network.
-    Returns the largest difference relative to the largest output, or None without the check. Raises `RuntimeError` and
-    writes nothing if the difference exceeds 1e-3.
+    The file's input is `images` `[N, C, H, W]`. The output is `logits` `[N, num_classes]`. For a backbone, the outputs
+    are the feature maps `map0`, `map1`, ...
+
+    image_size: side length of the images in pixels, or (height, width). None: 224, or 32 for a CIFAR stem.
+    check: whether to run the file with onnxruntime and compare its outputs with the network's.
+
+    Return the largest difference relative to the largest output, or None without the check. If the difference exceeds
+    1e-3, raise `RuntimeError` and write nothing.
     """
     need_onnx(check)
     frozen, images = _frozen(model), _images(model, image_size)
@@ -49,7 +52,7 @@ def export_onnx(
             output_names=_output_names(model),
             verbose=False,
         )
-    assert program is not None  # with `dynamo`, there is always a program
+    assert program is not None  # only the old exporter (`dynamo=False`) returns None
     data = program.model_proto.SerializeToString()
     difference = _checked(frozen, _onnx_run(data), images, path) if check else None
     write_atomic(Path(path), data)
@@ -59,7 +62,10 @@ def export_onnx(
 def export_program(
     model: nn.Module, path: str | Path, *, image_size: int | tuple[int, int] | None = None, check: bool = True
 ) -> float | None:
-    """Write a file for `torch.export.load` (`.pt2`), for batches of any size; otherwise as `export_onnx`."""
+    """Write a file for `torch.export.load` (`.pt2`), for batches of any size. The model is unchanged.
+
+    The arguments and the result are those of `export_onnx`.
+    """
     frozen, images = _frozen(model), _images(model, image_size)
     with _quiet(), torch.no_grad():
         program = torch.export.export(frozen, (images(TRACED),), dynamic_shapes=({0: torch.export.Dim("batch")},))
@@ -72,20 +78,20 @@ def export_program(
 
 
 def need_onnx(check: bool = True) -> None:
-    """Raise `UserError` if a package of the `onnx` extra is missing; `check` needs one more."""
+    """Raise `UserError` if a package of the `onnx` extra is missing. Only the check needs onnxruntime."""
     missing = [name for name in ONNX_PACKAGES if find_spec(name) is None and (check or name != "onnxruntime")]
     if missing:
         raise UserError(f"ONNX: not installed: {', '.join(missing)}; run pip install 'res2net-search[onnx]'")
 
 
 def _frozen(model: nn.Module) -> nn.Module:
-    """Return a copy to export: in eval mode, fp32, on the CPU, in the default memory layout."""
+    """Return a copy for the export, in eval mode and fp32, on the CPU, in the default memory layout."""
     frozen = copy.deepcopy(model).to("cpu", torch.float32)
     return frozen.to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]  # not in stubs
 
 
 def _images(model: nn.Module, image_size: int | tuple[int, int] | None) -> Callable[[int], Tensor]:
-    """Return a function from a batch size to random images of the exported size."""
+    """Return a function that makes a batch of random images of the exported size."""
     arch: Any = (model.body if isinstance(model, Backbone) else model).arch
     if image_size is None:
         image_size = 32 if getattr(arch, "stem", "") == "cifar" else 224
@@ -103,14 +109,14 @@ def _output_names(model: nn.Module) -> list[str]:
 
 def _onnx_run(data: bytes) -> Run:
     """Return a function that runs an ONNX file on images."""
-    import onnxruntime  # of the `onnx` extra
+    import onnxruntime  # in the `onnx` extra
 
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
     return lambda x: [torch.from_numpy(y) for y in session.run(None, {"images": x.numpy()})]
 
 
 def _checked(model: nn.Module, run: Run, images: Callable[[int], Tensor], path: str | Path) -> float:
-    """Return the largest relative difference over the batches; raise `RuntimeError` if it is more than rounding."""
+    """Return the largest relative difference over all batch sizes. Raise `RuntimeError` if it exceeds the tolerance."""
     worst = 0.0
     for batch in BATCHES:
         x = images(batch)
@@ -130,7 +136,7 @@ def _tuple(outputs: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hide the exporters' own warnings: torchvision is missing, and PyTorch uses its own deprecated functions."""
+    """Hide warnings of the exporters that users cannot act on: missing torchvision, PyTorch's deprecated functions."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

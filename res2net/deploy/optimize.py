@@ -1,8 +1,8 @@
-"""Networks for inference: batch norms folded, channels last, and a convolution's followers computed in its kernel.
+"""Faster networks for inference: fused convolutions in channels-last layout.
 
-The network is traced, not rewritten: in every block, a convolution takes over the batch norm, the sum with a shortcut
-and the ReLU that follow it. On a CPU these convolutions are oneDNN's kernels with packed weights, which
-`torch.compile` uses too.
+torch.fx traces the network to a graph. In the graph, each convolution is fused with the batch norm, the sum with a
+shortcut and the ReLU that follow it. On a CPU, the fused convolutions are oneDNN's kernels with packed weights (weights
+in oneDNN's own memory order). `torch.compile` uses the same kernels.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from res2net.model import Bottle2neck, Bottleneck
 
 
 def optimize(model: nn.Module, *, bf16: bool = False) -> Optimized | Backbone:
-    """Return a copy of a network (or `Backbone`) for inference: faster, with equal outputs up to fp32 rounding.
+    """Return a faster copy of a network or `Backbone` for inference. Its outputs are equal up to fp32 rounding.
 
     The copy has `forward`, `forward_features`, `feature_info`, `num_features` and `arch`. It stays on the model's
     device, and cannot be trained, saved or moved. The model is unchanged.
 
-    bf16: compute in bf16 and return float32; outputs differ by about 1 % of the largest.
+    bf16: whether to compute in bf16. Outputs are float32, and differ by about 1 % of the largest output.
     """
     if isinstance(model, Backbone):
         return model.with_body(optimize(model.body, bf16=bf16)).eval()
@@ -60,39 +60,39 @@ class Optimized(nn.Module):
         return self.body(x.to(self.dtype, memory_format=torch.channels_last))
 
     def forward_features(self, x: Tensor) -> list[Tensor]:
-        """Return each stage's feature map, finest first."""
+        """Return the feature map of each stage, finest first."""
         return [y.to(self.out_dtype) for y in self._maps(x)]
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
-        """Return logits `[N, num_classes]`; without a classifier, the mean of the last map."""
+        """Return logits `[N, num_classes]`. Without a classifier, return the mean of the last map, `[N, C]`."""
         return self.fc(self._maps(x)[-1].mean((2, 3))).to(self.out_dtype)
 
 
 def as_linear(fc: nn.Module) -> nn.Module:
-    """Return the classifier over `[N, C]`; a classifier that is a 1x1 convolution becomes a linear layer."""
+    """Return the classifier for inputs `[N, C]`. A 1x1 convolution (as in DLA) becomes a linear layer."""
     if not isinstance(fc, nn.Conv2d):
         return fc
     out = nn.utils.skip_init(nn.Linear, fc.in_channels, fc.out_channels)
     out.weight = nn.Parameter(fc.weight.flatten(1), False)
-    out.bias = cast("Tensor", fc.bias)  # classifiers have one
+    out.bias = cast("Tensor", fc.bias)  # all classifiers have a bias
     return out
 
 
 class Conv(nn.Module):
-    """A convolution, the sum with another map and a ReLU, computed together; the sum and the ReLU are optional."""
+    """A convolution, an optional sum with another map and an optional ReLU, computed by one kernel where possible."""
 
     weight: Tensor
     bias: Tensor | None
 
     def __init__(self, conv: nn.Conv2d, onednn: bool) -> None:
         super().__init__()
-        assert not isinstance(conv.padding, str)  # our networks give numbers
+        assert not isinstance(conv.padding, str)  # our networks set padding in numbers, not as "same" or "valid"
         self.onednn = onednn
         self.weight, self.bias = conv.weight, conv.bias
         self.geometry: Geometry = list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups
         self.relu = False
-        self.in_place = False  # whether the sum may overwrite the other map
+        self.in_place = False  # whether the sum may overwrite the map that is added
         self.packed: tuple[torch.Size | None, Tensor] = None, self.weight
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
@@ -111,10 +111,10 @@ class Conv(nn.Module):
         return x.relu_() if self.relu else x
 
     def _pack(self, x: Tensor) -> Tensor:
-        """Return the weights in oneDNN's memory order for images of this shape, packed once per shape.
+        """Return the weights in oneDNN's memory order for inputs of this shape. Repack them when the shape changes.
 
-        Weights packed for another shape would be reordered in each call, which can take ten times as long as the
-        convolution itself.
+        oneDNN would reorder weights that are packed for another shape in each call. This can take ten times as long as
+        the convolution itself.
         """
         shape, packed = self.packed
         if shape != x.shape:
@@ -124,14 +124,17 @@ class Conv(nn.Module):
 
 
 def has_onednn(device: torch.device, dtype: torch.dtype) -> bool:
-    """Return whether oneDNN convolves numbers of this type on this device."""
+    """Return whether oneDNN supports convolutions of this type on this device."""
     if device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
     return dtype == torch.float32 or (dtype == torch.bfloat16 and onednn_has_bf16())
 
 
 class InPlace(Bottle2neck):
-    """A block after its stage's first, whose results overwrite the splits in their own map, one after the other."""
+    """A block of several splits that writes each result over its split. This saves the final concatenation.
+
+    It replaces only blocks after the first of a stage, because their results have the size of the splits.
+    """
 
     def middle(self, x: Tensor) -> Tensor:
         splits, y = x.chunk(self.scale, 1), None
@@ -143,21 +146,23 @@ class InPlace(Bottle2neck):
 
 
 def recast(model: nn.Module, onednn: bool) -> None:
-    """Change blocks of several splits to the class that computes them faster at inference."""
+    """Change the class of blocks with several splits to a class that is faster at inference."""
     for block in model.modules():
         if isinstance(block, Bottle2neck) and not block.first:
             block.__class__ = InPlace
-        # With two splits, the pooled one would be half of the merged convolution: more products than the copies cost.
+        # With two splits, the pooled split would be half of the merged convolution. Its additional products would take
+        # longer than the copies that merging saves.
         elif isinstance(block, Bottle2neck) and onednn and (block.scale > 2 or len(block.convs) == block.scale):
             block.conv2, block.bn2 = merged(block), nn.Identity()
-            block.__class__ = Bottleneck  # type: ignore[assignment]  # its `middle` reads `conv2` and `bn2` alone
+            block.__class__ = Bottleneck  # type: ignore[assignment]  # its `middle` reads only `conv2` and `bn2`
 
 
 def merged(block: Bottle2neck) -> nn.Conv2d:
-    """Return the middle of a stage's first block as one convolution; its splits do not read each other's results.
+    """Return the middle of a stage's first block as one grouped convolution.
 
-    Each split is a group of channels, and the average pool is a kernel of ninths. Copying the splits would take longer
-    than the additional products.
+    This is possible because the splits of a first block do not read each other's results. The groups of all splits are
+    the groups of the result, and a kernel of ninths computes the average pool. The merged convolution is faster,
+    because copying the splits would take longer than its additional products.
     """
     pairs = cast("list[tuple[nn.Conv2d, nn.BatchNorm2d]]", list(zip(block.convs, block.bns, strict=True)))
     convs = [fuse_conv_bn_eval(conv, bn) for conv, bn in pairs]
@@ -176,7 +181,7 @@ def merged(block: Bottle2neck) -> nn.Conv2d:
 
 
 class Tracer(fx.Tracer):
-    """Record `forward_features`, with convolutions and dense pools as single calls."""
+    """Trace `forward_features`. Convolutions and dense pools are single calls in the graph."""
 
     traced_func_name = "forward_features"
 
@@ -185,7 +190,10 @@ class Tracer(fx.Tracer):
 
 
 def fused(model: nn.Module, onednn: bool) -> fx.GraphModule:
-    """Return `forward_features` with `Conv`s for convolutions; the model must be in eval mode, and is used up."""
+    """Return the graph of `forward_features` with fused convolutions.
+
+    The model must be in eval mode. It is changed and must not be used afterwards.
+    """
     body = fx.GraphModule(model, Tracer().trace(model))
     for node in list(body.graph.nodes):
         if isinstance(module(body, node), nn.Identity):
@@ -196,7 +204,7 @@ def fused(model: nn.Module, onednn: bool) -> fx.GraphModule:
     order = {node: i for i, node in enumerate(body.graph.nodes)}
     for node in order:
         if isinstance(conv := module(body, node), Conv) and len(node.args) == 2:
-            # The other map may be overwritten if it is a fresh result and its other readers have run before.
+            # The sum may overwrite the other map if a `Conv` made it and all its other readers run earlier.
             others = [user for user in node.args[1].users if user is not node]
             is_free = all(isinstance(module(body, user), Conv) and order[user] < order[node] for user in others)
             conv.in_place = is_free and isinstance(module(body, node.args[1]), Conv)
@@ -206,7 +214,7 @@ def fused(model: nn.Module, onednn: bool) -> fx.GraphModule:
 
 
 def fuse(body: fx.GraphModule, node: fx.Node, conv: nn.Conv2d, onednn: bool) -> None:
-    """Fuse a convolution with the sole reader of its result: batch norm, then a sum, then a ReLU."""
+    """Fuse a convolution with the layers after it, if nothing else reads its result: batch norm, sum, ReLU."""
     act = reader(node)
     if act is not None and isinstance(bn := module(body, act), nn.BatchNorm2d):
         conv = fuse_conv_bn_eval(conv, bn)
@@ -215,7 +223,7 @@ def fuse(body: fx.GraphModule, node: fx.Node, conv: nn.Conv2d, onednn: bool) -> 
     body.set_submodule(str(node.target), fused_conv)
     if (act := reader(node)) is not None and act.target is operator.add:
         other = act.args[act.args[0] is node]
-        act.append(node)  # moved to the sum's place, before which the other map may not be computed yet
+        act.append(node)  # to the sum's place: earlier in the graph, the other map may not exist yet
         act.replace_all_uses_with(node)
         body.graph.erase_node(act)
         node.args = (*node.args, other)
@@ -226,16 +234,16 @@ def fuse(body: fx.GraphModule, node: fx.Node, conv: nn.Conv2d, onednn: bool) -> 
 
 
 def module(body: fx.GraphModule, node: fx.Node | None) -> nn.Module | None:
-    """Return the module that a node calls, or None."""
+    """Return the module that a node calls, or None if it calls no module."""
     return body.get_submodule(str(node.target)) if node is not None and node.op == "call_module" else None
 
 
 def reader(node: fx.Node) -> fx.Node | None:
-    """Return the sole reader of a node's result, or None."""
+    """Return the node that alone reads a node's result, or None if there are several readers or none."""
     return next(iter(node.users)) if len(node.users) == 1 else None
 
 
 def drop(node: fx.Node) -> None:
-    """Remove a node; its readers read its input instead."""
+    """Remove a node. Its readers then read its input."""
     node.replace_all_uses_with(cast("fx.Node", node.args[0]))
     node.graph.erase_node(node)

@@ -106,7 +106,7 @@ WRONG = {
     "choices: {scale: [1]}\nbase: [cifar]": "base: unknown value",
     "choices: {scale: [1]}\nper_stage: 1": "per_stage is 1; accepted: true or false",
     "choices: {scale: [1]}\nname: ../up": "name is '../up'; accepted: letters",
-    "choices: {scale: [1]}\nplanes: [64, 64]": "strides has 3 values; accepted: 2, one a stage as in planes",
+    "choices: {scale: [1]}\nplanes: [64, 64]": "strides has 3 values; accepted: 2, one for each stage, as in planes",
     "choices: {scale: [1]}\nplanes: 64": "planes is 64; accepted: a list of whole numbers",
     "choices: {scale: [1]}\nstrides: [1, 2, 0]": r"strides is \[1, 2, 0\]; accepted",
     "choices: {scale: [1]}\npattern: []": r"pattern is \[\]; accepted",

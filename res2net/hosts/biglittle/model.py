@@ -1,4 +1,7 @@
-"""Big-Little networks (arXiv 1807.03848) with our block, and with the state-dict keys of bL-Net's release."""
+"""Big-Little networks (bL-Net) with our block, and with the state-dict keys of bL-Net's release.
+
+Sections are those of bL-Net's paper (arXiv 1807.03848).
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,10 @@ from res2net.model import Block, conv1x1, conv3x3, init, plug
 
 
 def shortcut(c_in: int, c_out: int, stride: int) -> nn.Module | None:
-    """Return a shortcut: an average pool if the block strides, a projection if channels change; None: the identity."""
+    """Return a shortcut: an average pool if the block strides, then a projection if channels change.
+
+    Return None for the identity.
+    """
     parts: list[nn.Module] = [nn.AvgPool2d(3, stride, 1)] if stride > 1 else []
     if c_in != c_out:
         parts += [conv1x1(c_in, c_out), nn.BatchNorm2d(c_out)]
@@ -21,18 +27,18 @@ def shortcut(c_in: int, c_out: int, stride: int) -> nn.Module | None:
 
 
 def block(stage: Stage, c_in: int, strides: bool) -> Block:
-    """Return one block; with a shortcut other than the identity, it is built as a stage's first block."""
+    """Return one block. A block whose shortcut is not the identity is built like the first block of a stage."""
     own = shortcut(c_in, stage.channels, stage.stride if strides else 1)
     return plug(stage, c_in, own is not None, own)
 
 
 def run(stage: Stage, c_in: int) -> nn.Sequential:
-    """Return the blocks of a branch or of the last stage; the first one strides."""
+    """Return the blocks of a branch or of the last stage. The first block strides."""
     return nn.Sequential(*(block(stage, stage.channels if j else c_in, j == 0) for j in range(stage.depth)))
 
 
 def merge(big: Tensor, little: Tensor) -> Tensor:
-    """Return the sum of both branches; Big's map is enlarged to Little's size."""
+    """Enlarge the Big branch's map to the size of the Little branch's map. Return the ReLU of their sum."""
     return torch.relu_(F.interpolate(big, little.shape[2:], mode="bilinear", align_corners=False) + little)
 
 
@@ -75,7 +81,7 @@ class BigLittle(Network):
         self.apply(init)
 
     def _build_stem(self, c_in: int, c: int, thin: int) -> None:
-        """Build the stem: `b_` and `l_` are its Big and its Little branch, of `c` and `thin` channels."""
+        """Build the stem. Layers `b_` are its Big branch of `c` channels, layers `l_` its Little branch of `thin`."""
         self.conv1, self.bn1 = nn.Conv2d(c_in, c, 7, 2, 3, bias=False), nn.BatchNorm2d(c)
         self.b_conv0, self.bn_b0 = conv3x3(c, c, 2), nn.BatchNorm2d(c)
         self.l_conv0, self.bn_l0 = conv3x3(c, thin), nn.BatchNorm2d(thin)
@@ -103,17 +109,20 @@ class BigLittle(Network):
         return [f"layer{i}" for i in range(1, self.count + 1)]
 
     def cut(self, count: int) -> None:
-        """Keep the first `count` stages. `arch` keeps all stages: a stage's own stride comes after its feature map."""
+        """Keep the first `count` stages. `arch` keeps all: only its last stage strides before its map."""
         for name in self.stage_names()[count:]:
             delattr(self, name)
         is_shorter, self.count = count < self.count, count
         last = self.layers()[-1]
         if is_shorter and last.strides:
-            last.fusion = nn.Identity()  # only the next stage would read its output
+            last.fusion = nn.Identity()  # the fusion's output is the input of the next stage, which is gone
         self.reset_classifier(0)
 
     def forward_features(self, x: Tensor) -> list[Tensor]:
-        """Return each stage's feature map, finest first: of strides 4, 8, 16 and 32, as stages stride after the sum."""
+        """Return the feature map of each stage, finest first.
+
+        For the published networks, the strides are 4, 8, 16 and 32, because a stage strides after its sum.
+        """
         check_images(x, self.arch.in_channels)
         x = self.stem(x)
         maps = []

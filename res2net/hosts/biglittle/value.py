@@ -1,4 +1,4 @@
-"""Big-Little Net (bL-Net, arXiv 1807.03848): its value and its cost. Imports no torch."""
+"""The architecture of Big-Little Net (bL-Net, arXiv 1807.03848) and its cost. Does not import torch."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from res2net.layer_cost import NOTHING, Cost, body, classifier, conv, down
 
 @dataclass(frozen=True, slots=True)
 class BigLittleArch(BaseArch):
-    """A residual network that computes each stage but the last at two resolutions (section 3.1).
+    """A residual network that computes each stage but the last at two resolutions (section 3.1 of bL-Net's paper).
 
-    The Big branch of a stage has `depth - 1` blocks at half the resolution. The Little branch has `1 / beta` of the
-    blocks and `1 / alpha` of the channels, at full resolution. Their sum goes through one more block, which applies
-    the stage's stride. The last stage has no branches; its first block strides.
+    The Big branch of a stage has `depth - 1` blocks at half the resolution. The Little branch has about `1 / beta` of
+    the blocks and `1 / alpha` of the channels, at full resolution. One more block reads the sum of both branches and
+    applies the stage's stride. The last stage has no branches, and its first block strides.
     """
 
     kind: ClassVar[str] = "biglittle"
@@ -40,7 +40,9 @@ class BigLittleArch(BaseArch):
 
     def _check_divides(self, what: str, value: int) -> None:
         if value % self.alpha:
-            raise UserError(f"arch: {what} {value} is not divisible by alpha {self.alpha}; accepted: a multiple of it")
+            raise UserError(
+                f"arch: {what} {value} is not divisible by alpha {self.alpha}; accepted: a multiple of {self.alpha}"
+            )
 
     @property
     def stem_stride(self) -> int:
@@ -51,18 +53,18 @@ class BigLittleArch(BaseArch):
         return Stage(stage.depth - 1, stage.planes, stage.width, stage.cardinality, stage.scale, 2)
 
     def little(self, stage: Stage) -> Stage:
-        """Return the Little branch of a stage: `1 / alpha` of its channels, `1 / beta` of its blocks minus one."""
+        """Return the Little branch of a stage: `1 / alpha` of the channels, `depth // beta - 1` blocks (at least 1)."""
         depth = max(1, stage.depth // self.beta - 1)
         return Stage(depth, stage.planes // self.alpha, stage.width // self.alpha, stage.cardinality, stage.scale)
 
     def _hashed(self) -> dict[str, Any]:
         data = BaseArch._hashed(self)
-        data.pop("beta", None)  # several values of beta give the same number of blocks
+        data.pop("beta", None)  # several values of beta give the same Little branches, which are hashed
         return data | {"little": [asdict(self.little(s)) for s in self.stages[:-1]]}
 
 
 def biglittle_cost(arch: BigLittleArch, image_size: int) -> Cost:
-    """Return the cost of one image of `image_size` x `image_size`."""
+    """Return the cost of the network for one image of `image_size` x `image_size` pixels."""
     total, size = stem(arch, image_size)
     c_in, last = arch.stem_channels, arch.stages[-1]
     for s in arch.stages[:-1]:
@@ -75,7 +77,7 @@ def biglittle_cost(arch: BigLittleArch, image_size: int) -> Cost:
 
 
 def stem(arch: BigLittleArch, image_size: int) -> tuple[Cost, int]:
-    """Return the cost of the stem, which also has two branches, and the side of its output map."""
+    """Return the cost of the stem, which also has two branches, and the side length of its output map."""
     c, half = arch.stem_channels, down(image_size, 2)
     size, thin = down(half, 2), arch.stem_channels // arch.alpha
     little = conv(c, thin, 3, half) + conv(thin, thin, 3, size) + conv(thin, c, 1, size)
@@ -83,7 +85,7 @@ def stem(arch: BigLittleArch, image_size: int) -> tuple[Cost, int]:
 
 
 def blocks(s: Stage, c_in: int, size: int) -> Cost:
-    """Return the cost of a branch's blocks; the first one strides, and projects only where channels change."""
+    """Return the cost of a branch's blocks. The first block strides. It has a projection only if channels change."""
     out = down(size, s.stride)
     total = body(s, c_in, size, True) + (conv(c_in, s.channels, 1, out) if c_in != s.channels else NOTHING)
     return sum((body(s, s.channels, out, False) for _ in range(s.depth - 1)), total)

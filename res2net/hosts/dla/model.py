@@ -1,4 +1,7 @@
-"""Deep layer aggregation (arXiv 1707.06484) with our block, and with the state-dict keys of the released models."""
+"""Deep layer aggregation (DLA) with our block, and with the state-dict keys of the released models.
+
+Sections are those of the DLA paper (arXiv 1707.06484).
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from res2net.model import conv3x3, init, plug
 
 
 class Root(nn.Module):
-    """An aggregation node: one 1x1 convolution over the concatenation of its inputs."""
+    """An aggregation node: a 1x1 convolution of the concatenated inputs, with batch norm and ReLU."""
 
     def __init__(self, c_in: int, c_out: int) -> None:
         super().__init__()
@@ -26,11 +29,17 @@ class Root(nn.Module):
 
 
 class Tree(nn.Module):
-    """`2 ** depth` blocks and their aggregation (section 3.2): two subtrees, or at depth 1 two blocks and a root.
+    """A tree that aggregates `2 ** depth` blocks (section 3.2): two subtrees, or at depth 1 two blocks and a root.
 
-    The last root reads its two blocks, the output of the first half of each tree that ends with it, and the tree's
-    input if `aggregates_input`.
+    The last root of a tree reads the outputs of its two blocks. It also reads the output of the first subtree of every
+    tree that ends in this root.
+
+    stage: the sizes of the blocks.
+    depth: the depth of the tree.
+    c_in: the tree's input channels.
+    strides: whether the first block applies the stage's stride.
     aggregated: input channels of the last root.
+    aggregates_input: whether the last root also reads the tree's input.
     """
 
     def __init__(
@@ -52,7 +61,7 @@ class Tree(nn.Module):
             self.project = nn.Sequential(nn.Conv2d(c_in, c_out, 1, bias=False), nn.BatchNorm2d(c_out))
 
     def forward(self, x: Tensor, maps: tuple[Tensor, ...] = ()) -> Tensor:
-        """Return the tree's output; `maps` are the inputs of its last root that come from outside the tree."""
+        """Return the tree's output. `maps` are inputs of the last root from outside the tree."""
         if self.aggregates_input:
             maps = (self.downsample(x), *maps)
         if not self.is_leaf:
@@ -70,8 +79,8 @@ def level(c_in: int, c_out: int, stride: int = 1) -> nn.Sequential:
 class Dla(Network):
     """The network of a `DlaArch`: `model(x)` returns logits `[N, num_classes]` for images `[N, C, H, W]`.
 
-    H and W may be any size from 1: convolutions and pools round up. The released pools round down, which is the same at
-    multiples of 32 and fails at other sizes.
+    H and W may be any size from 1, because convolutions and pools round up. The released pools round down. Both give
+    equal results at multiples of 32, and rounding down fails at other sizes.
     """
 
     def __init__(self, arch: DlaArch, output_stride: int | None = None) -> None:
@@ -91,7 +100,7 @@ class Dla(Network):
 
     @property
     def unused_keys(self) -> tuple[str, ...]:
-        """Patterns of keys that released checkpoints hold and this network does not use."""
+        """Patterns of keys in released checkpoints that this network does not use."""
         return tuple(re.escape(prefix) + r"[01]\.\w+" for prefix in self.arch.unused_projections())
 
     @property

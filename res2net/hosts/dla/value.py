@@ -1,4 +1,4 @@
-"""Deep layer aggregation (DLA, arXiv 1707.06484): its value and its cost. Imports no torch."""
+"""The architecture of deep layer aggregation (DLA, arXiv 1707.06484) and its cost. Does not import torch."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from res2net.arch import BaseArch, Stage
 from res2net.errors import UserError
 from res2net.layer_cost import NOTHING, Cost, body, conv, down, linear
 
-DEEPEST = 8
+DEEPEST = 8  # a tree of depth 8 has 256 blocks
 
 
 @dataclass(frozen=True, slots=True)
 class DlaArch(BaseArch):
-    """A network of trees, one per stage; a tree aggregates its blocks' outputs (hierarchical aggregation, section 3.2).
+    """A network with one tree for each stage. A tree aggregates the outputs of its blocks (section 3.2 of DLA's paper).
 
-    stages: a stage's `depth` is the depth of its tree, which has `2 ** depth` blocks; the first block strides.
+    stages: `depth` is the depth of the stage's tree, which has `2 ** depth` blocks. The first block strides.
     base_channels: channels of the 7x7 stem and of the 3x3 level after it.
     stem_channels: channels of the strided 3x3 level before the first tree.
     """
@@ -42,11 +42,11 @@ class DlaArch(BaseArch):
         return 2
 
     def unused_projections(self) -> dict[str, tuple[int, int, int]]:
-        """Map the key prefix of each unused projection to its stage's index and its channels in and out.
+        """Map the key prefix of each unused projection to its stage's index, its input and its output channels.
 
         In the released definitions, every tree whose channels change has a projection. Only trees of two blocks use
-        theirs, so ours have no others. A prefix covers a 1x1 convolution (`0.weight`) and its batch norm (`1.weight`,
-        `1.bias`, `1.running_mean`, ...).
+        their projections, so this package builds no others. A prefix covers a 1x1 convolution (`0.weight`) and its
+        batch norm (`1.weight`, `1.bias`, `1.running_mean`, ...).
         """
         found, c_in = {}, self.stem_channels
         for i, stage in enumerate(self.stages):
@@ -58,7 +58,7 @@ class DlaArch(BaseArch):
 
 
 def dla_cost(arch: DlaArch, image_size: int) -> Cost:
-    """Return the cost of one image of `image_size` x `image_size`."""
+    """Return the cost of the network for one image of `image_size` x `image_size` pixels."""
     base, c_in, size = arch.base_channels, arch.stem_channels, down(image_size, 2)
     total = conv(arch.in_channels, base, 7, image_size) + conv(base, base, 3, image_size) + conv(base, c_in, 3, size)
     for i, s in enumerate(arch.stages):
@@ -72,7 +72,7 @@ def dla_cost(arch: DlaArch, image_size: int) -> Cost:
 def tree(s: Stage, depth: int, c_in: int, size: int, strides: bool, aggregated: int) -> Cost:
     """Return the cost of a tree of `2 ** depth` blocks.
 
-    strides: whether its first block strides.
+    strides: whether the first block applies the stage's stride.
     aggregated: input channels of the tree's last root.
     """
     out, c_out = down(size, s.stride) if strides else size, s.channels
@@ -86,7 +86,7 @@ def tree(s: Stage, depth: int, c_in: int, size: int, strides: bool, aggregated: 
 
 
 def unused_projections(arch: DlaArch, image_size: int = 224) -> Cost:
-    """Return the additional cost of the released definition: projections whose output nothing reads."""
+    """Return the additional cost of the released definition, which has projections with unused outputs."""
     sizes = [down(image_size, 2)]
     for s in arch.stages:
         sizes.append(down(sizes[-1], s.stride))
