@@ -236,7 +236,7 @@ def _checked(cls: type, data: object, where: str) -> dict[str, Any]:
 
 
 def _changed(value: Stage | BaseArch) -> dict[str, Any]:
-    """Return the fields that have no default, and those whose value differs from the default."""
+    """Return the fields without a default, and the fields with a value other than the default."""
     return {f.name: getattr(value, f.name) for f in fields(value) if getattr(value, f.name) != f.default}
 
 

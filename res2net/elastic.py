@@ -77,8 +77,8 @@ class ElasticBlock(nn.Module):
         self.convolves_all = first and arch.first_block == "conv"
         self.conv1 = nn.Parameter(torch.empty(scale, width, c_in))
         self.conv3 = nn.Parameter(torch.empty(stage.channels, scale, width))
-        # `init` handles only convolution modules. These standard deviations are those that it would use for the largest
-        # member (Kaiming, fan-out).
+        # `init` handles only convolution modules, so draw these weights here. The standard deviations are those of
+        # `init` for the largest member (Kaiming, fan-out).
         nn.init.normal_(self.conv1, std=(2 / (scale * width)) ** 0.5)
         nn.init.normal_(self.conv3, std=(2 / stage.channels) ** 0.5)
         # The kernel has three dimensions, because `Module.to(memory_format=torch.channels_last)` rejects five.
@@ -135,7 +135,7 @@ class ElasticBlock(nn.Module):
                 yield f"{norm}.{name}", values[i]
 
     def _convolved(self, x: Tensor, scale: int) -> Tensor:
-        """Return the entries of the convolved splits, in the released order, from a tensor with one entry per split."""
+        """Return the entries of the convolved splits, in the released order. `x` has one entry for each split."""
         x = released(x, 0, scale)
         return x if scale == 1 or self.convolves_all else x[:-1]  # the last split passes through
 
@@ -184,7 +184,7 @@ class ElasticRes2Net(nn.Module):
     member's statistics (`trainers.supernet.calibrate`) before use.
     """
 
-    norm: type[nn.BatchNorm2d] = nn.BatchNorm2d  # used in training; distributed training sets one that synchronises
+    norm: type[nn.BatchNorm2d] = nn.BatchNorm2d  # in training; distributed training sets a synchronised norm
 
     def __init__(self, space: SupernetSpace, own_cardinality: bool = True) -> None:
         super().__init__()
@@ -203,7 +203,7 @@ class ElasticRes2Net(nn.Module):
         self.apply(init)
 
     def forward(self, x: Tensor, arch: Arch) -> Tensor:
-        """Return a member's logits `[N, num_classes]` for images `[N, C, H, W]`; raise `UserError` for others."""
+        """Return a member's logits `[N, num_classes]` for images `[N, C, H, W]`. Raise `UserError` for others."""
         weights = self.weights(arch, statistics=not self.training)
         return functional_call(_plain(arch, self.training, self.norm), weights, (x,))
 
@@ -220,7 +220,7 @@ class ElasticRes2Net(nn.Module):
             for j, block in enumerate(self._blocks(i)[: stage.depth]):
                 for parts in (block.whole(), block.sliced(stage, statistics), block.gates(arch.se)):
                     out |= {f"layer{i}.{j}.{name}": value for name, value in parts}
-        # `state_dict` includes the buffers of ordinary batch norms; the training modules of `_plain` have no buffers.
+        # `state_dict` includes the buffers of ordinary batch norms. The training modules of `_plain` have no buffers.
         return out if statistics else {k: v for k, v in out.items() if not k.endswith(BUFFERS)}
 
     @torch.no_grad()
@@ -272,7 +272,7 @@ def _on_meta(arch: Arch) -> Res2Net:
 # `forward` runs the same members again and again. Modules on the meta device are small, because they hold no weights.
 @lru_cache(maxsize=512)
 def _plain(arch: Arch, training: bool, norm: type[nn.BatchNorm2d]) -> Res2Net:
-    """Return a member's modules on the meta device; the caller supplies the weights (`functional_call`).
+    """Return a member's modules on the meta device. The caller supplies the weights (`functional_call`).
 
     In training, the batch norms use only the batch's statistics.
     """

@@ -1,4 +1,4 @@
-"""Write files and folders atomically: after a crash, the old or the new version is there, never a part."""
+"""Write files and folders under temporary names, then rename them. A crash leaves no partial content."""
 
 from __future__ import annotations
 
@@ -39,6 +39,7 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
         temporary.chmod(0o755)  # mkdtemp creates folders that only their owner can read
         fill(temporary)
         # A rename cannot replace a folder that is not empty, so move the existing folder away, and back on failure.
+        # A crash between both renames leaves it under the name `old`.
         if folder.exists():
             os.replace(folder, old)
         try:

@@ -47,7 +47,7 @@ def weights_bytes(model: nn.Module) -> bytes:
 
 
 def save(model: Network, folder: str | Path) -> None:
-    """Write a model folder atomically: a crash leaves no partial folder. It replaces an existing model folder.
+    """Write a model folder. It replaces an existing model folder. A crash leaves no partial folder.
 
     Raise `UserError` for a folder with other content, and for a module that is not a network of this package.
     """

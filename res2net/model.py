@@ -52,9 +52,9 @@ def conv3x3(c_in: int, c_out: int, stride: int = 1, groups: int = 1, dilation: i
 class StridedPointwiseConv2d(nn.Conv2d):
     """A strided 1x1 convolution that picks every `stride`-th pixel, then convolves with stride 1.
 
-    Its function and weights are those of `nn.Conv2d`. It avoids a bug in oneDNN (uxlfoundation/oneDNN#6035). On
-    CPUs without AVX-512, the backward pass of such a convolution with fewer than 8 input channels, in channels-last
-    layout, writes past its workspace and corrupts the heap.
+    Its function and weights are those of `nn.Conv2d`. It avoids a bug in oneDNN (uxlfoundation/oneDNN#6035): the
+    backward pass of a strided 1x1 convolution writes past its workspace and corrupts the heap. The bug needs a CPU
+    without AVX-512, fewer than 8 input channels and channels-last layout.
     """
 
     def forward(self, x: Tensor) -> Tensor:

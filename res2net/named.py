@@ -44,8 +44,7 @@ def cifar29(width: int, cardinality: int, scale: int = 1, se: int = 0) -> Arch:
 def dla60(width: int, scale: int = 1, cardinality: int = 1) -> DlaArch:
     """Return a network of DLA's 60-layer layout: trees of 2, 4, 8 and 2 blocks.
 
-    Base widths count from `2 * planes`, because DLA's blocks are twice as wide inside as ResNet's
-    blocks with the same number of output channels.
+    Base widths count from `2 * planes`: inside, DLA's blocks are twice as wide as ResNet's of equal output channels.
     """
     stages = tuple(
         Stage(depth, planes, split_width(2 * planes, width, cardinality), cardinality, scale, 2)

@@ -62,7 +62,7 @@ def add_options(
 
     everything: whether the help shows all fields, or only the common ones.
     notes: texts that follow the default in the help, by field name.
-    choices: accepted names by field name, in place of those in the field's metadata.
+    choices: accepted names, by field name. They replace the names from the field's metadata.
     """
     groups: dict[str, Adder] = {}
     for field, kind in found:

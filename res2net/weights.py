@@ -252,7 +252,7 @@ def _fitting(state: State) -> list[str]:
 
 
 def _classes(state: Mapping[str, Tensor]) -> int:
-    """Return the number of classes of a state dict's head; 0 without a head."""
+    """Return the number of classes of a state dict's head. Return 0 without a head."""
     return len(state[f"{HEAD}weight"]) if f"{HEAD}weight" in state else 0
 
 

@@ -23,10 +23,10 @@ ACCEPTED = (
 
 
 def check_buildable(skeleton: Skeleton, choices: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise `UserError`, naming the value at fault, if the largest member is too large.
+    """Raise `UserError` if the largest member is too large. The error names the value.
 
-    The check is fast for any number of members, because it computes the cost of a few networks and builds none. It holds
-    for per-stage spaces too, because they have the same largest member.
+    The check is fast for any number of members, because it computes the cost of a few networks and builds none.
+    Per-stage spaces need no check of their own, because their largest member is the same.
     """
     largest = {name: DIMENSIONS[name].container(values) for name, values in choices.items()}
     if "cardinality" in choices:

@@ -110,7 +110,7 @@ def checked_params(params: Mapping[str, int], accepted: Mapping[str, tuple[int, 
         checked_keys(params, tuple(accepted), where, required=tuple(accepted))
     try:
         return {name: values[values.index(params[name])] for name, values in accepted.items()}
-    except ValueError:  # from `index`; search for the culprit only now, because most parameters are valid
+    except ValueError:  # raised by `index`: find the wrong value only now, because most parameters are valid
         name, values = next((name, values) for name, values in accepted.items() if params[name] not in values)
         raise UserError(f"{where}: {name} is {params[name]!r}; accepted: {', '.join(map(str, values))}") from None
 

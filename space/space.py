@@ -109,11 +109,11 @@ class Space:
         return self.params_of(arch) is not None
 
     def cheapest(self, cost_field: str = "macs", image_size: int | None = None) -> tuple[Params, Cost]:
-        """Return the parameters of the member with the least `macs`, `params` or `activations`, and its cost."""
+        """Return the parameters and the cost of the member with the exact minimum of a field of `Cost`."""
         return self._extreme(self._grid, min, cost_field, image_size)
 
     def dearest(self, cost_field: str = "macs", image_size: int | None = None) -> tuple[Params, Cost]:
-        """Return the parameters of the member with the most `macs`, `params` or `activations`, and its cost."""
+        """Return the parameters and the cost of the member with the exact maximum of a field of `Cost`."""
         return self._extreme(self._grid, max, cost_field, image_size)
 
     def envelope(self) -> Arch:

@@ -242,7 +242,7 @@ def test_files_without_a_state_dict(content: object, tmp_path: Path) -> None:
 
 def test_files_of_another_kind(tmp_path: Path) -> None:
     (tmp_path / "page.pth").write_text("<html>404</html>")
-    refused(SMALL, tmp_path / "page.pth", "neither")
+    refused(SMALL, tmp_path / "page.pth", "not a PyTorch or safetensors file")
     refused(SMALL, tmp_path / "nowhere.pth", "no such file")
     refused(SMALL, tmp_path, "no such file")
 

@@ -70,7 +70,7 @@ def biglittle_cost(arch: BigLittleArch, image_size: int) -> Cost:
     for s in arch.stages[:-1]:
         little = arch.little(s)
         total += blocks(arch.big(s), c_in, size) + blocks(little, c_in, size)
-        # A 1x1 convolution widens the Little branch; one more block reads the sum of both branches.
+        # A 1x1 convolution widens the Little branch. One more block reads the sum of both branches.
         total += conv(little.channels, s.channels, 1, size) + body(s, s.channels, size, True)
         size, c_in = down(size, s.stride), s.channels
     return total + blocks(last, c_in, size) + classifier(last.channels, arch.num_classes)
