@@ -1,4 +1,4 @@
-"""The model card (`README.md`) of a model folder: the network, its scores, how it was trained, how to use it."""
+"""The model card (`README.md`) of a model folder: the network, its scores, its training and its use."""
 
 from __future__ import annotations
 
@@ -9,20 +9,23 @@ from res2net.arch import BaseArch
 
 
 def machine(environment: Mapping[str, Any]) -> str:
-    """Return the hardware of `trainers.meta.environment` in words."""
+    """Return the hardware in a `trainers.meta.environment` as text."""
     hardware = environment["hardware"]
     return ", ".join([hardware["cpu"], f"{hardware['cores']} cores", *hardware["gpus"]])
 
 
 def code(environment: Mapping[str, Any]) -> str:
-    """Return the commit and the torch version of `trainers.meta.environment` in words."""
+    """Return the commit and the torch version in a `trainers.meta.environment` as text."""
     return f"commit {environment['commit'] or 'unknown'}, torch {environment['versions'].get('torch')}"
 
 
 def model_card(arch: BaseArch, story: str, rows: Sequence[tuple[str, str]], data: Mapping[str, Any]) -> str:
-    """Return the card as Markdown: the story, a table of the rows, the stages, how to load and how to normalise.
+    """Return the model card as Markdown. It also shows the stages of the network, how to load it and how to normalise.
 
-    story: one sentence. data: the entry of that name in `training.json`: name, classes, mean and std.
+    arch: the network's architecture.
+    story: one sentence that introduces the network.
+    rows: names and texts of a table.
+    data: the entry `data` of `training.json`, with the keys name, classes, mean and std.
     """
     table = "\n".join(f"| {name} | {text} |" for name, text in rows)
     stages = "\n".join(

@@ -1,7 +1,7 @@
-"""Several processes that train one network: `torchrun -m trainers.fit ...`, by PyTorch's DistributedDataParallel.
+"""Training of one network by several processes (`torchrun -m trainers.fit ...`) with DistributedDataParallel (DDP).
 
-All processes draw the same random numbers, and each takes its share of every batch. Batch norms see the whole batch.
-So the losses equal those of one process with batches of the same size, to rounding.
+All processes draw the same random numbers, and each takes its share of every batch. Batch norms use the statistics of
+the whole batch. So the losses equal the losses of a single process at the same batch size, up to rounding.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from torch.nn.parallel import DistributedDataParallel
 from res2net.elastic import ElasticRes2Net
 from res2net.errors import UserError
 
-TIMEOUT = datetime.timedelta(hours=1)  # of a wait for other processes: the first one may score and write for long
+TIMEOUT = datetime.timedelta(hours=1)  # longest wait for another process: the first one may score and write for long
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """This process's place among the processes that train together."""
+    """This process's number (`rank`) among the processes that train together, and their number (`world`)."""
 
     rank: int = 0
     world: int = 1
 
     @property
     def shard(self) -> tuple[int, int]:
-        """(rank, world): the process takes each `world`-th image of a batch, from number `rank` on."""
+        """(rank, world): this process takes every `world`-th image of a batch, starting at image `rank`."""
         return self.rank, self.world
 
     def sum(self, tensor: Tensor) -> Tensor:
@@ -45,7 +45,7 @@ class Group:
     def wrap(self, model: nn.Module, device: torch.device, part: bool = False) -> nn.Module:
         """Return the network with gradients averaged over all processes and batch norms over the whole batch.
 
-        part: whether a step may leave weights without a gradient, the same ones in every process.
+        part: whether a step may leave some weights without a gradient. All processes must then leave the same weights.
         """
         if self.world == 1:
             return model
@@ -56,8 +56,8 @@ class Group:
         elif on_gpu:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         else:
-            # The class is exchanged in place: the optimizer and the averaged weights already refer to these modules'
-            # tensors, and the state dict keeps its keys.
+            # Change the class of each module instead of replacing the module: the optimizer and the averaged weights
+            # already refer to the modules' tensors. The state dict also keeps its keys.
             for module in model.modules():
                 if type(module) is nn.BatchNorm2d:
                     module.__class__ = CpuSyncBatchNorm
@@ -69,9 +69,9 @@ ALONE = Group()
 
 
 class GpuSyncBatchNorm(nn.SyncBatchNorm):
-    """PyTorch's synchronised batch norm, as the class of a module that `nn.BatchNorm2d` initialised."""
+    """PyTorch's synchronised batch norm for a module that `nn.BatchNorm2d.__init__` initialised."""
 
-    process_group = None  # `nn.SyncBatchNorm.__init__` would set it; None is the group of all processes
+    process_group = None  # None means all processes; `nn.SyncBatchNorm.__init__`, which sets it, does not run
 
 
 class _Sum(torch.autograd.Function):
@@ -85,7 +85,7 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: object, gradient: Tensor) -> Tensor:
-        # Each process's input enters the sum of every process, so its gradient is the sum over all of their losses.
+        # Each process's input enters the sum of every process. So its gradient is the sum of all processes' gradients.
         return _Sum.forward(ctx, gradient)
 
 
@@ -93,18 +93,22 @@ class CpuSyncBatchNorm(nn.BatchNorm2d):
     """A batch norm over the batches of all processes. PyTorch's own (`nn.SyncBatchNorm`) runs on GPUs only."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the normalised maps `[B, C, H, W]`. Processes may differ in B. Eval mode is `nn.BatchNorm2d`'s."""
+        """Return the normalised maps `[B, C, H, W]`. B may differ between processes.
+
+        In eval mode, this is `nn.BatchNorm2d`, without messages between processes.
+        """
         if not self.training:
             return super().forward(x)
-        # Statistics in fp32: a sum over many pixels in bf16 would lose all but the first of them.
+        # Compute the statistics in fp32: a bf16 sum over many pixels would lose all but the first pixels.
         values = x.float() if x.dtype == torch.bfloat16 else x
-        # Sums and the count travel in one message. Means could not be averaged: the processes' counts differ.
+        # One message carries the sums and the count. Averaging means would be wrong, because the counts may differ.
         sums = torch.cat([values.sum((0, 2, 3)), values.new_tensor([x.numel() / x.shape[1]])])
         sums = _Sum.apply(sums)
         count = sums[-1].detach()
         mean = sums[:-1] / count
-        # Two passes, and a second message. In one pass, the variance is E[x^2] - E[x]^2: with a mean far from zero
-        # that is a small difference of two large numbers, and fp32 cancels most of its digits.
+        # Compute the variance in a second pass, which costs a second message. A single pass would compute
+        # E[x^2] - E[x]^2. With a mean far from zero, this is a small difference of two large numbers, and fp32 loses
+        # most of its digits.
         centred = values - mean[:, None, None]
         var = _Sum.apply(centred.square().sum((0, 2, 3))) / count
         self._track(mean, var, count)
@@ -113,13 +117,13 @@ class CpuSyncBatchNorm(nn.BatchNorm2d):
 
     @torch.no_grad()
     def _track(self, mean: Tensor, var: Tensor, count: Tensor) -> None:
-        """Move the running statistics towards those of a batch. The norms of a supernet in training have none."""
+        """Update the running statistics with a batch. The norms of a supernet in training have no such statistics."""
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
             return
         assert self.momentum is not None, "the cumulative mean is not needed here"
         self.num_batches_tracked.add_(1)
         self.running_mean.lerp_(mean, self.momentum)
-        # As in PyTorch: the batch is normalised with the biased variance, and the unbiased one is averaged.
+        # As in PyTorch, the batch is normalised with the biased variance, but the unbiased variance is averaged.
         self.running_var.lerp_(var * count / (count - 1), self.momentum)
 
 
@@ -127,7 +131,7 @@ class CpuSyncBatchNorm(nn.BatchNorm2d):
 def joined(device: str) -> Iterator[tuple[Group, str]]:
     """Join the group of processes that `torchrun` started; yield the group and this process's device.
 
-    Without torchrun the group is this process alone, and the device is the one asked for.
+    Without torchrun the group is this process alone, and the device is the requested device.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield ALONE, device
@@ -135,15 +139,15 @@ def joined(device: str) -> Iterator[tuple[Group, str]]:
     local = int(os.environ["LOCAL_RANK"])  # the process's number on this machine
     on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
     if device not in ("auto", "cuda", "cpu"):
-        raise UserError(f"`device`: {device!r} for every process; accepted with torchrun: auto, cuda, cpu")
+        raise UserError(f"`device`: {device!r} cannot serve every process; accepted with torchrun: auto, cuda, cpu")
     if on_gpu:
         if local >= torch.cuda.device_count():
             gpus = torch.cuda.device_count()
-            raise UserError(f"torchrun: process {local} has no GPU; accepted: at most {gpus} processes a machine")
+            raise UserError(f"torchrun: process {local} has no GPU; accepted: at most {gpus} processes per machine")
         device = f"cuda:{local}"
         torch.cuda.set_device(local)  # NCCL sends from the current device
     else:
-        device = "cpu"  # `auto` could be a device that gloo cannot send from
+        device = "cpu"  # `auto` could choose mps, and the gloo backend cannot send from it
     dist.init_process_group("nccl" if on_gpu else "gloo", timeout=TIMEOUT)
     try:
         yield Group(dist.get_rank(), dist.get_world_size()), device

@@ -1,15 +1,15 @@
-"""Decode one image file into pixels: cut a box, resize it, mirror it. And a pool of threads that decode.
+"""Decode an image file into pixels (cut a box, resize it, mirror it), and provide a pool of decoding threads.
 
 JPEGs are decoded by libjpeg-turbo through simplejpeg. It gives Pillow's pixels in two thirds of the time and releases
-the interpreter's lock. It can decode at 1/2, 1/4 or 1/8 of the size, which is faster still:
+the interpreter's lock. It can also reduce an image: decode it at 1/2, 1/4 or 1/8 of its size. This is faster still:
 
-- Scored images are reduced only if twice the requested pixels along a side remain, because coarser pixels would differ
+- Scored images are reduced only if twice the requested pixels remain along each side. Otherwise the pixels would differ
   visibly from Pillow's.
-- Training images are reduced if the requested pixels remain, and with rounded transforms. The mean difference is
-  1 in 255, less than that of any augmentation.
+- Training images are reduced if the requested pixels remain. They also use less exact, faster transforms. The mean
+  difference from Pillow's pixels is 1 in 255, less than the effect of any augmentation.
 
-All other files, CMYK JPEGs among them, go through Pillow. Resizing is torch's antialiased bilinear one, on bytes. The
-EXIF orientation is ignored, as usual on ImageNet.
+Pillow decodes all other files, including CMYK JPEGs. torch resizes the bytes with antialiased bilinear interpolation.
+The EXIF orientation is ignored, as usual on ImageNet.
 """
 
 from __future__ import annotations
@@ -34,15 +34,18 @@ from torch import Tensor
 # Random crops are those of torchvision's RandomResizedCrop, with its defaults.
 SCALE = (0.08, 1.0)  # range of the area of a crop, as a share of the image
 RATIO = (3 / 4, 4 / 3)  # range of width by height, uniform in the logarithm
-TRIES = 10  # draws that may not fit the image; after them, the centre is taken
-LONGEST = 4  # longer side of a scored image, in shorter sides; the rest is cut off before resizing, to bound the memory
+TRIES = 10  # attempts to draw a crop that fits the image; after them, the centre is taken
+LONGEST = 4  # longest side of a scored image, in shorter sides; the rest is cut off first, to bound the memory
 MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # a header may claim any size; Pillow refuses larger images as well
 MAX_BUFFER = 64 * 2**20  # bytes; a thread frees a larger buffer after its image
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A box of an image, the size that it is resized to, and whether it is mirrored. The centre square is kept."""
+    """A box of an image, its size after resizing, and whether it is mirrored.
+
+    Decoding keeps the centre square of the resized box.
+    """
 
     left: int  # pixels of the image
     top: int
@@ -50,16 +53,19 @@ class View:
     height: int
     resized: tuple[int, int]  # height, width
     flip: bool = False
-    exact: bool = False  # Pillow's pixels, for scoring; training tolerates small differences
+    exact: bool = False  # whether to give Pillow's pixels, for scoring; training tolerates small differences
 
 
 Choose = Callable[[int, int], View]  # called with the width and the height of the image
 
 
 def random_view(size: int, flip: bool, seed: int, width: int, height: int) -> View:
-    """Return a random crop, mirrored with probability 1/2 if `flip`. It depends on the seed and the size alone."""
+    """Return a random crop, mirrored with probability 1/2 if `flip`. The crop depends on the seed and the sizes alone.
+
+    size: pixels along a side after resizing. width, height: size of the image.
+    """
     rng = random.Random(seed)
-    mirrored = rng.random() < 0.5 and flip  # drawn in any case: `flip` must not move the crop
+    mirrored = rng.random() < 0.5 and flip  # always drawn, because `flip` must not move the crop
     area, ratios = width * height, (math.log(RATIO[0]), math.log(RATIO[1]))
     for _ in range(TRIES):
         target, ratio = area * rng.uniform(*SCALE), math.exp(rng.uniform(*ratios))
@@ -67,14 +73,17 @@ def random_view(size: int, flip: bool, seed: int, width: int, height: int) -> Vi
         if 0 < w <= width and 0 < h <= height:
             left, top = int(rng.random() * (width - w + 1)), int(rng.random() * (height - h + 1))
             return View(left, top, w, h, (size, size), mirrored)
-    # The image is too long for most crops: take the largest centre within the range of ratios.
+    # The image is too long for most crops: take the largest centre box within the range of ratios.
     w = min(width, max(1, round(height * RATIO[1])))
     h = min(height, max(1, round(width / RATIO[0])))
     return View((width - w) // 2, (height - h) // 2, w, h, (size, size), mirrored)
 
 
 def centre_view(resize: int, width: int, height: int) -> View:
-    """Return the whole image with its shorter side resized to `resize` pixels; of a very long image, the middle."""
+    """Return a view of the whole image with its shorter side resized to `resize` pixels.
+
+    A very long image is cut to its middle (see `LONGEST`).
+    """
     short = min(width, height)
     w, h = min(width, LONGEST * short), min(height, LONGEST * short)
     return View(
@@ -83,15 +92,18 @@ def centre_view(resize: int, width: int, height: int) -> View:
 
 
 def decode(path: str, choose: Choose, out: Tensor) -> None:
-    """Decode the view that `choose` returns into `out`, uint8 [size, size, 3]. A damaged file may raise anything."""
+    """Decode the view that `choose` returns into `out`, uint8 [size, size, 3].
+
+    A damaged file may raise any exception.
+    """
     data = _read(path)
     view, pixels, by = _jpeg(data, choose) or _other(data, choose)
     size = len(out)
-    # The box in reduced pixels. Rounding may push it over an edge by one pixel.
+    # Convert the box to pixels of the reduced image. Rounding may push it over an edge by one pixel, so move it back.
     top, left, height, width = (round(x / by) for x in (view.top, view.left, view.height, view.width))
     top, left = min(top, pixels.shape[0] - height), min(left, pixels.shape[1] - width)
-    # torch resizes channels-last bytes without a copy only if they are contiguous. From a strided view of the image, it
-    # would make planes and turn them back. So copy the box into a buffer first.
+    # torch resizes channels-last bytes without a copy only if they are contiguous. It would convert a strided view of
+    # the image to channel planes and back. So copy the box into a buffer first.
     part = np.frombuffer(_buffer("part", 3 * height * width), np.uint8, 3 * height * width).reshape(height, width, 3)
     np.copyto(part, pixels[top : top + height, left : left + width])
     x = F.interpolate(torch.from_numpy(part)[None].permute(0, 3, 1, 2), view.resized, mode="bilinear", antialias=True)
@@ -115,7 +127,7 @@ Decoded = tuple[View, np.ndarray, int]  # the view, uint8 pixels [H, W, 3], and 
 
 
 def _jpeg(data: memoryview, choose: Choose) -> Decoded | None:
-    """Decode a JPEG; None for another format, a damaged file, or colours that need Pillow (CMYK)."""
+    """Decode a JPEG. Return None for another format, a damaged file, or colours that need Pillow (CMYK)."""
     if data[:2] != b"\xff\xd8":  # the marker that starts every JPEG
         return None
     try:
@@ -135,14 +147,14 @@ def _jpeg(data: memoryview, choose: Choose) -> Decoded | None:
             buffer=_buffer("image", 3 * w * h),
         )
     except ValueError:
-        return None  # Pillow forgives small faults, and its errors name the others
+        return None  # Pillow tolerates small faults, and its error texts explain the others
     return view, pixels, by
 
 
 def reduction(view: View) -> int:
-    """Return the largest factor (1, 2, 4 or 8) to reduce a JPEG by that leaves the view enough pixels.
+    """Return the largest reduction of a JPEG (factor 1, 2, 4 or 8) that leaves the view enough pixels.
 
-    libjpeg-turbo has no fast transforms for the factors between powers of two.
+    libjpeg-turbo has fast transforms only for these powers of two.
     """
     height, width = view.resized
     margin = 2 if view.exact else 1
@@ -160,7 +172,7 @@ _local = threading.local()
 
 
 def _buffer(use: str, size: int) -> bytearray:
-    """Return a buffer of this thread of at least `size` bytes; the next call with the same `use` reuses it.
+    """Return a buffer of at least `size` bytes. The thread's next call with the same `use` reuses the buffer.
 
     Without reuse, the page faults of fresh memory take a fifth of the decoding time.
     """
@@ -174,9 +186,9 @@ def _buffer(use: str, size: int) -> bytearray:
 
 @contextlib.contextmanager
 def decoders(count: int) -> Iterator[ThreadPoolExecutor]:
-    """Return a pool of `count` threads in which torch computes on one core each. Leaving drops all waiting tasks."""
-    # torch's number of threads belongs to the calling thread, but new threads inherit the last value set anywhere. So
-    # set it in each thread, keep all threads busy until the last has set it, and set the old value again.
+    """Yield a pool of `count` threads, each with torch on one core. Leaving the context drops all waiting tasks."""
+    # `torch.set_num_threads` sets the calling thread's value, but new threads inherit the last value set in any thread.
+    # So each pool thread sets its value and waits at a barrier until all have done so. Then restore the old value here.
     here = torch.get_num_threads()
     ready = threading.Barrier(count + 1)
 

@@ -1,4 +1,4 @@
-"""Where and in which precision to compute."""
+"""The device and the precision of a computation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 from res2net.errors import UserError
 
 PRECISIONS = ("auto", "fp32", "bf16")
-DEVICES = "auto, cpu, cuda, cuda:N, mps"  # as help texts name them
+DEVICES = "auto, cpu, cuda, cuda:N, mps"  # text for help and errors
 
 
 def device_of(name: str) -> torch.device:
@@ -20,7 +20,7 @@ def device_of(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        device = torch.device("meta")  # a name that torch does not know: refused below
+        device = torch.device("meta")  # torch does not know the name: raise below
     if device.type not in ("cpu", "cuda", "mps"):
         raise UserError(f"`device`: unknown value {name!r}; accepted: {DEVICES}")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
@@ -31,9 +31,9 @@ def device_of(name: str) -> torch.device:
 
 
 def uses_bf16(precision: str, device: torch.device) -> bool:
-    """Return whether to autocast to bf16. `auto` asks whether the hardware multiplies bf16 faster than fp32."""
+    """Return whether to autocast to bf16. `auto` means: if the hardware multiplies bf16 faster than fp32."""
     if precision == "bf16" and device.type == "mps":
-        # Its bf16 depends on the versions of macOS and torch, and torch offers no question about it.
+        # Support for bf16 on mps depends on the versions of macOS and torch, and torch cannot report it.
         raise UserError("`precision`: bf16 on an mps device; accepted: auto, fp32")
     if precision != "auto":
         return precision == "bf16"
@@ -41,12 +41,13 @@ def uses_bf16(precision: str, device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "mps":
         return False
-    # A CPU without bf16 instructions emulates them, slower than fp32. Older versions of torch cannot say which it is.
+    # A CPU without bf16 instructions emulates them, which is slower than fp32. Older versions of torch cannot report
+    # the instructions.
     return bool(torch.cpu.get_capabilities().get("avx512_bf16")) if hasattr(torch.cpu, "get_capabilities") else False
 
 
 def placed(model: nn.Module, device: torch.device) -> nn.Module:
-    """Move a network to the device, its weights channels last, and return it.
+    """Move a network to the device, with weights in the channels-last layout, and return it.
 
     Convolutions on tensor cores, AMX and AVX-512 read this layout, so that activations need no copies.
     """
@@ -54,16 +55,16 @@ def placed(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def autocast(device: torch.device, bf16: bool) -> contextlib.AbstractContextManager[object]:
-    """Return the context for a forward pass: autocast to bf16, or nothing at all."""
+    """Return the context for a forward pass: autocast to bf16, or a context without effect."""
     return torch.autocast(device.type, torch.bfloat16) if bf16 else contextlib.nullcontext()
 
 
 def sum_dtype(device: torch.device) -> torch.dtype:
-    """Return the type for sums over a data set: float64, but for `mps`, which has none."""
+    """Return the type for sums over a data set: float64, or float32 on `mps`, which has no float64."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Return whether the error says that the memory of a device or of the machine did not suffice."""
-    texts = ("can't allocate memory", "not enough memory")  # torch raises a plain RuntimeError for a CPU's memory
+    """Return whether the error means that a device or the machine ran out of memory."""
+    texts = ("can't allocate memory", "not enough memory")  # without CPU memory, torch raises a plain RuntimeError
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in texts)

@@ -32,14 +32,17 @@ from trainers.tasks.classification import CLASSIFICATION
 from trainers.tasks.task import Scores, Task, described, no_scores
 
 PROG = "python -m trainers.evaluate"
-EVAL_BATCH = 500  # images; without gradients little memory is needed, and larger batches are no faster
+EVAL_BATCH = 500  # images; scoring without gradients needs little memory, and larger batches are no faster
 
 
 @torch.no_grad()
 def evaluate(
     model: nn.Module, images: Source, bf16: bool = False, group: Group = ALONE, task: Task = CLASSIFICATION
 ) -> Scores:
-    """Return the task's scores over all images, NaN for none; each process takes its share. Leaves eval mode on."""
+    """Return the task's scores over all images, or NaN without images. Leave the model in eval mode.
+
+    Each process of the group scores its share of every batch. All processes get the same scores.
+    """
     model.eval()
     if not len(images):
         return no_scores(task)
@@ -55,16 +58,16 @@ def evaluate(
 
 @dataclass(frozen=True, slots=True)
 class EvaluateConfig:
-    """A model folder to score. The options of `trainers.evaluate` are these fields, with the same defaults."""
+    """The settings of `evaluate_folder`. The command's options are these fields, with the same defaults."""
 
     folder: Path = field(
-        metadata={"help": "a model folder of fit, export or save", "metavar": "FOLDER", "positional": True}
+        metadata={"help": "a model folder that fit, export or save wrote", "metavar": "FOLDER", "positional": True}
     )
     data: str = field(default="shapes", metadata={"help": ", ".join(trainers.datasets.data.names())})
     data_dir: str | None = field(default=None, metadata={"help": "folder of the data set's files", "metavar": "DIR"})
     image_size: int | None = field(
         default=None,
-        metadata={"help": "pixels along a side, for image files (default: the size of the training)", "metavar": "N"},
+        metadata={"help": "pixels along a side, for image files (default: the size in training)", "metavar": "N"},
     )
     precision: str = field(default="auto", metadata={"help": ", ".join(PRECISIONS)})
     device: str = field(default="auto", metadata={"help": DEVICES})
@@ -87,10 +90,10 @@ class _Evaluation:
     arch: BaseArch
     task: Task
     scores: Scores
-    images: int
-    image_size: int
-    seconds: float
-    where: str
+    images: int  # number of test images
+    image_size: int  # pixels along a side
+    seconds: float  # scoring time
+    where: str  # device and precision
 
 
 def _evaluate_folder(config: EvaluateConfig) -> _Evaluation:
@@ -99,32 +102,35 @@ def _evaluate_folder(config: EvaluateConfig) -> _Evaluation:
     model, arch = load(config.folder), load_arch(config.folder)
     trained, task = _trained_on(config.folder)
     data = _test_data(config, trained, arch, task)
-    # On a CPU, folding the batch norms gives half as many images a second more and the same outputs to rounding.
+    # On a CPU, folding the batch norms scores 1.5 times as many images per second. Outputs are equal up to rounding.
     on_cpu = device.type == "cpu"
     net = optimize(model, bf16=bf16) if on_cpu else placed(model, device)
     images = source(data.val, data, device)
     begun = time.perf_counter()
-    scores = evaluate(net, images, bf16 and not on_cpu, task=task)  # an optimised network casts by itself
+    scores = evaluate(net, images, bf16 and not on_cpu, task=task)  # optimised networks cast to bf16 themselves
     seconds = time.perf_counter() - begun
     where = f"{device}, {'bf16' if bf16 else 'fp32'}"
     return _Evaluation(arch, task, scores, len(images), data.image_size, seconds, where)
 
 
 def _trained_on(folder: Path) -> tuple[dict[str, Any], Task]:
-    """Return what `training.json` says about the training images, {} without that file, and the task."""
+    """Return the description of the training images and the task from `training.json`.
+
+    Without the file, return {} and the task of classification.
+    """
     path = folder / TRAINING_FILE
     if not path.is_file():
         return {}, CLASSIFICATION
     try:
         training = json.loads(path.read_text())
-        # Exported folders and those of earlier versions name no task.
+        # Exported folders and folders of earlier versions name no task.
         return training["data"], TASKS[training.get("task", CLASSIFICATION.name)]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not written by fit or export ({type(error).__name__}: {error})") from None
 
 
 def _test_data(config: EvaluateConfig, trained: dict[str, Any], arch: BaseArch, task: Task) -> Data:
-    """Return the test split, as `train` and `val`, with the normalisation of the training images."""
+    """Return `Data` with the test split as `train` and `val`, and with the normalisation of the training images."""
     dataset = trainers.datasets.data.get(config.data)
     size = config.image_size or (trained.get("image_size") if dataset.resizable else None)
     stream = dataset.streamable and trained.get("crop", "resized") == "resized"
@@ -143,7 +149,7 @@ def _test_data(config: EvaluateConfig, trained: dict[str, Any], arch: BaseArch, 
         if theirs != ours:
             raise UserError(
                 f"`data`: {config.data} has {theirs} {what}, the network of {str(config.folder)!r} has {ours}; "
-                "accepted: the data set of its training"
+                "accepted: the data set that the network was trained on"
             )
     return data
 
@@ -165,7 +171,7 @@ def _main(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the scores, the loss and images a second; return the exit code."""
+    """Print the scores, the loss and the images per second; return the exit code."""
     return run_main(_main, build_parser, argv)
 
 

@@ -6,8 +6,8 @@
     print(result.test.top1)
 
 During the training the folder holds a checkpoint, `log.csv` and events for TensorBoard. The same command with
-`--resume` continues from the checkpoint, exactly. `torchrun -m trainers.fit ...` trains with several processes, on one
-machine or many.
+`--resume` continues the training exactly from the checkpoint. `torchrun -m trainers.fit ...` trains with several
+processes, on one machine or many.
 """
 
 from __future__ import annotations
@@ -49,26 +49,27 @@ from trainers.train import Epoch, Trainer, TrainingFailed
 from trainers.write import training_of, write
 
 PROG = "python -m trainers.fit"
-PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}  # prints paths as they are
+PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}  # prints paths unchanged
+# Fields of `FitConfig` that override fields of the recipe.
 CHANGES = ("epochs", "batch_size", "lr", "weight_decay", "label_smoothing", "precision", "device", "seed")
 
 
 def _option(group: str, default: Any, text: str, metavar: str | None = None) -> Any:
-    """Return a field with a default and an option under the title `group`."""
+    """Return a dataclass field with a default. Help lists its option under the title `group`."""
     return field(default=default, metadata={"help": text, "group": group, "metavar": metavar})
 
 
 @dataclass(frozen=True, slots=True)
 class FitConfig:
-    """A training to run. The options of `python -m trainers.fit` are these fields, with the same defaults.
+    """The settings of `fit`. The options of `python -m trainers.fit` are these fields, with the same defaults.
 
-    arch: a name, a path, or an architecture's value.
-    epochs to label_smoothing: None keeps the recipe's value. A recipe file can change all other values.
+    arch: a network's name, a path, or an architecture object.
+    epochs to label_smoothing: None keeps the recipe's value. A recipe file can change the recipe's other values.
     """
 
     arch: str | Path | BaseArch = field(
         metadata={
-            "help": "a network's name, an arch.json, or a model folder (its weights are the initial ones)",
+            "help": "a network's name, an arch.json, or a model folder (training starts from its weights)",
             "metavar": "ARCH",
             "positional": True,
         }
@@ -81,19 +82,19 @@ class FitConfig:
     val_fraction: float = _option("data", 0.0, "share of the training images for validation")
     train_images: int | None = _option("data", None, "number of training images to use (default: all)", "N")
     task: str = _option("data", "classification", ", ".join(TASKS))
-    recipe: str = _option("how", "fast", f"{', '.join(RECIPES)}, or a YAML file that changes one")
-    epochs: int | None = _option("how", None, "epochs; the schedule keeps its shape (default: the recipe's)", "N")
-    batch_size: int | None = _option("how", None, "images a step, over all processes (default: the recipe's)", "N")
+    recipe: str = _option("how", "fast", f"{', '.join(RECIPES)}, or a YAML file that changes a recipe")
+    epochs: int | None = _option("how", None, "epochs; the schedule scales with them (default: the recipe's)", "N")
+    batch_size: int | None = _option("how", None, "images per step, over all processes (default: the recipe's)", "N")
     lr: float | None = _option("how", None, "peak learning rate (default: the recipe's)", "X")
     weight_decay: float | None = _option("how", None, "weight decay (default: the recipe's)", "X")
     label_smoothing: float | None = _option("how", None, "label smoothing (default: the recipe's)", "X")
-    from_scratch: bool = _option("how", False, "initialise the weights, also those of a model folder")
-    seed: int = _option("how", 0, "seed of initial weights, batches and split")
-    resume: bool = _option("where", False, "continue from the checkpoint in --out, if there is one")
+    from_scratch: bool = _option("how", False, "initialise the weights, even of a model folder with weights")
+    seed: int = _option("how", 0, "seed of the initial weights, the batches and the validation split")
+    resume: bool = _option("where", False, "resume from the checkpoint in --out, if there is one")
     precision: str = _option("where", "auto", ", ".join(PRECISIONS))
     device: str = _option("where", "auto", DEVICES)
-    workers: int | None = _option("where", None, "threads that decode image files (default: one a core)", "N")
-    compile: bool = _option("where", False, "use torch.compile: pays in long trainings")
+    workers: int | None = _option("where", None, "threads that decode image files (default: one per core)", "N")
+    compile: bool = _option("where", False, "use torch.compile, which speeds up long trainings")
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "out", Path(self.out))
@@ -103,7 +104,7 @@ class FitConfig:
             raise UserError(f"`workers`: {self.workers}; accepted: at least 1")
 
     def training(self) -> Config:
-        """Return the recipe with the changes. `UserError` for a value that no training can have."""
+        """Return the recipe with the options' changes. Raise `UserError` for an invalid value."""
         changes = {name: value for name in CHANGES if (value := getattr(self, name)) is not None}
         return recipe(self.recipe, changes)
 
@@ -112,8 +113,11 @@ class FitConfig:
 class Result:
     """The result of a training.
 
-    model: the network that was tested, in eval mode, on the device of the training. test: the task's scores on the
-    test split, None for an interrupted training. epochs: of all sessions, those before a resumption included.
+    folder: the model folder, `out` of the settings.
+    model: the tested network, in eval mode, on the device of the training.
+    test: the task's scores on the test split; None after an interruption.
+    epochs: all epochs, including the epochs before a resume.
+    interrupted: whether Ctrl-C ended the training.
     """
 
     folder: Path
@@ -124,23 +128,23 @@ class Result:
 
     @property
     def val(self) -> Scores | None:
-        """The scores on the validation split after the last epoch; NaN without such a split, None without an epoch."""
+        """The validation scores after the last epoch: NaN without a validation split, None without an epoch."""
         return self.epochs[-1].val if self.epochs else None
 
     @property
     def seconds(self) -> float:
-        """Seconds of training, without scoring."""
+        """Training time in seconds, without scoring."""
         return sum(e.seconds for e in self.epochs)
 
 
 def fit(config: FitConfig, console: Console | None = None) -> Result:
     """Train a network, score it once on the test split, and write its model folder.
 
-    The console shows progress; nothing is shown without one. Ctrl-C during the training ends it with a result that
-    says `interrupted`; the checkpoint of the last epoch stays in the folder. `UserError` for a mistake in the config,
-    before anything is written.
+    console: shows the progress; None shows nothing. Ctrl-C ends the training and returns an `interrupted` result. The
+    checkpoint of the last complete epoch then stays in the folder. A mistake in the config raises `UserError` before
+    anything is written.
     """
-    recipe_config = config.training()  # before the processes of a group wait for each other
+    recipe_config = config.training()  # finds a wrong recipe before the processes wait for each other
     with joined(config.device) as (group, device):
         if console is None or group.rank > 0:
             console = Console(quiet=True)
@@ -148,14 +152,14 @@ def fit(config: FitConfig, console: Console | None = None) -> Result:
 
 
 def _fit(config: FitConfig, training: Config, task: Task, group: Group, console: Console) -> Result:
-    """Check everything that can be wrong, then train, test and write."""
+    """Check the settings and the data, then train, test and write the model folder."""
     bf16 = uses_bf16(training.precision, device_of(training.device))
     check_out(config.out, config.resume)
     has_checkpoint = (config.out / CHECKPOINT_FILE).exists()
     if config.resume and (config.out / TRAINING_FILE).exists() and not has_checkpoint:
         console.print(f"{config.out}: this training is done; nothing is left to resume", **PLAIN)
         return _finished(config.out, task)
-    read_arch(config.arch)  # a wrong name is found before the data is read
+    read_arch(config.arch)  # finds a wrong name before the data is read
     data, test = read_data(config, training, console)
     model, arch, note = build_model(config.arch, data, task.head_size(data), config.from_scratch, config.seed)
     console.print(f"{arch}: {note}", **PLAIN)
@@ -172,8 +176,8 @@ def _fit(config: FitConfig, training: Config, task: Task, group: Group, console:
             about = training_of(str(config.arch), config.recipe, run, epochs, scores, group.world, task)
             write(trainer.scored, arch, about, len(test), task, config.out)
     except TrainingFailed as problem:
-        resume.forget(config.out)  # resumed, it would fail again
-        raise UserError(f"`lr`: {training.lr}; {problem}; accepted: a lower one, or `precision` fp32") from None
+        resume.forget(config.out)  # a resumed training would fail again
+        raise UserError(f"`lr`: {training.lr}; {problem}; accepted: a lower rate, or `precision` fp32") from None
     except KeyboardInterrupt:
         return Result(config.out, trainer.scored.eval(), None, tuple(epochs), interrupted=True)
     console.print(_end(config.out, scores, task, data, training), **PLAIN)
@@ -181,7 +185,7 @@ def _fit(config: FitConfig, training: Config, task: Task, group: Group, console:
 
 
 def _finished(folder: Path, task: Task) -> Result:
-    """Return the result of a finished training, as its folder has it. The test loss is not kept there: NaN."""
+    """Read the result of a finished training from its folder. The test loss is NaN: the folder does not keep it."""
     training = json.loads((folder / TRAINING_FILE).read_text())
     found = {m.name: training.get(f"test_{m.name}") for m in task.metrics}
     test = no_scores(task)._replace(**{name: value for name, value in found.items() if value is not None})
@@ -189,28 +193,26 @@ def _finished(folder: Path, task: Task) -> Result:
 
 
 def check_out(out: Path, resuming: bool) -> None:
-    """Raise `UserError` if no model folder can be written there. It is found before the training, not after it."""
+    """Raise `UserError` if no model folder can be written to `out`. A training must not fail only at its end."""
     unfinished = out.is_dir() and (out / CHECKPOINT_FILE).exists()
     if unfinished and not resuming:
-        raise UserError(
-            f"`out`: {str(out)!r} holds a training that was stopped; accepted: with `resume`, or another folder"
-        )
+        raise UserError(f"`out`: {str(out)!r} holds a training that was stopped; accepted: `resume`, or another folder")
     if not unfinished:
         check_replaceable(out, "`out`")
     above = next(p for p in out.absolute().parents if p.exists())
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-        raise UserError(f"`out`: {str(out)!r} cannot be made in {str(above)!r}; accepted: a folder you may write to")
+        raise UserError(f"`out`: {str(out)!r} cannot be created in {str(above)!r}; accepted: a folder you may write to")
 
 
 def read_data(config: FitConfig, training: Config, console: Console) -> tuple[Data, Split | Files]:
-    """Return the data set and its test split. A missing test split is found before the training."""
+    """Return the data set and its test split. Reading both now finds a missing test split before the training."""
     dataset = trainers.datasets.data.get(config.data)
     if config.download:
         if config.data_dir is None:
             raise UserError("`data_dir`: None; accepted with `download`: the folder to put the data set in")
         trainers.datasets.data.download(config.data, config.data_dir)
     if training.crop == "resized" and not dataset.streamable:
-        raise UserError(f"`crop`: resized; {config.data} has no image files to cut from; accepted: auto, pad")
+        raise UserError(f"`crop`: resized; {config.data} has no image files to crop; accepted: auto, pad")
     size, stream = config.image_size, dataset.streamable and training.crop != "pad"
     data = trainers.datasets.data.load(
         config.data,
@@ -222,7 +224,7 @@ def read_data(config: FitConfig, training: Config, console: Console) -> tuple[Da
         image_size=size,
         stream=stream,
     )
-    size = data.image_size if dataset.resizable else None  # a size guessed from the training images
+    size = data.image_size if dataset.resizable else None  # the guess from the training images, if none was given
     test = trainers.datasets.data.load_test(
         config.data, config.data_dir, classes=data.classes, image_size=size, stream=stream
     )
@@ -230,7 +232,7 @@ def read_data(config: FitConfig, training: Config, console: Console) -> tuple[Da
 
 
 def test_scores(trainer: Trainer, data: Data, test: Split | Files, workers: int | None) -> Scores:
-    """Return the scores on the test split. `TrainingFailed` if the loss is not finite."""
+    """Return the scores on the test split. Raise `TrainingFailed` if the loss is not finite."""
     images = source(test, data, trainer.device, workers=workers)
     scores = evaluate(trainer.scored, images, trainer.bf16, trainer.group, trainer.task)
     if not math.isfinite(scores.loss):
@@ -265,14 +267,14 @@ def _interrupt(*_: object) -> None:
 
 
 def _main(args: argparse.Namespace) -> int:
-    # SIGTERM (a batch system's time limit) ends a training as Ctrl-C does. Python sets handlers in the main thread
-    # only; in another one SIGTERM keeps its meaning.
+    # SIGTERM ends a training as Ctrl-C does: batch systems send it at the time limit. Python can set signal handlers in
+    # the main thread only. In another thread, SIGTERM keeps its default action.
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _interrupt)
     config = from_options(FitConfig, args)
     try:
         interrupted = fit(config, Console()).interrupted
-    except KeyboardInterrupt:  # before the training began
+    except KeyboardInterrupt:  # the interrupt came before the training began
         interrupted = True
     if not interrupted:
         return 0
@@ -283,7 +285,7 @@ def _main(args: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train and test as the options say, and return the exit code: 130 if interrupted."""
+    """Train and test a network. Return the exit code, which is 130 after an interruption."""
     return run_main(_main, build_parser, argv)
 
 

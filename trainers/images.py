@@ -1,4 +1,4 @@
-"""Images that live on the device: cropped, mirrored and normalised there, each batch as one tensor."""
+"""Images kept on the device. Each batch is cropped, mirrored and normalised there as one tensor."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trainers.stream import Stream
 
 
 class Images:
-    """A split on the device, as uint8 [N, H, W, C]. Its batches are normalised float32 [B, C, H, W], channels-last.
+    """A data split on the device, uint8 [N, H, W, C]. Batches are normalised float32 [B, C, H, W], channels-last.
 
     padding: pixels that a random crop may shift an image by, in each direction; 0 for scored images.
     """
@@ -23,11 +23,12 @@ class Images:
         self.labels = _tensor(split.labels).to(device, torch.int64)
         pixels = _tensor(split.images).to(device).permute(0, 2, 3, 1)
         self.size = pixels.shape[1]
-        self.positions = 2 * padding + 1  # places of a crop along a side
+        self.positions = 2 * padding + 1  # number of possible crop positions along each side
         self.pixels = _pad(pixels, padding, data.mean) if padding else pixels.contiguous()
-        # All crops as one strided view [N, 2p+1, 2p+1, size, size, C]: a batch is one index operation, not a loop.
+        # All crops as one strided view [N, 2p+1, 2p+1, size, size, C]. A batch then takes one index operation, not a
+        # loop over images.
         self.crops = self.pixels.unfold(1, self.size, 1).unfold(2, self.size, 1).permute(0, 1, 2, 4, 5, 3)
-        # Mean and std of bytes: normalising takes one subtraction and one product.
+        # Scale mean and std to bytes, so that normalising a batch takes one subtraction and one product.
         self.shift = 255 * torch.tensor(data.mean, device=device)
         self.factor = 1 / (255 * torch.tensor(data.std, device=device))
 
@@ -40,7 +41,7 @@ class Images:
         """Yield one pass in a random order drawn from `rng`, with one batch for each slice of that order.
 
         Each image is cropped at a random place, and mirrored with probability 1/2 if `flip`.
-        shard: (rank, world); the batch holds every `world`-th image of its slice, from `rank` on. The crop of an image
+        shard: (rank, world). A batch holds every `world`-th image of its slice, from `rank` on. The crop of an image
         does not depend on the shard, because every process draws the numbers of all images.
         """
         n, device, (rank, world) = len(self), self.labels.device, shard
@@ -52,14 +53,17 @@ class Images:
             yield self.batch(order[own], offsets[:, own], None if flips is None else flips[own])
 
     def batch(self, index: Tensor, offsets: Tensor, flips: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return images by row: cropped at `offsets` [2, B] (row, column), mirrored where `flips` [B] is true."""
+        """Return the images at rows `index` [B], cropped and mirrored.
+
+        offsets: row and column of each crop, [2, B]. flips: whether to mirror each image, [B].
+        """
         x = self.crops[index, offsets[0], offsets[1]]
         if flips is not None:
             x = torch.where(flips[:, None, None, None], x.flip(2), x)
         return self._normalise(x), self.labels[index]
 
     def batches(self, size: int, shard: tuple[int, int] = (0, 1)) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield all images in order, uncropped, in batches of `size` before sharding. Needs `padding` 0."""
+        """Yield all images in order, uncropped, in batches of `size` over all processes. Requires `padding` 0."""
         for i in range(0, len(self), size):
             own = slice(i + shard[0], min(i + size, len(self)), shard[1])
             yield self._normalise(self.pixels[own]), self.labels[own]
@@ -76,7 +80,7 @@ def _tensor(array: np.ndarray) -> Tensor:
 
 
 def _pad(pixels: Tensor, padding: int, mean: tuple[float, ...]) -> Tensor:
-    """Add a border of the mean colour, which is zero once normalised."""
+    """Add a border of the mean colour, which normalisation turns into zero."""
     n, h, w, c = pixels.shape
     colour = torch.tensor([round(255 * m) for m in mean], dtype=torch.uint8, device=pixels.device)
     padded = colour.expand(n, h + 2 * padding, w + 2 * padding, c).contiguous()
@@ -90,9 +94,10 @@ Source = Images | Stream
 def source(
     split: Split | Files, data: Data, device: torch.device, padding: int = 0, workers: int | None = None
 ) -> Source:
-    """Return the batches of a split: from the device for images in memory, else decoded from files on demand.
+    """Return the source of a data split's batches: `Images` for images in memory, `Stream` for image files.
 
-    padding: pixels that a random crop may shift an image by. workers: threads that decode files; one per core if None.
+    padding: pixels that a random crop may shift an image by; `Images` only.
+    workers: threads that decode files, one per core if None; `Stream` only.
     """
     if isinstance(split, Files):
         return Stream(split, data.mean, data.std, device, workers)

@@ -15,7 +15,7 @@ from trainers.train import Epoch
 
 
 class Log:
-    """The log of a training in its folder. Rows and events of epochs still to come are purged."""
+    """The log of a training in its folder. Rows and events of epochs after `done_epochs` are discarded."""
 
     def __init__(self, folder: Path, task: Task, done_epochs: int = 0) -> None:
         from tensorboardX import SummaryWriter  # slow to import
@@ -28,16 +28,16 @@ class Log:
             **{f"val_{m.name}": f"{m.quantity}/val_{m.name}" for m in task.metrics},
         }
         if not done_epochs:
-            shutil.rmtree(folder / BOARD_FOLDER, ignore_errors=True)  # of the training that this one replaces
-        # A killed process may have logged an epoch after its last checkpoint. That epoch is trained and logged again.
+            shutil.rmtree(folder / BOARD_FOLDER, ignore_errors=True)  # events of the training that this one replaces
+        # A killed process may have logged an epoch after its last checkpoint. A resumed training logs it again.
         self.board = SummaryWriter(str(folder / BOARD_FOLDER), purge_step=done_epochs + 1 if done_epochs else None)
 
     def add(self, epochs: Sequence[Epoch], lr: float) -> None:
-        """Write all epochs to the table and the last one to the events. lr: the last step's."""
+        """Write all epochs to `log.csv` and the last epoch to the events. lr: learning rate of the last step."""
         last = epochs[-1]
         write_atomic(self.folder / LOG_FILE, table(epochs))
         for name, value in last.row().items():
-            if name in self.tags and value == value:  # NaN without a validation split
+            if name in self.tags and value == value:  # validation values are NaN without a validation split
                 self.board.add_scalar(self.tags[name], value, last.epoch)
         self.board.add_scalar("lr", lr, last.epoch)
         self.board.flush()
@@ -48,7 +48,7 @@ class Log:
 
 
 def table(epochs: Sequence[Epoch]) -> str:
-    """Return the epochs as CSV, a row each. NaN is an empty cell."""
+    """Return the epochs as CSV with one row for each epoch. NaN becomes an empty cell."""
     out = io.StringIO()
     writer = csv.DictWriter(out, list(epochs[0].row()), lineterminator="\n")
     writer.writeheader()

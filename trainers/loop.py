@@ -17,7 +17,7 @@ from trainers.train import Epoch, Trainer
 
 
 def run_epochs(trainer: Trainer, run: resume.Run, folder: Path, epochs: list[Epoch], console: Console) -> None:
-    """Train the epochs that are left and append them to `epochs`. The first process writes into the folder."""
+    """Train the remaining epochs and append them to `epochs`. Only the first process writes to the folder."""
     config, log = run.config, None
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     try:
@@ -29,11 +29,11 @@ def run_epochs(trainer: Trainer, run: resume.Run, folder: Path, epochs: list[Epo
                 e = _epoch(trainer)
                 epochs.append(e)
                 if trainer.group.rank == 0:
-                    # The folder is touched only now: a training stopped in its first epoch leaves nothing behind.
+                    # Create the folder only now, so that a training stopped in its first epoch leaves nothing behind.
                     folder.mkdir(parents=True, exist_ok=True)
                     log = log or Log(folder, trainer.task, len(epochs) - 1)
-                    # The log before the checkpoint: killed in between, the epoch is trained and logged again. In the
-                    # other order its row and its events would be missing.
+                    # Write the log before the checkpoint. After a crash between the two, the epoch is trained and
+                    # logged again. In the opposite order, the log would lack the epoch's row and events.
                     log.add(epochs, trainer.optimizer.param_groups[0]["lr"])
                     resume.save(folder, run, trainer, epochs)
                 bar.console.print(_line(e, trainer), highlight=False)
@@ -57,16 +57,17 @@ def _epoch(trainer: Trainer) -> Epoch:
     except Exception as error:
         if not out_of_memory(error):
             raise
-    # Outside of the handler: the exception's frames keep the failed step's tensors in memory.
+    # Search outside the `except` block: inside it, the exception's frames keep the failed step's tensors in memory.
     size, fits = trainer.config.batch_size, largest_batch(trainer)
-    accepted = f"{fits} (a step of it fits)" if fits else "a smaller network or smaller images"
+    accepted = f"{fits} (a step of this size fits)" if fits else "a smaller network or smaller images"
     raise UserError(f"`batch_size`: {size}; memory does not suffice for a step; accepted: {accepted}")
 
 
 def largest_batch(trainer: Trainer) -> int | None:
-    """Return the largest half, quarter, ... of the batch size of which a step fits into memory.
+    """Return the largest half, quarter, ... of the batch size at which a step fits into memory, or None.
 
-    The steps spoil the training. None if no step fits, or with several processes: all would have to fail alike.
+    The attempted steps change the weights, so the training cannot continue. Return None with several processes too:
+    they take each step together, and the others may not have run out of memory.
     """
     size = trainer.config.batch_size // 2
     while size and trainer.group.world == 1:

@@ -1,4 +1,4 @@
-"""The circumstances of a measurement: versions, hardware, commit."""
+"""The environment of a measurement: package versions, hardware, commit."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("torch", "numpy", "optuna", "ray", "pandas", "safetensors")
+PACKAGES = ("torch", "numpy", "optuna", "ray", "pandas", "safetensors")  # packages whose versions are recorded
 
 
 def environment() -> dict[str, Any]:
@@ -21,7 +21,7 @@ def environment() -> dict[str, Any]:
 
 def cores() -> int:
     """Return the number of cores that this process may use."""
-    # Containers and batch systems restrict the affinity on Linux; other systems do not have it.
+    # On Linux, containers and batch systems restrict the CPU affinity. Other systems lack `sched_getaffinity`.
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -41,7 +41,7 @@ def _hardware() -> dict[str, Any]:
 
 
 def _cpu_name() -> str:
-    # `platform.processor()` is empty or only the architecture on Linux.
+    # On Linux, `platform.processor()` is empty or names only the architecture.
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -50,17 +50,17 @@ def _cpu_name() -> str:
 
 
 def _commit() -> str | None:
-    """Return the commit of this checkout, with a `+` if tracked files differ from it; None outside a checkout."""
+    """Return the commit of this checkout, with a `+` if tracked files have changes, or None outside a checkout."""
     here = Path(__file__)
 
     def git(*args: str) -> str:
-        # Without optional locks: `git status` would otherwise write the index while others use the repository.
+        # `--no-optional-locks` keeps `git status` from writing the index while other processes use the repository.
         command = ["git", "--no-optional-locks", *args]
         done = subprocess.run(command, cwd=here.parent, capture_output=True, text=True, timeout=10, check=True)
         return done.stdout.strip()
 
     try:
-        git("ls-files", "--error-unmatch", here.name)  # fails if installed within a repository of another project
+        git("ls-files", "--error-unmatch", here.name)  # fails if another project's repository holds this file
         return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.SubprocessError):
         return None

@@ -10,19 +10,20 @@ from trainers.recipes import Config
 
 
 def mixed(x: Tensor, y: Tensor, classes: int, config: Config, step: int) -> tuple[Tensor, Tensor]:
-    """Return a batch `[B, C, H, W]` and its targets, blended as the recipe says.
+    """Return a batch `[B, C, H, W]` and its targets, blended by mixup or CutMix if the recipe has either.
 
-    Targets are the labels `[B]` unchanged if the recipe mixes nothing, else probabilities `[B, classes]`.
+    Blended targets are probabilities `[B, classes]`. Without blending, the targets are the labels `[B]`.
     """
     if not (config.mixup or config.cutmix):
         return x, y
-    # Drawn on the host, from the seed and the step alone: nothing waits for the device, all processes draw the same
-    # values, and a resumed training draws those of a training that never stopped.
+    # The host draws the random numbers from the seed and the step alone. So no step waits for the device, all processes
+    # draw the same values, and a resumed training draws the same values as an uninterrupted one.
     rng = np.random.default_rng((config.seed, step))
     cut = config.cutmix > 0 and (config.mixup == 0 or rng.random() < 0.5)
     alpha = config.cutmix if cut else config.mixup
-    share = float(rng.beta(alpha, alpha))  # of the image's own content; the rest is its partner's
-    # The batch is in random order, so its reverse is as good as a random permutation. A flip needs no index tensor.
+    share = float(rng.beta(alpha, alpha))  # share of each image's own content; its partner supplies the rest
+    # An image's partner is the image at the same place of the reversed batch. The batch is in random order, so its
+    # reverse is as good as a random permutation. A flip needs no index tensor.
     if cut:
         x, share = _paste(x, share, rng)
     else:
@@ -32,11 +33,14 @@ def mixed(x: Tensor, y: Tensor, classes: int, config: Config, step: int) -> tupl
 
 
 def _paste(x: Tensor, share: float, rng: np.random.Generator) -> tuple[Tensor, float]:
-    """Paste a rectangle of about `1 - share` of the area from each image's partner; return the exact share left."""
+    """Paste a rectangle of the partner into each image; return the images and the exact share that each image keeps.
+
+    The rectangle covers about `1 - share` of the area.
+    """
     size = np.array(x.shape[2:])
     centre, half = rng.integers(size), size * np.sqrt(1 - share) / 2
     (top, left), (bottom, right) = (np.clip(np.rint(centre + s * half).astype(int), 0, size).tolist() for s in (-1, 1))
     out = x.clone()
     out[:, :, top:bottom, left:right] = x.flip(0)[:, :, top:bottom, left:right]
-    # The rectangle is rounded to pixels and cut off at the border, so its area differs from the area asked for.
+    # The rectangle is rounded to pixels and cut off at the border, so its area differs from the requested area.
     return out, 1 - (bottom - top) * (right - left) / float(size.prod())

@@ -1,6 +1,7 @@
-"""How to train: the values of a training, named sets of them (recipes), and files that change one.
+"""The settings of a training (`Config`), named settings (recipes), and recipe files.
 
-A recipe file is YAML with keys of `Config`, and `recipe`, the name that it starts from ("fast" without one):
+A recipe file is YAML. Its key `recipe` names the recipe that the file changes (default: fast). The other keys are
+fields of `Config`:
 
     recipe: modern
     epochs: 60
@@ -27,17 +28,19 @@ CROPS = ("auto", "pad", "resized")
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """How to train.
+    """The settings of a training.
 
-    batch_size: images a step, over all processes. lr: peak learning rate, for batches of that size.
+    batch_size: images per step, over all processes.
+    lr: peak learning rate, for batches of `batch_size` images.
     decay_norms: whether weight decay also shrinks 1-D parameters (norms, biases).
-    schedule: `cosine` falls to zero; `step` divides the rate by ten at each of `milestones` (epochs). Before it, the
-    rate rises linearly for `warmup` epochs.
-    mixup, cutmix: the parameter of the Beta distribution of a batch's share; 0 switches either off. With both, each
-    batch gets one of the two, at equal odds.
-    ema: decay, a step, of averaged weights, which are then scored and kept; 0 switches them off.
-    crop: what a training step sees of an image. `pad` shifts it by up to `crop_padding` pixels; `resized` cuts out 8 to
-    100 % of its area, as for ImageNet; `auto` is `resized` for image files, `pad` for images in memory.
+    schedule: `cosine` lowers the rate to zero; `step` divides the rate by ten at each milestone.
+    warmup: epochs over which the rate first rises linearly.
+    milestones: epochs at which the schedule `step` lowers the rate.
+    mixup, cutmix: parameter of the Beta distribution that draws a batch's mixing share; 0 disables the method. With
+    both methods, each batch gets one of them with equal probability.
+    ema: decay per step of the averaged weights; 0 disables averaging. The averaged weights are scored and kept.
+    crop: random crop of training images. `pad` shifts an image by up to `crop_padding` pixels. `resized` cuts out 8 to
+    100 % of its area, as for ImageNet. `auto` is `resized` for image files and `pad` for images in memory.
     flip: whether images are mirrored at random.
     """
 
@@ -91,24 +94,24 @@ class Config:
             )
 
     def lr_at(self, step: int, steps_per_epoch: int) -> float:
-        """Return the learning rate of a step, which counts from 0 over all epochs."""
+        """Return the learning rate of a step. step: counts from 0 over all epochs."""
         warmup, total = self.warmup * steps_per_epoch, self.epochs * steps_per_epoch
         if step < warmup:
-            # At the full rate, the large gradients of initial weights can make a training diverge. `+ 1`: a first step
-            # at rate 0 would be lost.
+            # At the full rate, the large gradients of initial weights can make a training diverge. `+ 1`, because a
+            # first step at rate 0 would train nothing.
             return self.lr * (step + 1) / (warmup + 1)
         if self.schedule == "step":
             return self.lr * 0.1 ** sum(step >= m * steps_per_epoch for m in self.milestones)
-        # It reaches zero one step after the last, so that the last step counts too.
+        # The rate reaches zero one step after the last step, so that the last step still trains.
         return self.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))
 
 
-RUN_KEYS = ("precision", "device", "seed")  # of a single run, so not part of a recipe
+RUN_KEYS = ("precision", "device", "seed")  # fields that belong to a single run, not to a recipe
 KEYS = tuple(f.name for f in fields(Config) if f.name not in RUN_KEYS)
 
 RECIPES: Mapping[str, Config] = {
-    "fast": Config(epochs=10),  # the recipe of a search, with more epochs
-    "paper-cifar": Config(  # of ResNeXt-29 (arXiv 1611.05431, section 5.3)
+    "fast": Config(epochs=10),  # the settings of a search, with more epochs
+    "paper-cifar": Config(  # the training of ResNeXt-29 (arXiv 1611.05431, section 5.3)
         epochs=300,
         batch_size=128,
         schedule="step",
@@ -118,7 +121,7 @@ RECIPES: Mapping[str, Config] = {
         crop="pad",
         crop_padding=4,
     ),
-    "paper-imagenet": Config(  # arXiv 1904.01169, section 4.1
+    "paper-imagenet": Config(  # the training of Res2Net (arXiv 1904.01169, section 4.1)
         epochs=100,
         batch_size=256,
         nesterov=False,
@@ -143,9 +146,10 @@ RECIPES: Mapping[str, Config] = {
 
 
 def recipe(text: str, changes: Mapping[str, Any] | None = None) -> Config:
-    """Return the recipe of a name or a YAML file, with changes. `UserError` for an unknown key or a wrong value.
+    """Return a recipe with changes. Raise `UserError` for an unknown key or a wrong value.
 
-    If the epochs change, the warm-up and the milestones keep their share of them, unless they change too.
+    text: the recipe's name, or the path of a YAML file.
+    changes: new values of fields. If `epochs` changes, `warmup` and `milestones` scale with it unless they change too.
     """
     if text in RECIPES:
         return _changed(RECIPES[text], changes or {})
@@ -159,14 +163,15 @@ def recipe(text: str, changes: Mapping[str, Any] | None = None) -> Config:
             raise unknown("`recipe`", start, RECIPES)
         base = _changed(RECIPES[start], {key: _value(key, value) for key, value in values.items()})
     except UserError as error:
-        # A key of the file is no option of the command, so it is quoted, and the file is named in front of it.
+        # The command prints `name` in backticks as the option --name. A key of the file is no option: put it in quotes
+        # and the file in front of it.
         keys = re.sub(r"`(\w+)`", r"'\1'", str(error))
         raise UserError(f"`recipe`: {text}: {keys}") from None
     return _changed(base, changes or {})
 
 
 def differences(ours: Config, theirs: Config) -> list[str]:
-    """Return `key theirs, not ours` for each value in which two trainings differ, except for the device."""
+    """Return a text `key theirs, not ours` for each setting that differs between two trainings, except the device."""
     a, b = asdict(ours), asdict(theirs)
     return [f"{key} {b[key]}, not {a[key]}" for key in a if key != "device" and a[key] != b[key]]
 
@@ -174,7 +179,7 @@ def differences(ours: Config, theirs: Config) -> list[str]:
 def _changed(config: Config, changes: Mapping[str, Any]) -> Config:
     changes = dict(changes)
     factor = changes.get("epochs", config.epochs) / config.epochs
-    if factor > 0:  # a wrong number of epochs is refused by `Config`
+    if factor > 0:  # `Config` rejects a wrong number of epochs
         changes.setdefault("warmup", config.warmup * factor)
         changes.setdefault("milestones", tuple(m * factor for m in config.milestones))
     return replace(config, **changes)
@@ -197,7 +202,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _value(key: str, value: object) -> object:
-    """Return the value of a recipe file as the field's type. `UserError` for a value of another kind."""
+    """Return a recipe file's value as the field's type. Raise `UserError` for a value of another kind."""
     default = getattr(Config(), key)
     try:
         good = _cast(value, default)
@@ -210,14 +215,14 @@ def _value(key: str, value: object) -> object:
 
 
 def _cast(value: Any, default: object) -> object:
-    """Return the value as the default's type, None if it is of another kind."""
+    """Return the value as the default's type, or None for a value of another kind."""
     if isinstance(default, bool | str):
         return value if isinstance(value, type(default)) else None
     if isinstance(default, tuple):
         return tuple(float(v) for v in value) if isinstance(value, list) else None
-    if isinstance(value, bool):  # a bool is an int to Python
+    if isinstance(value, bool):  # in Python, a bool is also an int
         return None
-    number = float(value)  # also of text: YAML 1.1 reads 1e-4 as text
+    number = float(value)  # accepts text too, because YAML 1.1 reads 1e-4 as text
     if isinstance(default, float):
         return number
     return int(number) if number.is_integer() else None

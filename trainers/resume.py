@@ -22,13 +22,13 @@ from trainers.train import Epoch, Trainer
 
 
 def unpack(content: bytes) -> Any:
-    """Return the plain values and tensors that `torch.save` wrote. Damaged bytes raise an exception of any kind."""
+    """Return the plain values and tensors that `torch.save` wrote. Damaged bytes may raise any exception."""
     buffer = io.BytesIO(content)
-    # torch does not compare the checksums: it would take damaged bytes of a tensor for its values.
+    # torch does not verify the checksums of the zip file: damaged bytes would become tensor values without an error.
     if (bad := zipfile.ZipFile(buffer).testzip()) is not None:
         raise ValueError(f"{bad} is damaged")
     buffer.seek(0)
-    return torch.load(buffer, map_location="cpu", weights_only=True)  # no pickled code is run
+    return torch.load(buffer, map_location="cpu", weights_only=True)  # runs no pickled code
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Run:
 
 
 def save(folder: Path, run: Run, trainer: Trainer, epochs: Sequence[Epoch]) -> None:
-    """Write the checkpoint as a whole or not at all. A crash keeps the checkpoint of the epoch before."""
+    """Write the checkpoint atomically: after a crash, the checkpoint of the previous epoch is still whole."""
     buffer = io.BytesIO()
     history = [e.row() for e in epochs]
     torch.save({"run": run.to_dict(), "trainer": trainer.state_dict(), "history": history}, buffer)
@@ -55,13 +55,16 @@ def save(folder: Path, run: Run, trainer: Trainer, epochs: Sequence[Epoch]) -> N
 
 
 def restore(folder: Path, run: Run, trainer: Trainer) -> list[Epoch]:
-    """Restore the trainer from the checkpoint and return the epochs so far. `UserError` for another training's."""
+    """Restore the trainer from the checkpoint and return the epochs so far.
+
+    Raise `UserError` for a damaged checkpoint or the checkpoint of another training.
+    """
     path = folder / CHECKPOINT_FILE
     try:
         state = unpack(path.read_bytes())
         theirs, history = state["run"], [Epoch.from_row(row, trainer.task) for row in state["history"]]
         config = Config(**theirs["config"])
-    except Exception as error:  # torch raises many kinds for truncated and foreign files
+    except Exception as error:  # torch raises many types for truncated and foreign files
         reason = str(error).strip().split("\n")[0]
         raise UserError(
             f"`resume`: {str(path)!r} is no checkpoint of this program ({type(error).__name__}: {reason}); "
@@ -73,7 +76,7 @@ def restore(folder: Path, run: Run, trainer: Trainer) -> list[Epoch]:
 
 
 def forget(folder: Path) -> None:
-    """Remove the checkpoint and the log of a training that failed, and the folder if nothing else is in it."""
+    """Remove the checkpoint and the log of a failed training, and the folder if it is then empty."""
     if (folder / CHECKPOINT_FILE).exists():
         for name in (CHECKPOINT_FILE, LOG_FILE):
             (folder / name).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The network that a training starts from: its architecture, and its weights if it has any."""
+"""The initial network of a training: its architecture, and its weights if a model folder provides them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from trainers.datasets.data import Data
 
 
 def read_arch(source: str | Path | BaseArch) -> tuple[BaseArch, Path | None]:
-    """Return the architecture of a name, an `arch.json`, a model folder or a value, and the folder with its weights."""
+    """Return an architecture, and the model folder with its weights (None without weights).
+
+    source: a network's name, the path of an `arch.json` or a model folder, or an architecture object.
+    """
     if isinstance(source, BaseArch):
         return source, None
     path = Path(source)
@@ -28,9 +31,15 @@ def read_arch(source: str | Path | BaseArch) -> tuple[BaseArch, Path | None]:
 def build_model(
     source: str | Path | BaseArch, data: Data, head_size: int, from_scratch: bool, seed: int
 ) -> tuple[nn.Module, BaseArch, str]:
-    """Return the network with a head of that size, its architecture, and a line that says where its weights are from.
+    """Return the network, its architecture, and a line of text that tells the origin of its weights.
 
-    from_scratch: initialise the weights of a model folder anew. `UserError` if its weights do not fit the images.
+    source: see `read_arch`.
+    data: determines the number of colour channels.
+    head_size: number of outputs of the network's head.
+    from_scratch: initialise the weights even if the model folder has weights.
+    seed: seed of the initial weights.
+
+    Raise `UserError` if the folder's weights do not fit the images.
     """
     torch.manual_seed(seed)
     arch, folder = read_arch(source)
@@ -43,10 +52,10 @@ def build_model(
     if fitted.in_channels != arch.in_channels:
         raise UserError(
             f"`arch`: {str(source)!r} has weights for {arch.in_channels} colour channels, {data.name} has "
-            f"{data.in_channels}; accepted: as many, or `from_scratch`"
+            f"{data.in_channels}; accepted: the same number, or `from_scratch`"
         )
     new = create(fitted)
     body = {k: v for k, v in model.state_dict().items() if not k.startswith("fc.")}
     new.load_state_dict(body, strict=False)  # the head keeps its initial values
     sizes = f"{arch.num_classes} -> {fitted.num_classes} classes"
-    return new, fitted, f"weights are those of {folder}, but for the classifier: {sizes}"
+    return new, fitted, f"weights are those of {folder}, except the classifier: {sizes}"

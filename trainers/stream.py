@@ -1,7 +1,7 @@
-"""Image files as normalised batches on the device, decoded by threads a few batches ahead of the training.
+"""Normalised batches of image files on the device. Threads decode the files a few batches ahead of the training.
 
-The decoders release the interpreter's lock, so threads suffice: worker processes would copy the list of files and
-pickle every batch. The pixels of an image depend on its seed alone, never on the number of threads.
+The decoders release the interpreter's lock, so threads suffice. Worker processes would copy the list of files and
+pickle every batch. Each random crop has its own seed, so its pixels do not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -24,13 +24,16 @@ from trainers.decode import centre_view, decode, decoders, random_view
 from trainers.meta import cores
 
 CHUNK = 8  # images that a thread decodes per task
-KEPT = 3  # float batches whose memory is reused on a CPU: the current one, the next one, and one that is still held
+KEPT = 3  # float buffers reused on a CPU: for the current batch, the next batch, and a batch that is still in use
 Batch = tuple[Tensor, Tensor]  # float32 [B, 3, H, W] channels-last, int64 [B]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Job:
-    """The images of one batch: their rows and a seed for each crop. Without seeds, the centre is taken."""
+    """The images of one batch: rows in the list of files, and a seed for each random crop.
+
+    Without seeds, decoding takes the centre of each image.
+    """
 
     index: np.ndarray  # int64 [B]
     seeds: np.ndarray | None = None  # int64 [B]
@@ -41,19 +44,23 @@ class _Pixels:
     """Memory for one batch of decoded bytes."""
 
     bytes: Tensor  # uint8 [B, H, W, 3]
-    read: torch.cuda.Event | None = None  # set once the GPU has copied the bytes; before, they must not change
+    read: torch.cuda.Event | None = None  # fires when the GPU has copied the bytes; until then they must not change
 
 
 class Stream:
     """Batches of image files, decoded on demand.
 
-    A damaged file is left out of its batch and named on stderr. A training batch that loses all its images raises
-    `UserError`; a scored one is skipped.
+    A damaged file is left out of its batch and named on stderr. A training batch without a readable image raises
+    `UserError`. In scoring, such a batch is skipped.
 
     A batch is never overwritten while any tensor or autograd graph shares its memory.
 
+    files: the image files and their labels.
+    mean, std: normalisation of each channel, in 0..1.
+    device: device of the batches.
     workers: decoding threads; one per core if None.
-    resize: pixels of the shorter side before the centre is cut; 256/224 of `image_size` if None, as usual on ImageNet.
+    resize: pixels of the shorter side of a scored image before the centre is cut out. None takes 256/224 of
+    `image_size`, as usual on ImageNet.
     """
 
     def __init__(
@@ -72,7 +79,8 @@ class Stream:
         self._damaged = Damaged(len(files))
         self._spare: list[_Pixels] = []
         self._floats = _Floats()
-        # Repeated over a row of pixels: with three values, the inner loop of the arithmetic would have length three.
+        # Repeat mean and std over a row of pixels. With only three values, the inner loop of the arithmetic would have
+        # length three, which is slow.
         self._shift = 255 * torch.tensor(mean, dtype=torch.float32, device=device).repeat(self.size)
         self._factor = 1 / (255 * torch.tensor(std, dtype=torch.float32, device=device).repeat(self.size))
 
@@ -85,17 +93,17 @@ class Stream:
         """Return one pass in a random order drawn from `rng`, with one batch for each slice of that order.
 
         Each image is a random crop, mirrored with probability 1/2 if `flip`.
-        shard: (rank, world); the batch holds every `world`-th image of its slice, from `rank` on.
+        shard: (rank, world). A batch holds every `world`-th image of its slice, starting at `rank`.
         """
-        # Drawn here rather than in a generator function, whose body runs at the first batch only: the images must
-        # depend on the state of `rng` at the call.
+        # Draw the numbers here, because the images must depend on the state of `rng` at the call. The body of a
+        # generator function would run only at the first batch.
         n, rank, world = len(self), *shard
         order = torch.randperm(n, generator=rng, device=rng.device).cpu().numpy()
         seeds = torch.randint(2**63 - 1, (n,), generator=rng, device=rng.device).cpu().numpy()
         return self._batches([_Job(order[p][rank::world], seeds[p][rank::world]) for p in parts], flip)
 
     def batches(self, size: int, shard: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
-        """Return all images in order, resized and cut to the centre, in batches of `size` before sharding."""
+        """Return all images in order, resized and cut to the centre, in batches of `size` images over all processes."""
         rank, world = shard
         rows = np.arange(len(self))
         return self._batches([_Job(rows[i : i + size][rank::world]) for i in range(0, len(self), size)])
@@ -103,7 +111,7 @@ class Stream:
     def _batches(self, jobs: Sequence[_Job], flip: bool = False) -> Iterator[Batch]:
         jobs = [job for job in jobs if len(job.index)]
         most = max((len(job.index) for job in jobs), default=1)
-        # Two chunks per thread wait in the queue, so that no thread is idle even where batches are small.
+        # Two chunks per thread wait in the queue, so that no thread is idle even if batches are small.
         ahead = 1 + -(-2 * CHUNK * self.workers // most)
         waiting: deque[tuple[_Job, _Pixels, list[Future[list[int]]]]] = deque()
         # A consumer that stops early closes this generator, and leaving the block stops the threads.
@@ -118,15 +126,15 @@ class Stream:
                     self._spare.append(pixels)
                     if batch is not None:
                         yield batch
-                        del batch  # or this frame would hold the batch and keep its memory from being reused
+                        del batch  # otherwise this frame would hold the batch and block the reuse of its memory
 
     def _memory(self, count: int) -> _Pixels:
-        """Return memory for a batch of bytes: that of an earlier batch if it is large enough."""
+        """Return memory for a batch of bytes. Reuse the memory of an earlier batch if it is large enough."""
         while self._spare:
             if len((pixels := self._spare.pop(0)).bytes) >= count:
                 return pixels
         shape = (count, self.size, self.size, 3)
-        # Pinned, so that the copy to the GPU does not block this thread.
+        # Pin the memory, so that the copy to the GPU does not block this thread.
         return _Pixels(torch.empty(shape, dtype=torch.uint8, pin_memory=self.device.type == "cuda"))
 
     def _start(self, pool: ThreadPoolExecutor, job: _Job, pixels: _Pixels, flip: bool) -> list[Future[list[int]]]:
@@ -152,11 +160,16 @@ class Stream:
         return lost
 
     def _finish(self, job: _Job, pixels: _Pixels, chunks: list[Future[list[int]]]) -> Batch | None:
-        """Wait for the chunks of a batch and return it on the device; None if it is scored and empty."""
+        """Wait for the chunks of a batch and return the batch on the device.
+
+        Return None for a scored batch without a readable image.
+        """
         lost = [row for chunk in chunks for row in chunk.result()]
         index, n = np.delete(job.index, lost), len(job.index) - len(lost)
         if not n and job.seeds is not None:
-            raise UserError(f"`batch_size`: none of a batch's {len(lost)} images can be read; accepted: a larger one")
+            raise UserError(
+                f"`batch_size`: none of a batch's {len(lost)} images can be read; accepted: a larger batch size"
+            )
         if not n:
             return None
         if lost:
@@ -169,7 +182,7 @@ class Stream:
         if self.device.type == "cpu":
             floats = self._floats.take((len(pixels.bytes), self.size, 3 * self.size))[: len(x)].copy_(x)
         else:
-            # Bytes cross the bus, not floats: a quarter of the traffic.
+            # Copy bytes instead of floats to the device: a quarter of the traffic.
             floats = x.to(self.device, non_blocking=self.device.type == "cuda").to(torch.float32)
             if self.device.type == "cuda":
                 pixels.read = torch.cuda.Event()
@@ -182,22 +195,23 @@ class Stream:
 
 
 class _Floats:
-    """A ring of up to `KEPT` float buffers on the CPU, because fresh pages cost more than the normalisation.
+    """Up to `KEPT` reused float buffers on the CPU. Page faults of fresh memory would cost more than the normalisation.
 
-    Each loan is a new numpy view, which the tensor's storage owns. The storage lives as long as any tensor, view or
-    autograd graph that shares it. So a dead weak reference to the numpy view says that the buffer is free.
+    `take` makes a new numpy view of a buffer, and the storage of the returned tensor owns the view. The storage lives
+    as long as any tensor, view or autograd graph shares it. So a dead weak reference to the view means that the buffer
+    is free.
     """
 
     def __init__(self) -> None:
         self._lent: list[tuple[np.ndarray, weakref.ref[np.ndarray]]] = []
 
     def take(self, shape: tuple[int, ...]) -> Tensor:
-        """Return a float32 tensor of this shape with any content, whose memory nothing else uses."""
+        """Return an uninitialised float32 tensor of this shape, whose memory nothing else uses."""
         self._lent = [(buffer, loan) for buffer, loan in self._lent if buffer.shape == shape]
         free = next((i for i, (_, loan) in enumerate(self._lent) if loan() is None), None)
-        # Allocated by torch, whose alignment suits vector instructions; numpy's allocator promises 16 bytes only.
+        # Let torch allocate the buffer: its alignment suits vector instructions. numpy guarantees only 16 bytes.
         buffer = torch.empty(shape, dtype=torch.float32).numpy() if free is None else self._lent.pop(free)[0]
         view = buffer[:]
-        if len(self._lent) < KEPT:  # with all buffers in use, this one is freed with its batch
+        if len(self._lent) < KEPT:  # else this extra buffer is freed with its batch
             self._lent.append((buffer, weakref.ref(view)))
         return torch.from_numpy(view)

@@ -1,8 +1,8 @@
-"""Train the weights that a space's networks share, and score members with them.
+"""Train a supernet, whose weights the networks of a search space (its members) share, and score members with it.
 
-A step trains four members (the sandwich rule of arXiv 1903.05134): the largest on the labels; the smallest and two
-random ones on the labels and on the largest one's outputs (in-place distillation). This room knows no spaces: the
-caller says which members there are.
+A step trains four members (the sandwich rule of arXiv 1903.05134). The largest member learns from the labels. The
+smallest member and two random members learn from the labels and from the outputs of the largest member (in-place
+distillation). The package `trainers` does not import search spaces: the caller supplies the members (`Members`).
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from trainers.tasks.classification import CLASSIFICATION
 from trainers.tasks.task import Scores, Task
 from trainers.train import Trainer
 
-RANDOM_MEMBERS = 2  # of a step, besides the largest and the smallest
-# Share of the largest member's outputs in a smaller member's loss. The labels keep the rest: early in a training the
-# largest member has learned little that the others could learn from it.
+RANDOM_MEMBERS = 2  # random members of a step, besides the largest and the smallest
+# Share of the distillation in a smaller member's loss. The loss on the labels keeps the rest, because the largest
+# member's outputs teach little early in a training.
 DISTILLED = 0.5
-MAX_GRADIENT = 5.0  # norm to which a step's gradients are clipped: the gradients of four members add up
-CALIBRATION_IMAGES, CALIBRATION_BATCH = 1024, 256
+MAX_GRADIENT = 5.0  # largest norm of a step's gradients, which are clipped because those of four members add up
+CALIBRATION_IMAGES, CALIBRATION_BATCH = 1024, 256  # images in all and per batch, for a member's batch-norm statistics
 
 
 @dataclass(frozen=True, slots=True)
 class Members:
-    """The networks that share the weights. `sample` draws one of them."""
+    """The members of a supernet. `sample` draws a random member."""
 
     largest: Arch
     smallest: Arch
@@ -45,9 +45,9 @@ class Members:
 
 
 class SupernetTrainer(Trainer):
-    """Training of shared weights, an epoch at a time. An epoch's scores are those of the largest member."""
+    """The training of a supernet, one epoch at a time. An epoch's scores are the scores of the largest member."""
 
-    partial = True  # weights that no member of the step has get no gradient
+    partial = True  # a step gives no gradient to weights outside its members
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class SupernetTrainer(Trainer):
 
     def step_members(self, step: int) -> list[Arch]:
         """Return the members that a step trains, the largest first."""
-        # From the seed and the step alone: all processes train the same members, and so does a resumed training.
+        # Draw from the seed and the step alone, so that all processes and a resumed training train the same members.
         rng = random.Random(f"{self.config.seed} {step}")
         drawn = [self.members.sample(rng) for _ in range(RANDOM_MEMBERS)]
         return [self.members.largest, self.members.smallest, *drawn]
@@ -75,14 +75,15 @@ class SupernetTrainer(Trainer):
         x, targets = self.task.targets(x, y, self.head_size, self.config, step)
         teacher = self._outputs(x, largest)
         loss = self.task.loss(teacher, targets, self.config)
-        # A backward pass after each member: the activations of one member at a time are in memory, gradients add up.
+        # Run the backward pass after each member, so that memory holds the activations of one member at a time. The
+        # gradients add up.
         (loss * weight).backward()
-        teacher = teacher.detach()  # else the smaller members would pull the largest one towards their own outputs
+        teacher = teacher.detach()  # otherwise the smaller members would pull it towards their own outputs
         for arch in others:
             outputs = self._outputs(x, arch)
             by_label = self.task.loss(outputs, targets, self.config)
             (weight * (DISTILLED * self.task.distilled(outputs, teacher) + (1 - DISTILLED) * by_label)).backward()
-        # The norm varies from step to step with the members drawn; one large step would upset all of them.
+        # The norm varies from step to step with the drawn members. A single large step would harm all members.
         nn.utils.clip_grad_norm_(self.model.parameters(), MAX_GRADIENT)
         return loss.detach()
 
@@ -95,10 +96,10 @@ class SupernetTrainer(Trainer):
 
 
 class Scorer:
-    """Scores members of a supernet by its weights. A score does not depend on the members scored before.
+    """Scores members with the weights of a supernet. A score does not depend on the members scored before.
 
-    A member gets batch-norm statistics of its own from the same `CALIBRATION_IMAGES` training images, drawn by the
-    seed. Its score is then taken on the validation split.
+    Each member first gets its own batch-norm statistics from `CALIBRATION_IMAGES` training images. The seed draws
+    these images once for all members. The member is then scored on the validation split.
     """
 
     def __init__(self, model: ElasticRes2Net, data: Data, config: Config, task: Task = CLASSIFICATION) -> None:
@@ -115,7 +116,7 @@ class Scorer:
         return evaluate(self.member(arch), self.val_images, self.bf16, task=self.task)
 
     def member(self, arch: Arch) -> nn.Module:
-        """Return the member as an ordinary network with batch-norm statistics of its own, in eval mode."""
+        """Return the member as an ordinary network in eval mode, with its own batch-norm statistics."""
         model = placed(self.model.extract(arch), self.device)
         calibrate(model, (x for x, _ in self.calibration_images.batches(CALIBRATION_BATCH)), self.bf16)
         return model
@@ -123,15 +124,16 @@ class Scorer:
 
 @torch.no_grad()
 def calibrate(model: nn.Module, batches: Iterable[Tensor], bf16: bool = False) -> None:
-    """Set batch-norm statistics to their mean over the batches, with equal weights. Leaves the model in eval mode.
+    """Set batch-norm statistics to their mean over the batches, with equal weights. Leave the model in eval mode.
 
-    The statistics of shared weights mix all members. A slice's own activations have another mean and variance.
+    Statistics of the whole supernet would mix all members, but each member's activations have another mean and
+    variance.
     """
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     momenta = [m.momentum for m in norms]
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # PyTorch then takes the cumulative mean, in which no batch counts more than another
+        norm.momentum = None  # makes PyTorch compute the cumulative mean, in which all batches count equally
     model.train()
     for x in batches:
         with autocast(x.device, bf16):

@@ -1,7 +1,11 @@
-"""Train one network, an epoch at a time, and score it on the validation split.
+"""Train one network, one epoch at a time, and score it on the validation split.
 
-What makes the step loop fast: images stay on the device as uint8, channels last; a batch is cropped, flipped and
-normalised as one tensor; bf16 where the hardware multiplies it faster; no step waits for the device.
+The step loop is fast for four reasons:
+
+- Images in memory stay on the device as channels-last uint8.
+- A batch is cropped, flipped and normalised as one tensor.
+- The network computes in bf16 where the hardware multiplies it faster.
+- No step waits for the device.
 """
 
 from __future__ import annotations
@@ -34,7 +38,11 @@ class TrainingFailed(RuntimeError):
 class Epoch:
     """The results of one epoch.
 
-    epoch: counts from 1. val: scores on the validation split, NaN without one. seconds: of training, without scoring.
+    epoch: number of the epoch, from 1.
+    train_loss: mean loss over the training images.
+    val: scores on the validation split; NaN without a validation split.
+    images_per_second: speed of training, without scoring.
+    seconds: time of training, without scoring.
     """
 
     epoch: int
@@ -50,13 +58,13 @@ class Epoch:
 
     @property
     def val_top1(self) -> float:
-        """The accuracy on the validation split in %, of a classification."""
+        """The top-1 accuracy on the validation split in %. Only the task of classification has it."""
         return self.val.top1
 
     def row(self) -> dict[str, float]:
-        """Return the epoch as a row of `log.csv`: names and numbers, flat."""
+        """Return the epoch as a row of `log.csv`: a flat mapping from names to numbers."""
         score, *others = [(f"val_{name}", value) for name, value in self.val._asdict().items() if name != "loss"]
-        # The order of earlier versions' logs: a reader may know columns by their position.
+        # Keep the column order of earlier versions: readers of a log may find columns by position.
         return {
             "epoch": self.epoch,
             "train_loss": self.train_loss,
@@ -69,17 +77,19 @@ class Epoch:
 
     @classmethod
     def from_row(cls, row: Mapping[str, float], task: Task) -> Epoch:
-        """Return the epoch of a row that `row` wrote. A metric that the row lacks is NaN."""
+        """Return the epoch of a row that `row` returned. Metrics missing from the row are NaN."""
         names = ("loss", *(metric.name for metric in task.metrics))
         val = task.scores(*(row.get(f"val_{name}", math.nan) for name in names))
         return cls(int(row["epoch"]), row["train_loss"], val, row["images_per_second"], row["seconds"])
 
 
 class Trainer:
-    """One network's training, an epoch at a time. Its state can be saved between epochs and restored exactly.
+    """The training of one network, one epoch at a time. Its state can be saved between epochs and restored exactly.
 
-    group: the processes that train the network together, each with its share of every batch. compiled: whether to use
-    `torch.compile`. workers: threads that decode image files. on_step, if set, is called before each step.
+    group: the processes that train the network together, each with its share of every batch.
+    compiled: whether to use `torch.compile`.
+    workers: threads that decode image files; one per core if None.
+    on_step: attribute; a function called before each step.
     """
 
     partial = False  # whether a step may leave weights without a gradient
@@ -100,7 +110,7 @@ class Trainer:
         self.model = placed(model, self.device)
         self.train_images = source(data.train, data, self.device, config.crop_padding, workers)
         self.val_images = source(data.val, data, self.device, workers=workers)
-        # Order, crops and flips come from this generator alone, so that its state is all that a checkpoint needs.
+        # Draw order, crops and flips from this generator alone, so that a checkpoint needs no other random state.
         self.rng = torch.Generator(self.device).manual_seed(config.seed)
         self.optimizer = torch.optim.SGD(
             self._param_groups(),
@@ -108,25 +118,25 @@ class Trainer:
             momentum=config.momentum,
             nesterov=config.nesterov and config.momentum > 0,
             weight_decay=config.weight_decay,
-            # One kernel for all weights. It takes momentum buffers of all weights or of none, so it cannot serve a
-            # supernet: a weight that no member has used yet has no buffer.
+            # The fused kernel updates all weights at once. It requires momentum buffers for all weights or for none. So
+            # it cannot train a supernet: weights that no member has used yet have no buffer.
             fused=not self.partial,
         )
         self.ema = Ema(self.model, config.ema) if config.ema else None
         self.net: Callable[..., Any] = group.wrap(self.model, self.device, self.partial)
         if compiled:
-            # As CUDA graphs: launching a small network's kernels takes longer than the kernels do.
+            # Use CUDA graphs: launching a small network's kernels takes longer than running them.
             mode = "reduce-overhead" if self.device.type == "cuda" else "default"
             self.net = torch.compile(self.net, mode=mode)
-        # A short last batch joins the batch before it if it would leave a process without an image, or with a single
-        # image: a batch norm on 1 x 1 maps cannot normalise one value.
+        # A short last batch joins the batch before it in two cases: if a process would get no image, or if the batch
+        # has a single image. A batch norm on 1 x 1 maps cannot normalise one value.
         spare = max(1, group.world - 1)
         self.steps_per_epoch = max(1, -(-(len(self.train_images) - spare) // config.batch_size))
         self.done_epochs = 0
         self.on_step: Callable[[], None] = lambda: None  # for a progress bar
 
     def _param_groups(self) -> list[dict[str, Any]]:
-        """Return the weights as groups of the optimizer: those with weight decay, then those without."""
+        """Return the optimizer's groups of weights: weights with weight decay, then weights without it."""
         weights = list(self.model.parameters())
         if self.config.decay_norms:
             return [{"params": weights}]
@@ -137,17 +147,17 @@ class Trainer:
 
     @property
     def scored(self) -> nn.Module:
-        """The network to score and to keep: the averaged one if the recipe has `ema`, else the trained one."""
+        """The network to score and to keep: the averaged network if the recipe has `ema`, else the trained network."""
         return self.model if self.ema is None else self.ema.model
 
     def epoch(self) -> Epoch:
         """Train one epoch and score it.
 
-        Raises `TrainingFailed` if a loss is not finite, or after the last epoch a weight.
+        Raise `TrainingFailed` if a loss is not finite. After the last epoch, also check that the weights are finite.
         """
         assert self.done_epochs < self.config.epochs, "the schedule has no further epoch"
         start = time.perf_counter()
-        loss = self._train_epoch()  # a number on the host, so the clock stops after the device's last step
+        loss = self._train_epoch()  # waits for the device's last step, so `seconds` includes it
         seconds = time.perf_counter() - start
         self.done_epochs += 1
         self._check("training", loss)
@@ -165,7 +175,7 @@ class Trainer:
     def _check_weights(self) -> None:
         """Raise `TrainingFailed` for a weight that is not finite.
 
-        The losses do not show it: a batch norm of infinite variance puts out zeros, and zeros have a finite loss.
+        The losses may not show such a weight: a batch norm with infinite variance outputs zeros, whose loss is finite.
         """
         for name, tensor in self.model.state_dict().items():
             if not torch.isfinite(tensor).all():
@@ -176,10 +186,11 @@ class Trainer:
         self.model.train()
         parts, first = self._parts(), self.done_epochs * self.steps_per_epoch
         batches = self.train_images.epoch(self.rng, parts, self.group.shard, self.config.flip)
-        # The loss is summed on the device. Reading it at each step would let the device run out of queued work.
+        # Sum the loss on the device. Reading the loss at each step would let the device run out of queued work.
         total = torch.zeros(2, device=self.device)
         for step, ((x, y), part) in enumerate(zip(batches, parts, strict=True), first):
-            # DDP averages gradients over processes as if their shares were equal; they may differ by one image.
+            # DDP averages gradients as if all processes had equal shares of the batch. The shares may differ by one
+            # image, so weight each loss by the size of its share.
             weight = len(y) * self.group.world / (part.stop - part.start)
             loss = self._step(x, y, step, weight)
             total += torch.stack([loss * len(y), torch.full_like(loss, len(y))])
@@ -219,7 +230,7 @@ class Trainer:
         return evaluate(self.scored, self.val_images, self.bf16, self.group, self.task)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state from which `load_state_dict` continues exactly. It loads with `weights_only=True`."""
+        """Return the state that `load_state_dict` restores exactly. `torch.load` reads it with `weights_only=True`."""
         return {
             "model": self.model.state_dict(),
             "ema": None if self.ema is None else self.ema.model.state_dict(),
@@ -229,19 +240,19 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a `state_dict` of a trainer with the same network, data and config."""
+        """Restore the `state_dict` of a trainer with the same network, data and config."""
         self.model.load_state_dict(state["model"])
         if self.ema is not None:
             self.ema.model.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.rng.set_state(state["rng"].cpu())  # also a CUDA generator takes its state from the host
+        self.rng.set_state(state["rng"].cpu())  # even a CUDA generator takes its state from the host
         self.done_epochs = state["done_epochs"]
 
 
 def train(
     model: nn.Module, data: Data, config: Config, on_epoch: Callable[[Epoch], bool | None] | None = None
 ) -> list[Epoch]:
-    """Train `model` in place and return its epochs. `on_epoch` gets each epoch; False from it stops the training."""
+    """Train `model` in place and return its epochs. on_epoch: called after each epoch; False stops the training."""
     trainer = Trainer(model, data, config)
     epochs = []
     for _ in range(config.epochs):

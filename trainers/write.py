@@ -1,4 +1,4 @@
-"""The model folder of a training: network, `training.json`, model card and log."""
+"""Write the model folder of a training: network, `training.json`, model card and log."""
 
 from __future__ import annotations
 
@@ -26,9 +26,13 @@ from trainers.train import Epoch
 def training_of(
     source: str, recipe: str, run: Run, epochs: Sequence[Epoch], test: Scores, processes: int, task: Task
 ) -> dict[str, Any]:
-    """Return the content of `training.json`: scores, cost, how the network was trained, how images are normalised.
+    """Return the content of `training.json`: scores, cost, settings of the training, normalisation of images.
 
-    source: the name or the path that the training started from. recipe: its name or file.
+    source: the name or the path of the initial network.
+    recipe: the recipe's name or file.
+    run: architecture, settings and data.
+    test: scores on the test split.
+    processes: number of processes that trained the network together.
     """
     data, names = run.data, [m.name for m in task.metrics]
     val = epochs[-1].val if len(data.val) else None
@@ -57,7 +61,7 @@ def training_of(
 
 
 def card(arch: BaseArch, training: dict[str, Any], test_images: int, task: Task) -> str:
-    """Return the model card of a trained network. training: the content of `training.json`."""
+    """Return the model card of a trained network as Markdown. training: the content of `training.json`."""
     config, data, (score, *others) = training["config"], training["data"], task.metrics
     val = training[f"val_{score.name}"]
     validated = f"{val:.2f} {score.unit} ({data['val_images']:,} images)" if val is not None else None
@@ -80,7 +84,7 @@ def card(arch: BaseArch, training: dict[str, Any], test_images: int, task: Task)
 
 
 def write(model: nn.Module, arch: BaseArch, training: dict[str, Any], test_images: int, task: Task, out: Path) -> None:
-    """Write the model folder with the training's log, as a whole or not at all. It replaces the checkpoint."""
+    """Write the model folder with the training's log atomically. It replaces the folder with the checkpoint."""
     weights = weights_bytes(model)
 
     def fill(temporary: Path) -> None:
@@ -88,7 +92,8 @@ def write(model: nn.Module, arch: BaseArch, training: dict[str, Any], test_image
         write_atomic(temporary / WEIGHTS_FILE, weights)
         write_atomic(temporary / TRAINING_FILE, json.dumps(training, indent=2) + "\n")
         write_atomic(temporary / CARD_FILE, card(arch, training, test_images, task))
-        # Copied, not moved: until the new folder has its name, a crash must leave a folder that can be resumed.
+        # Copy the log instead of moving it: until the new folder has its name, a crash must leave a training that can
+        # resume.
         shutil.copy(out / LOG_FILE, temporary)
         shutil.copytree(out / BOARD_FOLDER, temporary / BOARD_FOLDER)
 

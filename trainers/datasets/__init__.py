@@ -1,7 +1,7 @@
-"""Data sets: training images, a validation split cut from them by seed, and the test split behind its own door.
+"""Data sets: training images, a validation split cut from them by seed, and a separate test split.
 
-`load` returns what a search may see, `load_test` the test split. Both take a registered name (`names()`) or the import
-path of a class of your own (`my_package:MyData`, see `DataSet`).
+`load` returns the training and validation splits, which a search may see. `load_test` returns the test split. Both take
+a registered name (see `names`) or the import path of your own class (`my_package:MyData`, see `DataSet`).
 """
 
 from trainers.datasets.base import Data, DataSet, Files, Split

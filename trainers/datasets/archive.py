@@ -1,4 +1,4 @@
-"""Fetch an official archive: its size and MD5 checked, unpacked beside its final place, put there by one rename."""
+"""Fetch an official archive: check its size and MD5, unpack it beside its final place, and rename it into place."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TIMEOUT = 60  # seconds without an answer
 
 @dataclass(frozen=True, slots=True)
 class Archive:
-    """A .tar.gz file as its publisher lists it."""
+    """A .tar.gz file, with the size and the MD5 that its publisher lists."""
 
     url: str
     size: int  # bytes
@@ -28,13 +28,14 @@ class Archive:
 
 
 def fetch(archive: Archive, folder: Path, check: Callable[[Path], None]) -> None:
-    """Download the archive and unpack the folder of the name `folder.name` from it to `folder`.
+    """Download the archive and unpack its folder `folder.name` to `folder`.
 
-    check: raises for a folder that is not whole. `UserError` for a failed download, which leaves nothing behind.
+    check: called with the unpacked folder; raises if the folder is incomplete. A failed download raises `UserError` and
+    leaves nothing behind.
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        # Beside the final place, so that the last step is a rename within one file system: it is atomic.
+        # Unpack beside the final place, so that the last step is an atomic rename within one file system.
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
             path = Path(temporary) / "archive"
             _download(archive, path)
@@ -50,7 +51,7 @@ def fetch(archive: Archive, folder: Path, check: Callable[[Path], None]) -> None
 
 
 def _download(archive: Archive, to: Path) -> None:
-    """Write the bytes of the archive to a file; `UserError` for another size or MD5 than the publisher's."""
+    """Write the bytes of the archive to a file. Raise `UserError` if size or MD5 differ from the publisher's."""
     digest = hashlib.md5(usedforsecurity=False)
     size = 0
     with urllib.request.urlopen(archive.url, timeout=TIMEOUT) as source, to.open("wb") as sink:

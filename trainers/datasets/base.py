@@ -1,4 +1,4 @@
-"""The values that data sets give (`Split`, `Files`, `Data`) and the class that every data set derives from."""
+"""The types of a data set's images (`Split`, `Files`, `Data`), and `DataSet`, the base class of every data set."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from res2net.errors import UserError
 
 MIN_SIZE = 8  # pixels along a side; smaller images leave nothing after the strides of a network
-IMAGENET_SIZE = 128  # pixels along a side; from this size on, the search base `imagenet` suits
+IMAGENET_SIZE = 128  # pixels along a side; least size for the search base `imagenet`
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,7 +42,7 @@ class Split:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Files:
-    """Image files and their class numbers; a training may decode them as it reads them."""
+    """Image files and their class numbers. A training may decode them on demand."""
 
     root: Path
     paths: tuple[str, ...]  # relative to `root`, sorted
@@ -70,8 +70,8 @@ class Data:
     classes: tuple[str, ...]
     train: Split | Files
     val: Split | Files  # empty with a validation fraction of 0
-    mean: tuple[float, ...]  # per channel, of the training images, in 0..1; ImageNet's for `Files`
-    std: tuple[float, ...]
+    mean: tuple[float, ...]  # of each channel of the training images, in 0..1; ImageNet's for `Files`
+    std: tuple[float, ...]  # in the same units
 
     @property
     def num_classes(self) -> int:
@@ -103,11 +103,11 @@ class Data:
 
 @dataclass(frozen=True, slots=True)
 class DataSet(ABC):
-    """A data set: its images, its classes, and the defaults that suit it.
+    """A data set: its images, its classes, and defaults for its use.
 
-    To add a data set, derive from this class, set `name`, and write `classes`, `train` and `test`. The options of the
-    user are `self.data_dir` and `self.image_size`. A class in a module of your own needs no registration:
-    `--data my_package.my_module:MyData` finds it.
+    To add a data set, derive from this class, set `name`, and write `classes`, `train` and `test`. The user's options
+    are in `self.data_dir` and `self.image_size`. A class in your own module needs no registration: select it by
+    `--data my_package.my_module:MyData`.
     """
 
     name: ClassVar[str]  # appears in reports and in the names of run folders
@@ -117,7 +117,7 @@ class DataSet(ABC):
 
     data_dir: str | Path | None = None
     image_size: int | None = None  # pixels along a side; None for the data set's own size
-    trained_classes: tuple[str, ...] | None = None  # of a network to be scored; the test split must have the same
+    trained_classes: tuple[str, ...] | None = None  # classes of a network to score; the test split must match
 
     def __post_init__(self) -> None:
         if self.image_size is not None:
@@ -129,24 +129,24 @@ class DataSet(ABC):
 
     @abstractmethod
     def train(self) -> Split | Files:
-        """Return all training images; `load` cuts the validation split from them."""
+        """Return all training images. `load` cuts the validation split from them."""
 
     @abstractmethod
     def test(self) -> Split | Files:
         """Return the test images."""
 
     def download(self) -> None:
-        """Fetch the files into `data_dir`, unless they are there; `UserError` if the data set cannot be fetched."""
+        """Fetch the files into `data_dir` unless they exist. Raise `UserError` if they cannot be fetched."""
         raise UserError(f"`download`: {self.name} cannot be downloaded; accepted: `data_dir` with its files")
 
     @classmethod
     def base(cls, image_size: int | None) -> str:
-        """Return the search base (`space.BASES`) that suits images of this size; None for an unknown size."""
+        """Return the search base (a key of `space.BASES`) for images of this size. image_size: None if unknown."""
         return "imagenet" if (image_size or 0) >= IMAGENET_SIZE else "cifar"
 
     @classmethod
     def check_image_size(cls, image_size: int) -> None:
-        """Raise `UserError` if the data set cannot give images of this size."""
+        """Raise `UserError` if the data set cannot provide images of this size."""
         if not cls.resizable:
             raise UserError(
                 f"`image_size`: {image_size}, but {cls.name} has a size of its own; accepted: with `data` folder"

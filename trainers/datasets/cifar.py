@@ -40,7 +40,7 @@ Arrays = tuple[np.ndarray, np.ndarray]  # images uint8 [N, 3072], class numbers 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The folder of one official archive, and the files of each part in it."""
+    """The folder of one official archive, and the names of its training and test files."""
 
     folder: str
     train: tuple[str, ...]
@@ -48,35 +48,35 @@ class Layout:
     pickled: bool
 
     def files(self, part: Part) -> tuple[str, ...]:
-        """Return the names of the files of a part."""
+        """Return the names of the training or test files."""
         return self.train if part == "train" else self.test
 
 
 class Cifar(DataSet):
-    """The two data sets have the same files, which differ in the numbers below."""
+    """The reader of CIFAR-10 and CIFAR-100, whose files differ only in the values below."""
 
     class_names: ClassVar[tuple[str, ...]]
-    label_bytes: ClassVar[int]  # before each image in the binary layout; the last one is the class
-    label_key: ClassVar[str]  # of the class numbers in the pickled layout
+    label_bytes: ClassVar[int]  # label bytes before each image in the binary layout; the last byte is the class
+    label_key: ClassVar[str]  # key of the class numbers in the pickled layout
     train_records: ClassVar[int]  # images in each training file
     test_records: ClassVar[int]  # images in the test file
     layouts: ClassVar[tuple[Layout, ...]]  # in order of preference: the binary layout needs no unpickling
-    archive: ClassVar[Archive]  # of the first layout
+    archive: ClassVar[Archive]  # the archive of the first layout
 
     def classes(self) -> tuple[str, ...]:
-        """Return the class names; CIFAR-100's are the fine ones."""
+        """Return the class names. CIFAR-100 has fine and coarse classes: return the fine classes."""
         return self.class_names
 
     def train(self) -> Split:
-        """Return the training images; the test file is not opened."""
+        """Return the training images without opening the test file."""
         return self._read("train")
 
     def test(self) -> Split:
-        """Return the test images; the training files are not opened."""
+        """Return the test images without opening the training files."""
         return self._read("test")
 
     def download(self) -> None:
-        """Fetch the binary archive into `data_dir`, unless it is there and whole."""
+        """Fetch the binary archive into `data_dir`. If its folder exists, only check that the files are complete."""
         folder = self._root() / self.layouts[0].folder
         if folder.exists():
             self._check_sizes(folder)
@@ -96,7 +96,7 @@ class Cifar(DataSet):
         return Split(images.reshape(-1, *SHAPE), labels)
 
     def _records(self, part: Part) -> int:
-        """Return the number of images in each file of a part."""
+        """Return the number of images in each training or test file."""
         return self.train_records if part == "train" else self.test_records
 
     def _root(self) -> Path:
@@ -111,23 +111,23 @@ class Cifar(DataSet):
         return " or ".join(layout.folder for layout in self.layouts)
 
     def _find(self) -> tuple[Layout, Path]:
-        """Return the first layout in `data_dir`, and its folder; `data_dir` may be that folder itself."""
+        """Return the first layout found in `data_dir`, and its folder. `data_dir` may be this folder itself."""
         root = self._root()
         for layout in self.layouts:
             if (root / layout.folder).is_dir():
                 return layout, root / layout.folder
         for layout in self.layouts:
-            # By a file as well as by name: the folder may be renamed, or be a link.
+            # Recognise the folder by a file as well as by its name: it may be renamed, or be a link.
             if root.is_dir() and (root.name == layout.folder or (root / layout.train[0]).is_file()):
                 return layout, root
-        state = "holds no" if root.is_dir() else "is no folder; looked in it for"
+        state = "holds no" if root.is_dir() else "is no folder; it should hold"
         raise UserError(
             f"`data_dir`: {root} {state} {self._folders()}; "
-            f"accepted: the folder that holds one of them, or that folder itself (`download` fetches the first)"
+            f"accepted: a folder that holds one of these folders, or one of them (`download` fetches the first)"
         )
 
     def _check_sizes(self, folder: Path) -> None:
-        """Raise `UserError` unless every file of the binary layout is there and whole."""
+        """Raise `UserError` unless every file of the binary layout exists in full size."""
         for part in ("train", "test"):
             for name in self.layouts[0].files(part):
                 self._check_size(folder / name, self._records(part))
@@ -148,7 +148,7 @@ class Cifar(DataSet):
             )
 
     def _read_binary(self, path: Path, records: int) -> Arrays:
-        """Return the images and class numbers of a file whose records are label bytes, then pixels."""
+        """Return the images and class numbers of a binary file. Each record has label bytes, then pixels."""
         self._check_size(path, records)
         try:
             rows = np.fromfile(path, np.uint8).reshape(records, self.label_bytes + PIXELS)
@@ -167,7 +167,7 @@ class Cifar(DataSet):
             found = loads(path.read_bytes())
         except Forbidden as error:
             raise UserError(
-                f"`data_dir`: {path} asks for {error}; accepted: the official file, which needs only numpy arrays"
+                f"`data_dir`: {path} names {error}; accepted: the official file, which needs only numpy arrays"
             ) from None
         except Exception as error:  # a damaged pickle raises almost anything
             cause = " ".join((str(error) or type(error).__name__).split())
@@ -177,10 +177,10 @@ class Cifar(DataSet):
         return self._checked_record(found, f"`data_dir`: {path}", records)
 
     def _checked_record(self, found: object, where: str, records: int) -> Arrays:
-        """Return `data` and the class numbers of an unpickled dictionary; `UserError` for any other form."""
+        """Return the images and class numbers of an unpickled dictionary. Raise `UserError` for any other form."""
         if not isinstance(found, dict):
             raise UserError(f"{where} holds a {type(found).__name__}; expected a dictionary")
-        # Python 2 wrote the official files, so their strings arrive as bytes; copies by Python 3 have text.
+        # Python 2 wrote the official files, so their strings arrive as bytes. Copies written by Python 3 have text.
         record = {k.decode("latin1") if isinstance(k, bytes) else k: v for k, v in found.items()}
         if missing := {"data", self.label_key} - record.keys():
             raise UserError(f"{where} has keys {sorted(map(str, record))}; expected also {sorted(missing)}")
@@ -193,7 +193,7 @@ class Cifar(DataSet):
             raise UserError(
                 f"{where}: {self.label_key} is a {type(labels).__name__}{size}; expected a list of {records} integers"
             )
-        # Clipped, because a pickled integer of any length must reach the check of labels, not overflow int64.
+        # Clip the labels: a pickled integer may be too large for int64, and it must reach the check of the labels.
         return data.values, np.clip(labels, -1, np.iinfo(np.int64).max).astype(np.int64)
 
 
@@ -220,7 +220,7 @@ class Cifar100(Cifar):
 
     name = "cifar100"
     class_names = CIFAR100_CLASSES
-    label_bytes = 2  # the coarse class, then the fine one
+    label_bytes = 2  # the coarse class, then the fine class
     label_key = "fine_labels"
     train_records = 50_000
     test_records = 10_000

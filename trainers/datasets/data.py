@@ -1,4 +1,4 @@
-"""The splits of a data set: training and validation, cut by seed, and the test split."""
+"""Load the splits of a data set: training and validation, cut by seed, and test."""
 
 from __future__ import annotations
 
@@ -29,10 +29,11 @@ def load(
     """Return the training and validation splits of a data set, cut by `seed`.
 
     name: a registered name, or the import path of a class (see `trainers.datasets.get`).
+    data_dir: folder of the data set's files.
     val_fraction: share of the images for validation; the data set's default if None.
     train_images: how many of the remaining images to keep; all if None.
     image_size: pixels along a side, for data sets of image files; guessed from the files if None.
-    stream: leave image files undecoded, for a training that decodes them as it reads them.
+    stream: leave image files undecoded, for a training that decodes them on demand.
     console: shows the progress of decoding many files.
     """
     if seed < 0:
@@ -52,7 +53,7 @@ def load(
     # Sorted, so that the images of a split keep the order of the files, whatever the seed.
     train, val = pool.take(np.sort(order[cut : cut + kept])), pool.take(np.sort(order[:cut]))
     if stream and isinstance(train, Files):
-        # The statistics of the training images would need all of them decoded: ImageNet's serve photographs.
+        # Computing the mean and std would decode all training images. The values of ImageNet suit photographs.
         return Data(dataset.name, classes, train, val, MEAN, STD)
     train, val = _in_memory(train, console), _in_memory(val, console)
     return Data(dataset.name, classes, train, val, *_mean_std(train.images))
@@ -69,8 +70,9 @@ def load_test(
 
     image_size: pixels along a side, for data sets of image files; guessed from the training images if None.
     stream: leave image files undecoded.
-    classes: the classes of the trained network; those of the training images if None. `UserError` if a data set of
-    image folders has other classes in its test split.
+    classes: the classes of the trained network; if None, the classes of the training images.
+
+    Raise `UserError` if a data set of image folders has other classes in its test split.
     """
     dataset = get(name)(data_dir, image_size, classes)
     part = dataset.test()
@@ -84,7 +86,7 @@ def classes_of(name: str, data_dir: str | Path | None = None) -> tuple[str, ...]
 
 
 def download(name: str, data_dir: str | Path | None) -> None:
-    """Fetch the files of a data set into `data_dir`, unless they are there or none are needed."""
+    """Fetch the files of a data set into `data_dir` unless they exist. A generated data set needs no files."""
     get(name)(data_dir).download()
 
 
@@ -93,7 +95,7 @@ def _in_memory(part: Split | Files, console: Console | None = None) -> Split:
 
 
 def _check(name: str, part: Split | Files, classes: tuple[str, ...]) -> None:
-    """Raise `UserError` for arrays that no training can use, as a class of a user's own may return them."""
+    """Raise `UserError` for unusable arrays, which a user's own data set may return."""
     if len(part) == 0:
         raise UserError(f"`data`: {name} has no images; accepted: at least 1")
     if isinstance(part, Files):
@@ -122,11 +124,11 @@ def _stratified_order(labels: np.ndarray, seed: int) -> np.ndarray:
     """
     shuffled = np.random.default_rng(seed).permutation(len(labels))
     counts = np.unique(labels, return_counts=True)[1]
-    position = np.empty(len(labels))  # of each shuffled image within its class, in 0..1
+    position = np.empty(len(labels))  # relative position of each shuffled image within its class, in 0..1
     by_class = np.split(np.argsort(labels[shuffled], kind="stable"), np.cumsum(counts)[:-1])
     for rows, count in zip(by_class, counts, strict=True):
         position[rows] = (np.arange(count) + 0.5) / count
-    # Stable, so that the shuffle breaks ties between classes of one size, not the class number.
+    # Sort stably, so that the shuffle, not the class number, breaks ties between classes of equal size.
     return shuffled[np.argsort(position, kind="stable")]
 
 

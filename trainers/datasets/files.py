@@ -1,4 +1,4 @@
-"""Image files into memory: decoded by threads, damaged files left out, the memory checked first."""
+"""Load image files into memory: check the free memory, decode in threads, leave damaged files out."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from trainers.meta import cores
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, per channel, in 0..1
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
-MAX_SIZE = 224  # pixels along a side; the guess for larger images
-PROBED = 100  # headers that the guess reads
+MAX_SIZE = 224  # pixels along a side; largest guess
+PROBED = 100  # number of files whose headers the guess reads
 CHUNK = 16  # images that a thread decodes per task: large enough to hide the cost of a task
-SHOWN = 2000  # images; decoding fewer ends before a progress bar can be read
+SHOWN = 2000  # least images for a progress bar; decoding fewer ends before the bar can be read
 
 
 def guess_size(files: Files) -> int:
-    """Return the median of the shorter sides of files spread over all, at most 224; only headers are read."""
+    """Return the median shorter side of evenly spread files, limited to 8..224 pixels. Only headers are read."""
     sides = []
     for i in np.unique(np.linspace(0, len(files) - 1, PROBED).round().astype(int)).tolist():
         try:
@@ -38,24 +38,22 @@ def guess_size(files: Files) -> int:
         except Exception:  # Pillow raises almost anything on a damaged file
             continue
     if not sides:
-        raise UserError(
-            f"`data_dir`: no image of {files.root} that was tried can be read; accepted: {', '.join(SUFFIXES)}"
-        )
+        raise UserError(f"`data_dir`: no sampled image of {files.root} can be read; accepted: {', '.join(SUFFIXES)}")
     return max(MIN_SIZE, min(MAX_SIZE, int(np.median(sides))))
 
 
 class Damaged:
-    """The unreadable files of a split: each is named once on stderr, and too many of them are an error."""
+    """The unreadable files of a data split. Each file is named once on stderr, and too many files raise `UserError`."""
 
     def __init__(self, total: int) -> None:
-        # At most 10 files or one in a thousand, and never all of them.
+        # Accept 10 files or one in a thousand, whichever is more, but never all files.
         self.total, self.limit = total, min(max(10, total // 1000), max(0, total - 1))
         self._names: set[str] = set()
         self._lock = threading.Lock()  # decoding threads report at the same time
         self._error: UserError | None = None
 
     def add(self, path: str, error: Exception) -> None:
-        """Report a file as left out; `UserError` once the limit is passed."""
+        """Report a file as left out. Raise `UserError` once the limit is passed."""
         with self._lock:
             if path not in self._names and self._error is None:
                 self._names.add(path)
@@ -65,7 +63,7 @@ class Damaged:
                 raise self._error
 
     def _report(self, path: str, error: Exception) -> None:
-        # The text of this one names an object in memory, not the file.
+        # The text of an `UnidentifiedImageError` names an object in memory, not the file.
         unknown = isinstance(error, UnidentifiedImageError)
         reason = "no image" if unknown else " ".join((str(error) or type(error).__name__).split())
         print(f"{path}: left out, it cannot be read ({reason})", file=sys.stderr)
@@ -77,9 +75,9 @@ class Damaged:
 
 
 def to_split(files: Files, console: Console | None = None) -> Split:
-    """Decode all files: shorter side resized to `image_size`, the centre square kept, damaged files left out.
+    """Decode all files but damaged ones: resize the shorter side to `image_size` and keep the centre square.
 
-    console: shows a progress bar for many files. `UserError` if the images do not fit into memory.
+    console: shows a progress bar for many files. Raise `UserError` if the images do not fit into memory.
     """
     size = files.image_size
     _check_memory(len(files), size)
@@ -131,7 +129,7 @@ def _check_memory(count: int, size: int) -> None:
 
 
 def _free_memory() -> int | None:
-    """Return the bytes that processes may still allocate: all of the memory on macOS, None on Windows."""
+    """Return the bytes that processes may still allocate: the total memory on macOS, None (unknown) on Windows."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         # "Available" rather than "free": it counts the page cache, which Linux gives up on demand.

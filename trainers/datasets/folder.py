@@ -20,9 +20,9 @@ Part = Literal["train", "val"]
 
 
 class Folder(DataSet):
-    """Your own images. The classes are the names of the folders in `train/`; `val/` is the test split.
+    """A data set of your own images. The folders in `train/` name the classes; `val/` is the test split.
 
-    Images are resized to `image_size` pixels along a side: by default their median shorter side, at most 224.
+    Images are resized to `image_size` pixels along a side. The default is their median shorter side, at most 224.
     """
 
     name = "folder"
@@ -39,7 +39,7 @@ class Folder(DataSet):
         return files if self.image_size else replace(files, image_size=guess_size(files))
 
     def test(self) -> Files:
-        """Return the files below `val/`; `UserError` if their classes differ from those of the training.
+        """Return the files below `val/`. Raise `UserError` if their classes differ from the training classes.
 
         With both `image_size` and `trained_classes` given, `train/` may be absent.
         """
@@ -70,7 +70,7 @@ def _classes(root: Path) -> tuple[str, ...]:
 
 
 def _scan(root: Path, image_size: int) -> Files:
-    """List the images of all classes; no file is opened."""
+    """List the images of all classes without opening a file."""
     classes = _classes(root)
     found = [[f"{name}/{path}" for path in _images(f"{root}/{name}")] for name in classes]
     for name, paths in zip(classes, found, strict=True):
@@ -79,7 +79,7 @@ def _scan(root: Path, image_size: int) -> Files:
                 f"`data_dir`: {root / name} holds no image; accepted: files ending in {', '.join(SUFFIXES)}"
             )
     labels = np.repeat(np.arange(len(classes), dtype=np.int64), [len(paths) for paths in found])
-    # Sorted, because the order of a directory's entries differs between machines and the seed's cut depends on it.
+    # Sort the paths: the order of a directory's entries differs between machines, and the seed's splits depend on it.
     return Files(root, tuple(path for paths in found for path in sorted(paths)), labels, image_size)
 
 
@@ -94,7 +94,7 @@ def _check_same(root: Path, found: tuple[str, ...], expected: tuple[str, ...]) -
 
 
 def _entries(folder: str) -> Iterator[os.DirEntry[str]]:
-    """List a folder without hidden entries (thumbnails, version control)."""
+    """List the entries of a folder, except hidden ones (thumbnails, version control)."""
     try:
         with os.scandir(folder) as entries:
             yield from (e for e in entries if not e.name.startswith("."))
@@ -105,7 +105,7 @@ def _entries(folder: str) -> Iterator[os.DirEntry[str]]:
 def _images(folder: str) -> Iterator[str]:
     """List the images below a folder, as paths relative to it."""
     for entry in _entries(folder):
-        # A link to a folder is not followed: it may lead back to a folder above.
+        # Do not follow a link to a folder: it may lead back to a folder above, and the listing would never end.
         if entry.is_dir(follow_symlinks=False):
             yield from (f"{entry.name}/{path}" for path in _images(entry.path))
         elif entry.name.lower().endswith(SUFFIXES) and entry.is_file():

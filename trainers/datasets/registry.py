@@ -1,4 +1,4 @@
-"""The data sets by name, and those of users' own modules by import path."""
+"""Find data sets: registered ones by name, classes of users' own modules by import path."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def names() -> tuple[str, ...]:
 
 
 def get(name_or_path: str) -> type[DataSet]:
-    """Return the class of a data set: by its name, or by its import path, as in `my_package:MyData`.
+    """Return the class of a data set, given its name or its import path, such as `my_package:MyData`.
 
-    `UserError` for an unknown name, a module that does not import, and a class that is no complete data set.
+    Raise `UserError` for an unknown name, a module that fails to import, or a class that is no complete data set.
     """
     if ":" in name_or_path:
         return _imported(name_or_path)

@@ -8,7 +8,7 @@ import pickletools
 
 import numpy as np
 
-# Opcodes that store into the memo at a place that the file chooses.
+# Opcodes that store a value in the memo (the unpickler's table of values) at an index that the file chooses.
 MEMO_OPCODES = ("PUT", "BINPUT", "LONG_BINPUT")
 
 
@@ -27,7 +27,7 @@ class Array:
 
 
 class _Dtype:
-    """Stand-in for `numpy.dtype`: remembers the type code of its call."""
+    """Stand-in for `numpy.dtype`: keeps the type code that the pickle passes."""
 
     __slots__ = ("code",)
 
@@ -39,21 +39,21 @@ class _Dtype:
 
 
 def _reconstruct(kind: type, *_: object) -> Array:
-    """Stand-in for numpy's `_reconstruct`: return the empty array that `BUILD` then sets a state on."""
+    """Stand-in for numpy's `_reconstruct`: return an empty array, whose state the opcode `BUILD` sets next."""
     if kind is not Array:
         raise ValueError("an array of an unknown kind")
     return Array()
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """Stand-in for `_codecs.encode`: Python 3 writes bytes so in pickles of protocol 2."""
+    """Stand-in for `_codecs.encode`: in pickles of protocol 2, Python 3 writes bytes as a call of this function."""
     if encoding not in ("latin1", b"latin1"):
         raise ValueError(f"encoding {encoding!r}")
     return text.encode("latin1")
 
 
-# A pickle may name any callable of any module. The official files name these only. Each gets a stand-in of ours,
-# because numpy's own loading code trusts the shapes and types in the file.
+# A pickle may name any callable of any module, but the official files of CIFAR name only these. Each callable has a
+# stand-in here, because numpy's own loading code trusts the shapes and types in the file.
 _STAND_INS = {
     ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
     ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
@@ -64,13 +64,13 @@ _STAND_INS = {
 
 
 class Forbidden(ValueError):
-    """The pickle asks for a name that is none of the stand-ins; the text is the name."""
+    """The pickle names a callable without a stand-in. The text is the name."""
 
 
 def loads(content: bytes) -> object:
-    """Return the object of a pickle, its arrays as `Array`; Python 2 strings become bytes.
+    """Return the object of a pickle. Arrays become `Array`, and Python 2 strings become bytes.
 
-    `Forbidden` for a pickle that names any other function or class; any exception for a damaged pickle.
+    Raise `Forbidden` if the pickle names a callable without a stand-in. A damaged pickle may raise any exception.
     """
     _check_memo(content)
     return _Unpickler(io.BytesIO(content), encoding="bytes").load()
@@ -79,9 +79,9 @@ def loads(content: bytes) -> object:
 def _check_memo(content: bytes) -> None:
     """Raise `ValueError` for a memo index that no pickler writes.
 
-    The unpickler allocates memory up to the largest index: a single damaged byte could ask for 64 GiB. A pickler
-    counts the memo upwards, so an index never exceeds the number of opcodes before it. Reading the opcodes also finds
-    lengths beyond the end of the file, before the unpickler allocates memory for them.
+    The unpickler allocates memory up to the largest index, so a single damaged byte could request 64 GiB. A pickler
+    counts memo indices upwards, so an index never exceeds the number of opcodes before it. Reading the opcodes also
+    finds lengths beyond the end of the file, before the unpickler allocates memory for them.
     """
     for count, (opcode, argument, _) in enumerate(pickletools.genops(content)):
         if opcode.name in MEMO_OPCODES and not 0 <= (argument or 0) <= count:

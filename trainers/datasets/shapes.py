@@ -1,4 +1,4 @@
-"""A generated data set: ten shapes, small to large, over clutter. A search needs no download to try it.
+"""A generated data set: ten shapes, small to large, over clutter. It suits a first search, as it needs no download.
 
 Each 32 x 32 image shows one object of 4 to 28 pixels at a random place, angle and colour. Blobs and line pieces around
 it look like parts of an object. Sizes are uniform on a logarithmic scale. No class depends on size, place, colour,
@@ -28,7 +28,7 @@ STRIPES = 0.06  # standard deviation of the amplitude of the background's stripe
 GRAIN = 0.12  # standard deviation of the noise on each pixel
 CHUNK = 64  # images drawn at once: bounds the memory, and keeps the planes of a chunk in the processor's cache
 
-# Number of images and seed. Both are fixed, so that the scores of any two runs are of the same images.
+# Number of images and seed. Both are fixed, so that any two runs are scored on the same images.
 TRAIN_POOL = (10_000, 190401)
 TEST_SET = (2_000, 169)
 
@@ -58,7 +58,7 @@ class Shapes(DataSet):
 
     @classmethod
     def base(cls, image_size: int | None) -> str:
-        """Return `micro`: a CPU trains its networks in seconds."""
+        """Return the search base `micro`, whose networks a CPU trains in seconds."""
         return "micro"
 
 
@@ -69,7 +69,7 @@ def generate(n: int, seed: int) -> Arrays:
     """
     labels = np.random.default_rng([seed, 0]).permutation(np.arange(n, dtype=np.int64) % len(CLASSES))
     images = np.empty((n, 3, SIZE, SIZE), np.uint8)
-    # A generator for each chunk, so that a chunk does not depend on how the chunks before it were drawn.
+    # Use a new generator for each chunk, so that a chunk does not depend on the chunks before it.
     for number, start in enumerate(range(0, n, CHUNK), 1):
         rows = slice(start, start + CHUNK)
         images[rows] = _draw(labels[rows], np.random.default_rng([seed, number]))
@@ -105,7 +105,8 @@ def _interpolation(cells: int) -> np.ndarray:
     return np.maximum(0, 1 - np.abs(at - np.arange(cells)[:, None])).astype(np.float32)
 
 
-STRETCH = [_interpolation(cells) for cells in (2, 4, 9)]  # scales of the noise: gradients, clouds, patches
+# Weights for three scales of noise: gradients, clouds, patches.
+STRETCH = [_interpolation(cells) for cells in (2, 4, 9)]
 PIXELS = np.arange(SIZE, dtype=np.float32) + 0.5  # centres of the pixels along a side
 
 
@@ -116,7 +117,7 @@ def _texture(n: int, rng: np.random.Generator) -> np.ndarray:
         grid = rng.standard_normal((n, 3, len(weights), len(weights)), np.float32) * _uniform(
             rng, 0, CLOUDS, (n, 1, 1, 1)
         )
-        # einsum rather than @: the threads of @ slow each other down when every core runs a trial of its own.
+        # Use einsum, not @: the threads of @ slow each other down when every core runs its own trial.
         canvas += np.einsum("ncip,iq->ncqp", np.einsum("ncij,jp->ncip", grid, weights), weights)
     canvas = canvas.reshape(n, 3, -1)
     across, _ = _rotated(_uniform(rng, 0, SIZE, (2, n)), _uniform(rng, 0, 2 * np.pi, (n,)))
@@ -133,7 +134,7 @@ def _rotated(centre: np.ndarray, angle: np.ndarray) -> tuple[np.ndarray, np.ndar
     """
     x, y = PIXELS - centre[0][:, None], PIXELS - centre[1][:, None]
     cos, sin = np.cos(angle)[:, None], np.sin(angle)[:, None]
-    # Multiply rows and columns apart and add them last: 32 products a side instead of 1024 a plane.
+    # Multiply rows and columns separately and add the products last: 32 products per side, not 1024 per plane.
     u = (y * sin)[:, :, None] + (x * cos)[:, None, :]
     v = (y * cos)[:, :, None] - (x * sin)[:, None, :]
     return u.reshape(len(angle), -1), v.reshape(len(angle), -1)
@@ -142,7 +143,7 @@ def _rotated(centre: np.ndarray, angle: np.ndarray) -> tuple[np.ndarray, np.ndar
 def _line_pieces(n: int, rng: np.random.Generator) -> np.ndarray:
     """Return the cover of one distractor per image, from a blob to a long stroke.
 
-    A stroke is the set of points within `thickness` of a segment of length `2 * half_length`; a short one is a blob.
+    A stroke is the set of points within `thickness` of a segment of length `2 * half_length`. A short stroke is a blob.
     """
     u, v = _rotated(_uniform(rng, 0, SIZE, (2, n)), _uniform(rng, 0, np.pi, (n,)))
     half_length = _log_uniform(rng, 0.5, 7, (n, 1))
@@ -179,8 +180,8 @@ def _contrasting(canvas: np.ndarray, cover: np.ndarray, rng: np.random.Generator
     """Return a random colour [N, 3], brighter than the mean of the pixels under the cover by at least `CONTRAST`."""
     n = len(canvas)
     covered = np.einsum("ncp,np->nc", canvas, cover) / cover.sum(axis=1, keepdims=True)
-    # Take the first of eight candidates that is bright enough. White is the last resort: it always is, because the
-    # brightest background under the brightest distractors leaves a gap of `CONTRAST` to white (a test holds this).
+    # Take the first of eight candidates that is bright enough, or else white. White is always bright enough: the
+    # brightest background under the brightest distractors is darker by at least `CONTRAST` (a test checks this).
     candidates = np.concatenate([_uniform(rng, 0, 1, (n, 8, 3)), np.ones((n, 1, 3), np.float32)], axis=1)
     enough = candidates.mean(axis=2) >= covered.mean(axis=1, keepdims=True) + CONTRAST
     return candidates[np.arange(n), enough.argmax(axis=1)]
@@ -190,9 +191,10 @@ def _length(u: np.ndarray, v: np.ndarray) -> np.ndarray:
     return np.sqrt(u * u + v * v)  # several times faster than np.hypot, whose protection from overflow is not needed
 
 
-# The shapes: signed distance of points (u, v) to the edge, negative inside, for an object within the unit circle.
-# `max` of two distances intersects two shapes, `min` unites them, `abs(d) - t` makes a band of half-width t along an
-# edge, and `abs(u)` mirrors. The results are exact near the edge only, where anti-aliasing reads them.
+# Each shape function returns the signed distance of points (u, v) to the edge of an object, negative inside. The object
+# lies within the unit circle. `max` of two distances intersects two shapes, and `min` unites them. `abs(d) - t` makes a
+# band of half-width t along an edge, and `abs(u)` mirrors. The distances are exact only near the edge, where
+# anti-aliasing reads them.
 
 
 def _disc(u: np.ndarray, v: np.ndarray) -> np.ndarray:

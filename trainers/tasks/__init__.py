@@ -1,4 +1,4 @@
-"""The tasks by name: what is learned from labels, and how it is scored (`trainers.tasks.task.Task`)."""
+"""The tasks by name. A task (`trainers.tasks.task.Task`) defines the targets, the loss and the metrics."""
 
 from __future__ import annotations
 

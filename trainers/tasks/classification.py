@@ -1,4 +1,4 @@
-"""Classification: cross-entropy, top-1 and top-5 accuracy."""
+"""The classification task: cross-entropy, top-1 and top-5 accuracy."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ from trainers.tasks.task import Metric
 
 
 class Scores(NamedTuple):
-    """Mean cross-entropy without label smoothing, and accuracies in %.
+    """The loss and the accuracies in % of a data split.
 
-    top1: images whose likeliest class is the label. top5: images whose five likeliest classes contain the label.
+    loss: mean cross-entropy without label smoothing.
+    top1: share of images whose likeliest class is the label.
+    top5: share of images whose five likeliest classes contain the label.
     """
 
     loss: float
@@ -28,7 +30,7 @@ class Scores(NamedTuple):
 
 
 class Classification:
-    """One class for each image. Outputs are logits `[B, classes]`, labels are class numbers `[B]`."""
+    """The task with one class for each image. Outputs are logits `[B, classes]`, labels are class numbers `[B]`."""
 
     name = "classification"
     metrics = (Metric("top1", "top-1", "%", "accuracy"), Metric("top5", "top-5", "%", "accuracy"))
@@ -39,12 +41,12 @@ class Classification:
         return data.num_classes
 
     def targets(self, x: Tensor, labels: Tensor, size: int, config: Config, step: int) -> tuple[Tensor, Tensor]:
-        """Return the batch and its class numbers, or both blended by mixup or CutMix: targets are then `[B, size]`."""
+        """Return the batch and its targets: class numbers `[B]`, or probabilities `[B, size]` with mixup or CutMix."""
         return mixed(x, labels, size, config, step)
 
     def loss(self, outputs: Tensor, targets: Tensor, config: Config) -> Tensor:
         """Return the mean cross-entropy with the recipe's label smoothing."""
-        # In fp32: bf16 has 8 bits of precision, too few for differences between large logits.
+        # Compute in fp32: bf16 has 8 bits of precision, too few for differences between large logits.
         return F.cross_entropy(outputs.float(), targets, label_smoothing=config.label_smoothing)
 
     def distilled(self, outputs: Tensor, teacher: Tensor) -> Tensor:
@@ -57,14 +59,14 @@ class Classification:
 
 
 class ClassificationMeter:
-    """Sums of the loss, of right answers, and of images."""
+    """The sum of the losses, the numbers of correct top-1 and top-5 predictions, and the number of images."""
 
     def __init__(self, device: torch.device) -> None:
         # One tensor, so that one transfer to the host reads all four sums.
         self.sums = torch.zeros(4, device=device, dtype=sum_dtype(device))
 
     def add(self, outputs: Tensor, labels: Tensor) -> None:
-        """Add logits `[B, classes]` and labels `[B]`. Nothing waits for the device."""
+        """Add a batch of logits `[B, classes]` and labels `[B]` without a wait for the device."""
         logits = outputs.float()
         loss = F.cross_entropy(logits, labels, reduction="sum")
         first = (logits.argmax(1) == labels).sum()
@@ -72,8 +74,8 @@ class ClassificationMeter:
         self.sums += torch.stack([loss, first, five, torch.full_like(loss, len(labels))])
 
     def scores(self, group: Group) -> Scores:
-        """Return the scores over all processes. The one wait for the device is here."""
-        # Sums, not means, are added over processes: their shares may differ by one image.
+        """Return the scores over all processes. Only this method waits for the device."""
+        # Add sums over processes instead of averaging means: the processes' shares may differ by one image.
         loss, top1, top5, n = group.sum(self.sums).tolist()
         return Scores(loss / n, 100 * top1 / n, 100 * top5 / n)
 

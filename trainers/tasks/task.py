@@ -1,4 +1,4 @@
-"""The protocol of a task: from a batch's labels to targets, a loss and the metrics of a split."""
+"""The protocol of a task: the targets and the loss of a batch, and the metrics of a data split."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ from trainers.datasets.data import Data
 from trainers.ddp import Group
 from trainers.recipes import Config
 
-Scores = Any  # a task's named tuple: `loss`, then a value for each metric, in order
+Scores = Any  # a task's named tuple: `loss`, then one value for each metric, in the order of the metrics
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A figure of merit of a split. Larger is better.
+    """A metric of a data split. Larger values are better.
 
-    name: its field in the task's scores, as in `val_top1` of a log. label: its name in tables. unit: as in `%`.
-    quantity: what it measures. TensorBoard draws metrics of one quantity side by side.
+    name: field of the task's scores, such as `top1`. The log adds a prefix: `val_top1`.
+    label: name in tables, such as `top-1`.
+    unit: unit of the values, such as `%`.
+    quantity: measured quantity, such as `accuracy`. TensorBoard groups metrics by it.
     """
 
     name: str
@@ -31,23 +33,23 @@ class Metric:
 
 
 class Meter(Protocol):
-    """Accumulates the loss and the metrics of a split."""
+    """Accumulates the loss and the metrics of a data split."""
 
     def add(self, outputs: Tensor, labels: Tensor) -> None:
-        """Take in one batch. A wait for the device in here would be paid at every batch."""
+        """Add one batch. Avoid a wait for the device here: it would slow down every batch."""
         ...
 
     def scores(self, group: Group) -> Scores:
-        """Return the scores over the batches of all processes. Every process calls it and gets the same scores."""
+        """Return the scores over the batches of all processes. Every process must call it and gets the same scores."""
         ...
 
 
 class Task(Protocol):
-    """What the trainers ask of a task.
+    """The interface between a task and the trainers.
 
-    To add a task, write a class with these members in a module beside this one and put one object of it into
-    `trainers.tasks.TASKS`. A task is stateless: the trainers share one object. The network's outputs and the data
-    set's labels may be of any shape that the task's own methods accept; `len(labels)` is the number of images.
+    To add a task, write a class with these members in a module beside this one. Then put one object of the class into
+    `trainers.tasks.TASKS`. A task is stateless, because all trainers share this object. The network's outputs and the
+    data set's labels may have any shape that the task's methods accept. But `len(labels)` must be the number of images.
     """
 
     @property
@@ -57,32 +59,32 @@ class Task(Protocol):
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
-        """The metrics. The first one is the score by which networks are compared."""
+        """The metrics. The first metric is the score that ranks networks."""
         ...
 
     @property
     def scores(self) -> type[Scores]:
-        """The named tuple of the scores: `loss`, then the names of `metrics`, in their order."""
+        """The named tuple class of the scores. Its fields are `loss` and then the names of `metrics`, in order."""
         ...
 
     def head_size(self, data: Data) -> int:
-        """Return the number of outputs of a network's head for this data set."""
+        """Return the number of outputs that a network's head needs for this data set."""
         ...
 
     def targets(self, x: Tensor, labels: Tensor, size: int, config: Config, step: int) -> tuple[Tensor, Tensor]:
-        """Return a training batch and its targets, after the mixing of images that the recipe asks for.
+        """Return a training batch and its targets, after mixup or CutMix if the recipe has either.
 
-        size: the head's. Random numbers follow from `config.seed` and `step` alone, so that a resumed training draws
-        the same ones.
+        size: number of outputs of the network's head. Draw random numbers from `config.seed` and `step` alone, so that
+        a resumed training draws the same numbers.
         """
         ...
 
     def loss(self, outputs: Tensor, targets: Tensor, config: Config) -> Tensor:
-        """Return the mean training loss of a batch, in fp32 whatever the outputs' type."""
+        """Return the mean training loss of a batch, computed in fp32 for outputs of any type."""
         ...
 
     def distilled(self, outputs: Tensor, teacher: Tensor) -> Tensor:
-        """Return the mean loss of a network's outputs against those of a larger one. teacher: detached."""
+        """Return the mean loss of a network's outputs against a larger network's outputs (`teacher`, detached)."""
         ...
 
     def meter(self, device: torch.device) -> Meter:
@@ -91,10 +93,10 @@ class Task(Protocol):
 
 
 def no_scores(task: Task) -> Scores:
-    """Return the scores of a split without images: NaN for each."""
+    """Return the scores of a data split without images: NaN in every field."""
     return task.scores(*[math.nan] * (1 + len(task.metrics)))
 
 
 def described(task: Task, scores: Scores, width: int = 0) -> str:
-    """Return the metrics as text, as in `top-1 81.20 %  top-5 98.00 %`. width: characters of a number."""
+    """Return the metrics as text, such as `top-1 81.20 %  top-5 98.00 %`. width: least characters for a number."""
     return "  ".join(f"{m.label} {getattr(scores, m.name):{width}.2f} {m.unit}" for m in task.metrics)
