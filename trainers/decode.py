@@ -31,13 +31,13 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-# Random crops are those of torchvision's RandomResizedCrop, with its defaults.
+# Random crops follow torchvision's RandomResizedCrop, with its defaults.
 SCALE = (0.08, 1.0)  # range of the area of a crop, as a share of the image
 RATIO = (3 / 4, 4 / 3)  # range of width by height, uniform in the logarithm
 TRIES = 10  # attempts to draw a crop that fits the image; after them, the centre is taken
-LONGEST = 4  # longest side of a scored image, in shorter sides; the rest is cut off first, to bound the memory
+LONGEST = 4  # largest ratio of a scored image's sides; the rest is cut off before resizing, to bound the memory
 MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # a header may claim any size; Pillow refuses larger images as well
-MAX_BUFFER = 64 * 2**20  # bytes; a thread frees a larger buffer after its image
+MAX_BUFFER = 64 * 2**20  # bytes; a thread does not keep a larger buffer for its next image
 
 
 @dataclass(frozen=True, slots=True)

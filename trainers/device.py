@@ -66,5 +66,5 @@ def sum_dtype(device: torch.device) -> torch.dtype:
 
 def out_of_memory(error: BaseException) -> bool:
     """Return whether the error means that a device or the machine ran out of memory."""
-    texts = ("can't allocate memory", "not enough memory")  # without CPU memory, torch raises a plain RuntimeError
+    texts = ("can't allocate memory", "not enough memory")  # torch's plain RuntimeErrors for CPU memory
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in texts)

@@ -60,7 +60,7 @@ def _commit() -> str | None:
         return done.stdout.strip()
 
     try:
-        git("ls-files", "--error-unmatch", here.name)  # fails if another project's repository holds this file
+        git("ls-files", "--error-unmatch", here.name)  # fails if installed, untracked, in another project
         return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.SubprocessError):
         return None

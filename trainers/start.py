@@ -48,7 +48,7 @@ def build_model(
         return create(fitted), fitted, "weights are initialised"
     model = load(folder)
     if fitted == arch:
-        return model, fitted, f"weights are those of {folder}"
+        return model, fitted, f"weights are loaded from {folder}"
     if fitted.in_channels != arch.in_channels:
         raise UserError(
             f"`arch`: {str(source)!r} has weights for {arch.in_channels} colour channels, {data.name} has "
@@ -58,4 +58,4 @@ def build_model(
     body = {k: v for k, v in model.state_dict().items() if not k.startswith("fc.")}
     new.load_state_dict(body, strict=False)  # the head keeps its initial values
     sizes = f"{arch.num_classes} -> {fitted.num_classes} classes"
-    return new, fitted, f"weights are those of {folder}, except the classifier: {sizes}"
+    return new, fitted, f"weights are loaded from {folder}, except the classifier: {sizes}"

@@ -31,7 +31,7 @@ RANDOM_MEMBERS = 2  # random members of a step, besides the largest and the smal
 # Share of the distillation in a smaller member's loss. The loss on the labels keeps the rest, because the largest
 # member's outputs teach little early in a training.
 DISTILLED = 0.5
-MAX_GRADIENT = 5.0  # largest norm of a step's gradients, which are clipped because those of four members add up
+MAX_GRADIENT = 5.0  # norm to which a step's gradients are clipped, because the gradients of four members add up
 CALIBRATION_IMAGES, CALIBRATION_BATCH = 1024, 256  # images in all and per batch, for a member's batch-norm statistics
 
 
@@ -78,7 +78,7 @@ class SupernetTrainer(Trainer):
         # Run the backward pass after each member, so that memory holds the activations of one member at a time. The
         # gradients add up.
         (loss * weight).backward()
-        teacher = teacher.detach()  # otherwise the smaller members would pull it towards their own outputs
+        teacher = teacher.detach()  # otherwise the smaller members would pull the largest one towards them
         for arch in others:
             outputs = self._outputs(x, arch)
             by_label = self.task.loss(outputs, targets, self.config)

@@ -149,7 +149,7 @@ class DataSet(ABC):
         """Raise `UserError` if the data set cannot provide images of this size."""
         if not cls.resizable:
             raise UserError(
-                f"`image_size`: {image_size}, but {cls.name} has a size of its own; accepted: with `data` folder"
+                f"`image_size`: {image_size}, but {cls.name} has a size of its own; accepted: only with `data` folder"
             )
         if image_size < MIN_SIZE:
             raise UserError(

@@ -31,8 +31,8 @@ def load(
     name: a registered name, or the import path of a class (see `trainers.datasets.get`).
     data_dir: folder of the data set's files.
     val_fraction: share of the images for validation; the data set's default if None.
-    train_images: how many of the remaining images to keep; all if None.
-    image_size: pixels along a side, for data sets of image files; guessed from the files if None.
+    train_images: number of the remaining images to keep for training; all if None.
+    image_size: pixels along a side, for data sets of image files; guessed from the training images if None.
     stream: leave image files undecoded, for a training that decodes them on demand.
     console: shows the progress of decoding many files.
     """
@@ -50,7 +50,7 @@ def load(
     kept = left if train_images is None else train_images
     if not 1 <= kept <= left:
         raise UserError(f"`train_images`: {kept}; accepted: 1 to {left} ({dataset.name} with {cut} validation images)")
-    # Sorted, so that the images of a split keep the order of the files, whatever the seed.
+    # Sort the rows, so that the images of a split keep the order of the files with every seed.
     train, val = pool.take(np.sort(order[cut : cut + kept])), pool.take(np.sort(order[:cut]))
     if stream and isinstance(train, Files):
         # Computing the mean and std would decode all training images. The values of ImageNet suit photographs.

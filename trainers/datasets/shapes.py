@@ -65,7 +65,7 @@ class Shapes(DataSet):
 def generate(n: int, seed: int) -> Arrays:
     """Generate `n` images and their class numbers, with classes as even as `n` allows.
 
-    The same arguments give the same images, whatever the process or the number of threads.
+    The same arguments give the same images, in any process and with any number of threads.
     """
     labels = np.random.default_rng([seed, 0]).permutation(np.arange(n, dtype=np.int64) % len(CLASSES))
     images = np.empty((n, 3, SIZE, SIZE), np.uint8)
