@@ -147,7 +147,7 @@ def norm_tensors(norm: nn.Module, statistics: bool) -> Iterator[tuple[str, Tenso
 
 
 def released(x: Tensor, dim: int, scale: int) -> Tensor:
-    """Return the leading splits along a dimension, reordered from the shared order to the released order."""
+    """Return the first `scale` splits along a dimension, in the released order (see the module's docstring)."""
     x = leading(x, dim, scale)
     if scale <= 2:  # both orders agree on up to two splits: the convolved one comes first
         return x

@@ -6,7 +6,7 @@ import importlib
 
 from res2net.errors import UserError
 
-PATH = "my_package.my_module:NAME"  # the form of an import path, for errors
+PATH = "my_package.my_module:NAME"  # the form of an import path, shown in error messages
 
 
 def load_object(path: str, field: str, accepted: str = PATH) -> object:

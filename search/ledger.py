@@ -1,7 +1,7 @@
 """The ledger of a search, computed from the records of its trials alone, whichever driver ran them.
 
-The driver, tables, plots, `best/`, export and display all ask the ledger for counts, known networks, rungs and THE
-front.
+The driver, tables, plots, `best/`, export and display all ask the ledger for counts, known networks, rungs and the
+one front of the search.
 """
 
 from __future__ import annotations
@@ -139,7 +139,10 @@ class Ledger:
 
     @property
     def front(self) -> list[Record]:
-        """THE front, cheapest first: of trained networks; of estimates only until the first network is trained."""
+        """The front that the whole search shows, cheapest first.
+
+        It holds the trained networks. Until the first network is trained, it holds the estimates.
+        """
         return self._fronts[SCORED] or self._fronts[ESTIMATED]
 
     @property

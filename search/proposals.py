@@ -63,7 +63,10 @@ class Proposals:
                 return accepted
 
     def ask(self) -> Accepted | None:
-        """Ask the study once; return None if the proposal needs no training and its trial was ended."""
+        """Ask the study for one proposal and return it, or None if its network must not run now.
+
+        In that case (it breaks a limit, is known already, or runs in another trial) the proposal's trial is ended here.
+        """
         proposal = self.study.ask()
         accepted = self._screened(proposal)
         if accepted is None:
