@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # One worker a core. A worker that shares a server (Ray, PostgreSQL) keeps all tests of it (tests/conftest.py).
 PYTEST := $(RUN) -m pytest -n auto --dist loadgroup
 # Tests that train: their kernels differ between CPUs with and without AVX-512.
-TRAINING := tests/trainers $(addprefix tests/res2net/test_,elastic.py grow.py model.py optimize.py) \
+TRAINING := tests/trainers tests/res2net/deploy/test_optimize.py $(addprefix tests/res2net/test_,elastic.py model.py) \
 	$(addprefix tests/search/test_,checkpoints.py export.py run_cli.py supernet.py)
 
 .PHONY: search test test-fast test-avx2 lint types clean
@@ -22,7 +22,7 @@ test-fast: $(STAMP)  ## without the slow ones
 	$(PYTEST) -m "not slow"
 
 test-avx2: $(STAMP)  ## the tests that train, with the kernels of a CPU without AVX-512
-	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(PYTEST) $(wildcard $(TRAINING))
+	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(PYTEST) $(TRAINING)
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .
