@@ -147,7 +147,10 @@ def norm_tensors(norm: nn.Module, statistics: bool) -> Iterator[tuple[str, Tenso
 
 
 def released(x: Tensor, dim: int, scale: int) -> Tensor:
-    """Return the first `scale` splits along a dimension, in the released order (see the module's docstring)."""
+    """Take the first `scale` splits of `x`, which is in the shared order; return them in the released order.
+
+    The module's docstring explains both orders.
+    """
     x = leading(x, dim, scale)
     if scale <= 2:  # both orders agree on up to two splits: the convolved one comes first
         return x

@@ -21,7 +21,10 @@ DENSE_CHANNELS = 32  # up to this many channels, a dense bf16 convolution on a C
 
 @lru_cache
 def block_diagonal(c_out: int, c_group: int, groups: int) -> Tensor:
-    """Return a mask `[c_out, c_group * groups, 1, 1]` on the CPU: 1 at the groups' part of a dense kernel, else 0."""
+    """Return a mask `[c_out, c_group * groups, 1, 1]` of a dense kernel, on the CPU.
+
+    It is 1 where the group of an output channel reads the input channel, else 0. c_group: input channels of a group.
+    """
     # Training also reads the cached mask, and it cannot read a tensor that was made in inference mode.
     with torch.inference_mode(False):
         return torch.block_diag(*[torch.ones(c_out // groups, c_group, device="cpu")] * groups)[:, :, None, None]

@@ -282,7 +282,11 @@ class Driver:
 
     @contextlib.contextmanager
     def _own(self, number: int) -> Iterator[None]:
-        """Drop a trial that another driver has taken over, with its result here: its network runs again there."""
+        """Run the block for a trial of this driver.
+
+        If the block raises `TakenOver`, drop the trial and its result: the driver that took it over runs the network
+        again.
+        """
         try:
             yield
         except TakenOver:
@@ -338,7 +342,7 @@ class Driver:
         return out
 
     def _sweep_checkpoints(self) -> None:
-        """Drop the checkpoints that no unended trial or suspect can resume from."""
+        """Keep only the checkpoints of trials that have not ended, and of suspects (`Ledger.suspects`)."""
         needed = [r.number for r in (*self.study.unended(), *self.ledger.suspects.values())]
         self._drop_checkpoints(*set(self.checkpoints).difference(needed, *map(self._earlier, needed)))
 

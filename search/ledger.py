@@ -139,9 +139,9 @@ class Ledger:
 
     @property
     def front(self) -> list[Record]:
-        """The front that the whole search shows, cheapest first.
+        """The front that every report shows, cheapest first.
 
-        It holds the trained networks. Until the first network is trained, it holds the estimates.
+        It is the front of the trained networks, or, while no network is trained, the front of the estimates.
         """
         return self._fronts[SCORED] or self._fronts[ESTIMATED]
 

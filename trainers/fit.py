@@ -104,7 +104,10 @@ class FitConfig:
             raise UserError(f"`workers`: {self.workers}; accepted: at least 1")
 
     def training(self) -> Config:
-        """Return the recipe with the options' changes. Raise `UserError` for an invalid value."""
+        """Return the recipe, with its fields replaced by the options that are given.
+
+        Raise `UserError` for an invalid value.
+        """
         changes = {name: value for name in CHANGES if (value := getattr(self, name)) is not None}
         return recipe(self.recipe, changes)
 

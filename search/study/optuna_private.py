@@ -1,6 +1,7 @@
 """Every use of a private part of Optuna. `tests/search/study/test_optuna_private.py` says what breaks without each.
 
-1. `Study._get_trials`, from which samplers get the trials to learn from: it returns a bounded list of trials here.
+1. `Study._get_trials`: samplers call it for the trials that they learn from. `BoundedStudy` replaces it, so that they
+   see a bounded number of trials.
 """
 
 from __future__ import annotations

@@ -42,11 +42,11 @@ class DlaArch(BaseArch):
         return 2
 
     def unused_projections(self) -> dict[str, tuple[int, int, int]]:
-        """Map the key prefix of each unused projection to its stage's index, its input and its output channels.
+        """Return the projections that released checkpoints contain and this package does not build.
 
-        In the released definitions, every tree whose channels change has a projection. Only trees of two blocks use
-        their projections, so this package builds no others. A prefix covers a 1x1 convolution (`0.weight`) and its
-        batch norm (`1.weight`, `1.bias`, `1.running_mean`, ...).
+        Each key prefix is mapped to (stage index, input channels, output channels). In the released definitions, every
+        tree whose channels change has a projection, but only trees of two blocks use it. A prefix covers a 1x1
+        convolution (`0.weight`) and its batch norm (`1.weight`, `1.bias`, `1.running_mean`, ...).
         """
         found, c_in = {}, self.stem_channels
         for i, stage in enumerate(self.stages):
