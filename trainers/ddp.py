@@ -1,7 +1,8 @@
 """Training of one network by several processes (`torchrun -m trainers.fit ...`) with DistributedDataParallel (DDP).
 
-All processes draw the same random numbers, and each takes its share of every batch. Batch norms use the statistics of
-the whole batch. So the losses equal the losses of a single process at the same batch size, up to rounding.
+All processes draw the same random numbers, and each process takes a share of every batch. Batch norms use the
+statistics of the whole batch. So the losses equal the losses of a single process at the same batch size, up to
+rounding.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from torch.nn.parallel import DistributedDataParallel
 from res2net.elastic import ElasticRes2Net
 from res2net.errors import UserError
 
-TIMEOUT = datetime.timedelta(hours=1)  # longest wait for another process: the first one may score and write for long
+TIMEOUT = datetime.timedelta(hours=1)  # longest wait for another process: process 0 may score and write for long
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """This process's number (`rank`) among the processes that train together, and their number (`world`)."""
+    """The processes that train together: the index of this process (`rank`) and the number of processes (`world`)."""
 
     rank: int = 0
     world: int = 1
@@ -37,15 +38,16 @@ class Group:
         return self.rank, self.world
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """Replace the tensor by its sum over all processes, and return it."""
+        """Sum the tensor over all processes in place, and return the tensor."""
         if self.world > 1:
             dist.all_reduce(tensor)
         return tensor
 
     def wrap(self, model: nn.Module, device: torch.device, part: bool = False) -> nn.Module:
-        """Return the network with gradients averaged over all processes and batch norms over the whole batch.
+        """Return the network, wrapped for training by all processes.
 
-        part: whether a step may leave some weights without a gradient. All processes must then leave the same weights.
+        Gradients are averages over all processes, and batch norms use the statistics of the whole batch.
+        part: whether a step may leave some weights without a gradient. These must be the same weights in all processes.
         """
         if self.world == 1:
             return model
@@ -69,13 +71,14 @@ ALONE = Group()
 
 
 class GpuSyncBatchNorm(nn.SyncBatchNorm):
-    """PyTorch's synchronised batch norm for a module that `nn.BatchNorm2d.__init__` initialised."""
+    """PyTorch's synchronised batch norm, to replace the class of an `nn.BatchNorm2d` (`res2net.elastic._plain`)."""
 
-    process_group = None  # None means all processes; `nn.SyncBatchNorm.__init__`, which sets it, does not run
+    # None means all processes. `nn.SyncBatchNorm.__init__`, which would set this attribute, does not run.
+    process_group = None
 
 
 class _Sum(torch.autograd.Function):
-    """The sum of a tensor over all processes. Its gradient is the sum of all processes' gradients."""
+    """The sum of a tensor over all processes. The gradients are summed over all processes too."""
 
     @staticmethod
     def forward(ctx: object, x: Tensor) -> Tensor:
@@ -85,7 +88,8 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: object, gradient: Tensor) -> Tensor:
-        # Each process's input enters the sum of every process. So its gradient is the sum of all processes' gradients.
+        # The input of each process enters the sums of all processes. So the gradient of an input is the sum of all
+        # processes' gradients.
         return _Sum.forward(ctx, gradient)
 
 
@@ -101,7 +105,8 @@ class CpuSyncBatchNorm(nn.BatchNorm2d):
             return super().forward(x)
         # Compute the statistics in fp32: a bf16 sum over many pixels would lose all but the first pixels.
         values = x.float() if x.dtype == torch.bfloat16 else x
-        # One message carries the sums and the count. Averaging means would be wrong, because the counts may differ.
+        # One message carries the sums and the count. An average of the processes' means would be wrong, because the
+        # processes' counts may differ.
         sums = torch.cat([values.sum((0, 2, 3)), values.new_tensor([x.numel() / x.shape[1]])])
         sums = _Sum.apply(sums)
         count = sums[-1].detach()
@@ -117,26 +122,31 @@ class CpuSyncBatchNorm(nn.BatchNorm2d):
 
     @torch.no_grad()
     def _track(self, mean: Tensor, var: Tensor, count: Tensor) -> None:
-        """Update the running statistics with a batch. The norms of a supernet in training have no such statistics."""
+        """Update the running statistics with a batch. Do nothing without them (norms of a supernet in training).
+
+        mean, var: biased statistics of each channel. count: number of values of each channel in the batch.
+        """
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
             return
         assert self.momentum is not None, "the cumulative mean is not needed here"
         self.num_batches_tracked.add_(1)
         self.running_mean.lerp_(mean, self.momentum)
-        # As in PyTorch, the batch is normalised with the biased variance, but the unbiased variance is averaged.
+        # As in PyTorch, `forward` normalises with the biased variance, but the running variance averages the unbiased
+        # variance.
         self.running_var.lerp_(var * count / (count - 1), self.momentum)
 
 
 @contextlib.contextmanager
 def joined(device: str) -> Iterator[tuple[Group, str]]:
-    """Join the group of processes that `torchrun` started; yield the group and this process's device.
+    """Yield the group of processes that `torchrun` started, and the device of this process.
 
-    Without torchrun the group is this process alone, and the device is the requested device.
+    Entering the context joins the group, and leaving the context leaves the group.
+    Without torchrun, the group is this process alone, and the device is the requested device.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield ALONE, device
         return
-    local = int(os.environ["LOCAL_RANK"])  # the process's number on this machine
+    local = int(os.environ["LOCAL_RANK"])  # index of this process on this machine
     on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
     if device not in ("auto", "cuda", "cpu"):
         raise UserError(f"`device`: {device!r} cannot serve every process; accepted with torchrun: auto, cuda, cpu")

@@ -50,12 +50,12 @@ from trainers.write import training_of, write
 
 PROG = "python -m trainers.fit"
 PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}  # prints paths unchanged
-# Fields of `FitConfig` that override fields of the recipe.
+# Fields of `FitConfig` that replace the recipe's fields of the same name, unless they are None.
 CHANGES = ("epochs", "batch_size", "lr", "weight_decay", "label_smoothing", "precision", "device", "seed")
 
 
 def _option(group: str, default: Any, text: str, metavar: str | None = None) -> Any:
-    """Return a dataclass field with a default. Help lists its option under the title `group`."""
+    """Return a dataclass field for an option. `--help` lists the option under the title `group`."""
     return field(default=default, metadata={"help": text, "group": group, "metavar": metavar})
 
 
@@ -64,7 +64,8 @@ class FitConfig:
     """The settings of `fit`. The options of `python -m trainers.fit` are these fields, with the same defaults.
 
     arch: a network's name, a path, or an architecture object.
-    epochs to label_smoothing: None keeps the recipe's value. A recipe file can change the recipe's other values.
+    epochs to label_smoothing: new values of the recipe's fields; None keeps the recipe's value. To change other fields
+    of a recipe, write a recipe file (see `trainers.recipes`).
     """
 
     arch: str | Path | BaseArch = field(
@@ -104,7 +105,7 @@ class FitConfig:
             raise UserError(f"`workers`: {self.workers}; accepted: at least 1")
 
     def training(self) -> Config:
-        """Return the recipe, with its fields replaced by the options that are given.
+        """Return the recipe's settings, with the given options in place of the recipe's values.
 
         Raise `UserError` for an invalid value.
         """
@@ -143,9 +144,10 @@ class Result:
 def fit(config: FitConfig, console: Console | None = None) -> Result:
     """Train a network, score it once on the test split, and write its model folder.
 
-    console: shows the progress; None shows nothing. Ctrl-C ends the training and returns an `interrupted` result. The
-    checkpoint of the last complete epoch then stays in the folder. A mistake in the config raises `UserError` before
-    anything is written.
+    console: shows the progress; None shows nothing.
+
+    Ctrl-C ends the training, and `fit` returns a result with `interrupted`. The checkpoint of the last complete epoch
+    then stays in the folder. A mistake in the config raises `UserError` before anything is written.
     """
     recipe_config = config.training()  # finds a wrong recipe before the processes wait for each other
     with joined(config.device) as (group, device):
@@ -188,7 +190,10 @@ def _fit(config: FitConfig, training: Config, task: Task, group: Group, console:
 
 
 def _finished(folder: Path, task: Task) -> Result:
-    """Read the result of a finished training from its folder. The test loss is NaN: the folder does not keep it."""
+    """Return the result of a finished training, read from the training's folder.
+
+    The test loss is NaN, because the folder does not record this loss.
+    """
     training = json.loads((folder / TRAINING_FILE).read_text())
     found = {m.name: training.get(f"test_{m.name}") for m in task.metrics}
     test = no_scores(task)._replace(**{name: value for name, value in found.items() if value is not None})
@@ -196,7 +201,10 @@ def _finished(folder: Path, task: Task) -> Result:
 
 
 def check_out(out: Path, resuming: bool) -> None:
-    """Raise `UserError` if no model folder can be written to `out`. A training must not fail only at its end."""
+    """Raise `UserError` if a training may not write its model folder to `out`.
+
+    `fit` checks this before the training. Otherwise a training could fail after its last epoch.
+    """
     unfinished = out.is_dir() and (out / CHECKPOINT_FILE).exists()
     if unfinished and not resuming:
         raise UserError(f"`out`: {str(out)!r} holds a training that was stopped; accepted: `resume`, or another folder")
@@ -208,7 +216,10 @@ def check_out(out: Path, resuming: bool) -> None:
 
 
 def read_data(config: FitConfig, training: Config, console: Console) -> tuple[Data, Split | Files]:
-    """Return the data set and its test split. Reading both now finds a missing test split before the training."""
+    """Return the data set and its test split.
+
+    `fit` reads both before the training, so that a missing test split raises `UserError` early.
+    """
     dataset = trainers.datasets.data.get(config.data)
     if config.download:
         if config.data_dir is None:
@@ -227,7 +238,7 @@ def read_data(config: FitConfig, training: Config, console: Console) -> tuple[Da
         image_size=size,
         stream=stream,
     )
-    size = data.image_size if dataset.resizable else None  # the guess from the training images, if none was given
+    size = data.image_size if dataset.resizable else None  # guessed from the training images if `image_size` is None
     test = trainers.datasets.data.load_test(
         config.data, config.data_dir, classes=data.classes, image_size=size, stream=stream
     )
@@ -270,8 +281,8 @@ def _interrupt(*_: object) -> None:
 
 
 def _main(args: argparse.Namespace) -> int:
-    # SIGTERM ends a training as Ctrl-C does: batch systems send it at the time limit. Python can set signal handlers in
-    # the main thread only. In another thread, SIGTERM keeps its default action.
+    # Batch systems send SIGTERM at the time limit. Let this signal end a training as Ctrl-C does. Only the main thread
+    # may set signal handlers. If `_main` runs in another thread, SIGTERM keeps its default action.
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _interrupt)
     config = from_options(FitConfig, args)

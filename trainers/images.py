@@ -1,4 +1,4 @@
-"""Images kept on the device. Each batch is cropped, mirrored and normalised there as one tensor."""
+"""Images kept on the device. The device crops, mirrors and normalises each batch as one tensor."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from trainers.stream import Stream
 
 
 class Images:
-    """A data split on the device, uint8 [N, H, W, C]. Batches are normalised float32 [B, C, H, W], channels-last.
+    """The images of a data split, kept on the device as uint8 [N, H, W, C].
 
-    padding: pixels that a random crop may shift an image by, in each direction; 0 for scored images.
+    Batches are normalised float32 [B, C, H, W], channels-last.
+    padding: largest shift of a random crop in each direction, in pixels; 0 for images that are only scored.
     """
 
     def __init__(self, split: Split, data: Data, device: torch.device, padding: int = 0) -> None:
@@ -25,8 +26,8 @@ class Images:
         self.size = pixels.shape[1]
         self.positions = 2 * padding + 1  # number of possible crop positions along each side
         self.pixels = _pad(pixels, padding, data.mean) if padding else pixels.contiguous()
-        # All crops as one strided view [N, 2p+1, 2p+1, size, size, C]. A batch then takes one index operation, not a
-        # loop over images.
+        # All crops as one strided view [N, positions, positions, size, size, C]. A batch then takes one index
+        # operation, not a loop over images.
         self.crops = self.pixels.unfold(1, self.size, 1).unfold(2, self.size, 1).permute(0, 1, 2, 4, 5, 3)
         # Scale mean and std to bytes, so that normalising a batch takes one subtraction and one product.
         self.shift = 255 * torch.tensor(data.mean, device=device)
@@ -38,11 +39,13 @@ class Images:
     def epoch(
         self, rng: torch.Generator, parts: Sequence[slice], shard: tuple[int, int] = (0, 1), flip: bool = True
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield one pass in a random order drawn from `rng`, with one batch for each slice of that order.
+        """Yield the batches of one pass over the images, each image cropped at a random place.
 
-        Each image is cropped at a random place, and mirrored with probability 1/2 if `flip`.
-        shard: (rank, world). A batch holds every `world`-th image of its slice, from `rank` on. The crop of an image
-        does not depend on the shard, because every process draws the numbers of all images.
+        rng: draws the order of the images, the crops and the mirroring.
+        parts: one slice of the random order for each batch.
+        shard: (rank, world). A batch holds every `world`-th image of a slice, starting at image `rank`. The crop of an
+        image does not depend on the shard, because every process draws the numbers of all images.
+        flip: whether to mirror images with probability 1/2.
         """
         n, device, (rank, world) = len(self), self.labels.device, shard
         order = torch.randperm(n, generator=rng, device=device)
@@ -53,7 +56,7 @@ class Images:
             yield self.batch(order[own], offsets[:, own], None if flips is None else flips[own])
 
     def batch(self, index: Tensor, offsets: Tensor, flips: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return the images at rows `index` [B], cropped and mirrored.
+        """Return the images at rows `index` [B], cropped, mirrored and normalised, and their labels.
 
         offsets: row and column of each crop, [2, B]. flips: whether to mirror each image, [B].
         """
@@ -74,13 +77,13 @@ class Images:
 
 def _tensor(array: np.ndarray) -> Tensor:
     with warnings.catch_warnings():
-        # Arrays that Ray shares between processes are read-only, and no code here writes to them.
+        # Arrays that Ray shares between processes are read-only. `Images` never writes to the tensors of such arrays.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(array)
 
 
 def _pad(pixels: Tensor, padding: int, mean: tuple[float, ...]) -> Tensor:
-    """Add a border of the mean colour, which normalisation turns into zero."""
+    """Return the images with a border of the mean colour, which normalisation turns into zero."""
     n, h, w, c = pixels.shape
     colour = torch.tensor([round(255 * m) for m in mean], dtype=torch.uint8, device=pixels.device)
     padded = colour.expand(n, h + 2 * padding, w + 2 * padding, c).contiguous()
@@ -96,7 +99,7 @@ def source(
 ) -> Source:
     """Return the source of a data split's batches: `Images` for images in memory, `Stream` for image files.
 
-    padding: pixels that a random crop may shift an image by; `Images` only.
+    padding: largest shift of a random crop in each direction, in pixels; `Images` only.
     workers: threads that decode files, one per core if None; `Stream` only.
     """
     if isinstance(split, Files):

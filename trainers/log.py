@@ -15,7 +15,12 @@ from trainers.train import Epoch
 
 
 class Log:
-    """The log of a training in its folder. Rows and events of epochs after `done_epochs` are discarded."""
+    """Writes the log of a training.
+
+    folder: the training's folder.
+    done_epochs: number of epochs in the checkpoint that a training resumes from. Events of later epochs are discarded,
+    and the first call of `add` replaces all rows.
+    """
 
     def __init__(self, folder: Path, task: Task, done_epochs: int = 0) -> None:
         from tensorboardX import SummaryWriter  # slow to import
@@ -28,12 +33,13 @@ class Log:
             **{f"val_{m.name}": f"{m.quantity}/val_{m.name}" for m in task.metrics},
         }
         if not done_epochs:
-            shutil.rmtree(folder / BOARD_FOLDER, ignore_errors=True)  # events of the training that this one replaces
-        # A killed process may have logged an epoch after its last checkpoint. A resumed training logs it again.
+            shutil.rmtree(folder / BOARD_FOLDER, ignore_errors=True)  # events of an earlier training
+        # A killed process may have logged an epoch without writing a checkpoint. The resumed training logs this epoch
+        # again, so discard the old events of the epoch.
         self.board = SummaryWriter(str(folder / BOARD_FOLDER), purge_step=done_epochs + 1 if done_epochs else None)
 
     def add(self, epochs: Sequence[Epoch], lr: float) -> None:
-        """Write all epochs to `log.csv` and the last epoch to the events. lr: learning rate of the last step."""
+        """Write all epochs to `log.csv`, and add events for the last epoch. lr: learning rate of the last step."""
         last = epochs[-1]
         write_atomic(self.folder / LOG_FILE, table(epochs))
         for name, value in last.row().items():

@@ -1,4 +1,4 @@
-"""The loop over epochs of a training: progress bar, log, checkpoints."""
+"""Run the epochs of a training, with a progress bar, a log and checkpoints."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def run_epochs(trainer: Trainer, run: resume.Run, folder: Path, epochs: list[Epo
                     folder.mkdir(parents=True, exist_ok=True)
                     log = log or Log(folder, trainer.task, len(epochs) - 1)
                     # Write the log before the checkpoint. After a crash between the two, the epoch is trained and
-                    # logged again. In the opposite order, the log would lack the epoch's row and events.
+                    # logged again. With the opposite order, the log would then lack the epoch's row and events.
                     log.add(epochs, trainer.optimizer.param_groups[0]["lr"])
                     resume.save(folder, run, trainer, epochs)
                 bar.console.print(_line(e, trainer), highlight=False)
@@ -64,10 +64,10 @@ def _epoch(trainer: Trainer) -> Epoch:
 
 
 def largest_batch(trainer: Trainer) -> int | None:
-    """Return the largest half, quarter, ... of the batch size at which a step fits into memory, or None.
+    """Try steps with a half, a quarter, ... of the batch size. Return the first size that fits into memory, or None.
 
-    The attempted steps change the weights, so the training cannot continue. Return None with several processes too:
-    they take each step together, and the others may not have run out of memory.
+    The attempted steps change the weights, so the training cannot continue. With several processes, return None
+    without a step: all processes must take part in a step, and the other processes may not have run out of memory.
     """
     size = trainer.config.batch_size // 2
     while size and trainer.group.world == 1:

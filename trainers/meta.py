@@ -15,7 +15,7 @@ PACKAGES = ("torch", "numpy", "optuna", "ray", "pandas", "safetensors")  # packa
 
 
 def environment() -> dict[str, Any]:
-    """Return the versions, the hardware and the commit of this process, as plain JSON values."""
+    """Return the package versions, the hardware and the commit of this process as plain JSON values."""
     return {"versions": _versions(), "hardware": _hardware(), "commit": _commit()}
 
 
@@ -50,7 +50,7 @@ def _cpu_name() -> str:
 
 
 def _commit() -> str | None:
-    """Return the commit of this checkout, with a `+` if tracked files have changes, or None outside a checkout."""
+    """Return the commit of this checkout, or None outside a checkout. A trailing `+` marks changes in tracked files."""
     here = Path(__file__)
 
     def git(*args: str) -> str:
@@ -60,7 +60,8 @@ def _commit() -> str | None:
         return done.stdout.strip()
 
     try:
-        git("ls-files", "--error-unmatch", here.name)  # fails if installed, untracked, in another project
+        # This fails unless git tracks this file: an installed copy may lie inside the checkout of another project.
+        git("ls-files", "--error-unmatch", here.name)
         return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.SubprocessError):
         return None

@@ -1,4 +1,4 @@
-"""Mixup (arXiv 1710.09412) and CutMix (arXiv 1905.04899): a batch blended with itself in reverse order."""
+"""Mixup (arXiv 1710.09412) and CutMix (arXiv 1905.04899): blend a batch with the same batch in reverse order."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from trainers.recipes import Config
 
 
 def mixed(x: Tensor, y: Tensor, classes: int, config: Config, step: int) -> tuple[Tensor, Tensor]:
-    """Return a batch `[B, C, H, W]` and its targets, blended by mixup or CutMix if the recipe has either.
+    """Return a batch `[B, C, H, W]` and its targets. The recipe decides whether mixup or CutMix blends both.
 
     Blended targets are probabilities `[B, classes]`. Without blending, the targets are the labels `[B]`.
     """
@@ -21,9 +21,9 @@ def mixed(x: Tensor, y: Tensor, classes: int, config: Config, step: int) -> tupl
     rng = np.random.default_rng((config.seed, step))
     cut = config.cutmix > 0 and (config.mixup == 0 or rng.random() < 0.5)
     alpha = config.cutmix if cut else config.mixup
-    share = float(rng.beta(alpha, alpha))  # share of each image's own content; its partner supplies the rest
-    # An image's partner is the image at the same place of the reversed batch. The batch is in random order, so its
-    # reverse is as good as a random permutation. A flip needs no index tensor.
+    share = float(rng.beta(alpha, alpha))  # share that each image keeps; a partner image supplies the rest
+    # An image's partner is the image at the same place of the reversed batch. The batch is in random order, so the
+    # reversed batch is as good as a random permutation. And a reversal, unlike a permutation, needs no index tensor.
     if cut:
         x, share = _paste(x, share, rng)
     else:
@@ -33,14 +33,14 @@ def mixed(x: Tensor, y: Tensor, classes: int, config: Config, step: int) -> tupl
 
 
 def _paste(x: Tensor, share: float, rng: np.random.Generator) -> tuple[Tensor, float]:
-    """Paste a rectangle of the partner into each image; return the images and the exact share that each image keeps.
+    """Paste a rectangle of the partner image (see `mixed`) into each image.
 
-    The rectangle covers about `1 - share` of the area.
+    Return the images and the exact share that each image keeps. The rectangle covers about `1 - share` of an image.
     """
     size = np.array(x.shape[2:])
     centre, half = rng.integers(size), size * np.sqrt(1 - share) / 2
     (top, left), (bottom, right) = (np.clip(np.rint(centre + s * half).astype(int), 0, size).tolist() for s in (-1, 1))
     out = x.clone()
     out[:, :, top:bottom, left:right] = x.flip(0)[:, :, top:bottom, left:right]
-    # The rectangle is rounded to pixels and cut off at the border, so its area differs from the requested area.
+    # The rectangle is rounded to pixels and cut off at the border. So compute the share from the actual area.
     return out, 1 - (bottom - top) * (right - left) / float(size.prod())

@@ -1,4 +1,4 @@
-"""The initial network of a training: its architecture, and its weights if a model folder provides them."""
+"""Build the initial network of a training, with the weights of a model folder or with random initial weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trainers.datasets.data import Data
 
 
 def read_arch(source: str | Path | BaseArch) -> tuple[BaseArch, Path | None]:
-    """Return an architecture, and the model folder with its weights (None without weights).
+    """Return the architecture of `source`, and the model folder that has weights for it (None without weights).
 
     source: a network's name, the path of an `arch.json` or a model folder, or an architecture object.
     """
@@ -31,15 +31,15 @@ def read_arch(source: str | Path | BaseArch) -> tuple[BaseArch, Path | None]:
 def build_model(
     source: str | Path | BaseArch, data: Data, head_size: int, from_scratch: bool, seed: int
 ) -> tuple[nn.Module, BaseArch, str]:
-    """Return the network, its architecture, and a line of text that tells the origin of its weights.
+    """Return a network, its architecture, and a line of text about the origin of the weights.
 
     source: see `read_arch`.
-    data: determines the number of colour channels.
+    data: the data set, which determines the number of colour channels.
     head_size: number of outputs of the network's head.
     from_scratch: initialise the weights even if the model folder has weights.
     seed: seed of the initial weights.
 
-    Raise `UserError` if the folder's weights do not fit the images.
+    Raise `UserError` if the folder's weights are for another number of colour channels.
     """
     torch.manual_seed(seed)
     arch, folder = read_arch(source)

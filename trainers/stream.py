@@ -1,7 +1,7 @@
 """Normalised batches of image files on the device. Threads decode the files a few batches ahead of the training.
 
 The decoders release the interpreter's lock, so threads suffice. Worker processes would copy the list of files and
-pickle every batch. Each random crop has its own seed, so its pixels do not depend on the number of threads.
+pickle every batch. Each random crop has a separate seed, so the pixels do not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ class _Pixels:
     """Memory for one batch of decoded bytes."""
 
     bytes: Tensor  # uint8 [B, H, W, 3]
-    read: torch.cuda.Event | None = None  # fires when the GPU has copied the bytes; until then they must not change
+    read: torch.cuda.Event | None = None  # fires when the GPU has copied the bytes, which must not change before
 
 
 class Stream:
     """Batches of image files, decoded on demand.
 
     A damaged file is left out of its batch and named on stderr. A training batch without a readable image raises
-    `UserError`. In scoring, such a batch is skipped.
+    `UserError`. A scoring batch without a readable image is skipped.
 
     A batch is never overwritten while any tensor or autograd graph shares its memory.
 
@@ -59,7 +59,7 @@ class Stream:
     mean, std: normalisation of each channel, in 0..1.
     device: device of the batches.
     workers: decoding threads; one per core if None.
-    resize: pixels of the shorter side of a scored image before the centre is cut out. None takes 256/224 of
+    resize: shorter side of a scored image in pixels, before the centre square is cut out. None means 256/224 of
     `image_size`, as usual on ImageNet.
     """
 
@@ -90,20 +90,25 @@ class Stream:
     def epoch(
         self, rng: torch.Generator, parts: Sequence[slice], shard: tuple[int, int] = (0, 1), flip: bool = True
     ) -> Iterator[Batch]:
-        """Return one pass in a random order drawn from `rng`, with one batch for each slice of that order.
+        """Return an iterator over the batches of one pass, each image a random crop.
 
-        Each image is a random crop, mirrored with probability 1/2 if `flip`.
-        shard: (rank, world). A batch holds every `world`-th image of its slice, starting at `rank`.
+        rng: draws the order of the images, and a seed for each crop.
+        parts: one slice of the random order for each batch.
+        shard: (rank, world). A batch holds every `world`-th image of a slice, starting at image `rank`.
+        flip: whether to mirror images with probability 1/2.
         """
-        # Draw the numbers here, because the images must depend on the state of `rng` at the call. The body of a
-        # generator function would run only at the first batch.
+        # The images must depend on the state of `rng` at the call. So this function is no generator: the body of a
+        # generator would draw the numbers only at the first batch.
         n, rank, world = len(self), *shard
         order = torch.randperm(n, generator=rng, device=rng.device).cpu().numpy()
         seeds = torch.randint(2**63 - 1, (n,), generator=rng, device=rng.device).cpu().numpy()
         return self._batches([_Job(order[p][rank::world], seeds[p][rank::world]) for p in parts], flip)
 
     def batches(self, size: int, shard: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
-        """Return all images in order, resized and cut to the centre, in batches of `size` images over all processes."""
+        """Return an iterator over all images in order, in batches of `size` images over all processes.
+
+        Each image is resized and cut to the centre square.
+        """
         rank, world = shard
         rows = np.arange(len(self))
         return self._batches([_Job(rows[i : i + size][rank::world]) for i in range(0, len(self), size)])
@@ -111,10 +116,11 @@ class Stream:
     def _batches(self, jobs: Sequence[_Job], flip: bool = False) -> Iterator[Batch]:
         jobs = [job for job in jobs if len(job.index)]
         most = max((len(job.index) for job in jobs), default=1)
-        # Two chunks per thread wait in the queue, so that no thread is idle even if batches are small.
+        # Decode so many batches ahead that two chunks per thread wait in the queue. Then no thread is idle, even if
+        # batches are small.
         ahead = 1 + -(-2 * CHUNK * self.workers // most)
         waiting: deque[tuple[_Job, _Pixels, list[Future[list[int]]]]] = deque()
-        # A consumer that stops early closes this generator, and leaving the block stops the threads.
+        # A consumer that stops early closes this generator. This leaves the `with` block, which stops the threads.
         with decoders(self.workers) as pool:
             for job in [*jobs, *[None] * ahead]:
                 if job is not None:
@@ -139,12 +145,12 @@ class Stream:
 
     def _start(self, pool: ThreadPoolExecutor, job: _Job, pixels: _Pixels, flip: bool) -> list[Future[list[int]]]:
         if pixels.read is not None:
-            pixels.read.synchronize()  # the copy of the previous batch in this memory may still be running
+            pixels.read.synchronize()  # the GPU may still be copying an earlier batch from this memory
         starts = range(0, len(job.index), CHUNK)
         return [pool.submit(self._decode, job, pixels.bytes, start, flip) for start in starts]
 
     def _decode(self, job: _Job, pixels: Tensor, start: int, flip: bool) -> list[int]:
-        """Decode one chunk of a batch into its rows of `pixels`; return the rows of damaged files."""
+        """Decode the chunk that begins at row `start` of a batch into `pixels`; return the rows of damaged files."""
         lost = []
         for row in range(start, min(start + CHUNK, len(job.index))):
             path = f"{self.files.root}/{self.files.paths[job.index[row]]}"
@@ -182,7 +188,7 @@ class Stream:
         if self.device.type == "cpu":
             floats = self._floats.take((len(pixels.bytes), self.size, 3 * self.size))[: len(x)].copy_(x)
         else:
-            # Copy bytes instead of floats to the device: a quarter of the traffic.
+            # Copy bytes instead of floats to the device, because bytes take a quarter of the traffic.
             floats = x.to(self.device, non_blocking=self.device.type == "cuda").to(torch.float32)
             if self.device.type == "cuda":
                 pixels.read = torch.cuda.Event()
@@ -197,9 +203,9 @@ class Stream:
 class _Floats:
     """Up to `KEPT` reused float buffers on the CPU. Page faults of fresh memory would cost more than the normalisation.
 
-    `take` makes a new numpy view of a buffer, and the storage of the returned tensor owns the view. The storage lives
-    as long as any tensor, view or autograd graph shares it. So a dead weak reference to the view means that the buffer
-    is free.
+    `take` makes a new numpy view of a buffer, and the storage of the returned tensor keeps this view alive. The storage
+    lives as long as any tensor or autograd graph uses it. So a dead weak reference to the view means that the buffer is
+    free.
     """
 
     def __init__(self) -> None:
@@ -209,9 +215,9 @@ class _Floats:
         """Return an uninitialised float32 tensor of this shape, whose memory nothing else uses."""
         self._lent = [(buffer, loan) for buffer, loan in self._lent if buffer.shape == shape]
         free = next((i for i, (_, loan) in enumerate(self._lent) if loan() is None), None)
-        # Let torch allocate the buffer: its alignment suits vector instructions. numpy guarantees only 16 bytes.
+        # Let torch allocate the buffer: torch's alignment suits vector instructions, but numpy's may be only 16 bytes.
         buffer = torch.empty(shape, dtype=torch.float32).numpy() if free is None else self._lent.pop(free)[0]
         view = buffer[:]
-        if len(self._lent) < KEPT:  # else this extra buffer is freed with its batch
+        if len(self._lent) < KEPT:  # a buffer that is not listed is freed with its batch
             self._lent.append((buffer, weakref.ref(view)))
         return torch.from_numpy(view)

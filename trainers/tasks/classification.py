@@ -17,7 +17,7 @@ from trainers.tasks.task import Metric
 
 
 class Scores(NamedTuple):
-    """The loss and the accuracies in % of a data split.
+    """The loss and the accuracies on a data split. Accuracies are in %.
 
     loss: mean cross-entropy without label smoothing.
     top1: share of images whose likeliest class is the label.
@@ -62,7 +62,7 @@ class ClassificationMeter:
     """The sum of the losses, the numbers of correct top-1 and top-5 predictions, and the number of images."""
 
     def __init__(self, device: torch.device) -> None:
-        # One tensor, so that one transfer to the host reads all four sums.
+        # Use one tensor, so that one transfer to the host reads all four sums.
         self.sums = torch.zeros(4, device=device, dtype=sum_dtype(device))
 
     def add(self, outputs: Tensor, labels: Tensor) -> None:
@@ -74,8 +74,9 @@ class ClassificationMeter:
         self.sums += torch.stack([loss, first, five, torch.full_like(loss, len(labels))])
 
     def scores(self, group: Group) -> Scores:
-        """Return the scores over all processes. Only this method waits for the device."""
-        # Add sums over processes instead of averaging means: the processes' shares may differ by one image.
+        """Return the scores over the images of all processes. Only this method waits for the device."""
+        # Add the processes' sums first, then divide. An average of the processes' means would be wrong, because the
+        # processes' numbers of images may differ by one.
         loss, top1, top5, n = group.sum(self.sums).tolist()
         return Scores(loss / n, 100 * top1 / n, 100 * top5 / n)
 

@@ -23,7 +23,7 @@ class Metric:
     name: field of the task's scores, such as `top1`. The log adds a prefix: `val_top1`.
     label: name in tables, such as `top-1`.
     unit: unit of the values, such as `%`.
-    quantity: measured quantity, such as `accuracy`. TensorBoard groups metrics by it.
+    quantity: measured quantity, such as `accuracy`. TensorBoard groups metrics by quantity.
     """
 
     name: str
@@ -36,20 +36,24 @@ class Meter(Protocol):
     """Accumulates the loss and the metrics of a data split."""
 
     def add(self, outputs: Tensor, labels: Tensor) -> None:
-        """Add one batch. Avoid a wait for the device here: it would slow down every batch."""
+        """Add one batch. Do not wait for the device in this method: a wait would slow down every batch."""
         ...
 
     def scores(self, group: Group) -> Scores:
-        """Return the scores over the batches of all processes. Every process must call it and gets the same scores."""
+        """Return the scores over the batches of all processes.
+
+        Every process must call this method. All processes get the same scores.
+        """
         ...
 
 
 class Task(Protocol):
     """The interface between a task and the trainers.
 
-    To add a task, write a class with these members in a module beside this one. Then put one object of the class into
-    `trainers.tasks.TASKS`. A task is stateless, because all trainers share this object. The network's outputs and the
-    data set's labels may have any shape that the task's methods accept. But `len(labels)` must be the number of images.
+    To add a task, write a class with these properties and methods in a module beside this one. Then put one object of
+    the class into `trainers.tasks.TASKS`. The object must be stateless, because all trainers share it. The network's
+    outputs and the data set's labels may have any shape that the task's methods accept. But `len(labels)` must be the
+    number of images.
     """
 
     @property
@@ -72,10 +76,11 @@ class Task(Protocol):
         ...
 
     def targets(self, x: Tensor, labels: Tensor, size: int, config: Config, step: int) -> tuple[Tensor, Tensor]:
-        """Return a training batch and its targets, after mixup or CutMix if the recipe has either.
+        """Return a training batch and its targets. The recipe decides whether mixup or CutMix changes both.
 
-        size: number of outputs of the network's head. Draw random numbers from `config.seed` and `step` alone, so that
-        a resumed training draws the same numbers.
+        size: number of outputs of the network's head.
+
+        Draw random numbers from `config.seed` and `step` alone, so that a resumed training draws the same numbers.
         """
         ...
 
@@ -84,7 +89,10 @@ class Task(Protocol):
         ...
 
     def distilled(self, outputs: Tensor, teacher: Tensor) -> Tensor:
-        """Return the mean loss of a network's outputs against a larger network's outputs (`teacher`, detached)."""
+        """Return the mean distillation loss of a network's outputs.
+
+        teacher: outputs of a larger network for the same images, detached from the graph.
+        """
         ...
 
     def meter(self, device: torch.device) -> Meter:
@@ -98,5 +106,5 @@ def no_scores(task: Task) -> Scores:
 
 
 def described(task: Task, scores: Scores, width: int = 0) -> str:
-    """Return the metrics as text, such as `top-1 81.20 %  top-5 98.00 %`. width: least characters for a number."""
+    """Return the metrics as text, such as `top-1 81.20 %  top-5 98.00 %`. width: minimum length of a number."""
     return "  ".join(f"{m.label} {getattr(scores, m.name):{width}.2f} {m.unit}" for m in task.metrics)
