@@ -9,18 +9,20 @@ from res2net.arch import BaseArch
 
 
 def machine(environment: Mapping[str, Any]) -> str:
-    """Return the hardware in a `trainers.meta.environment` as text."""
+    """Return the hardware as text. environment: the result of `trainers.meta.environment`."""
     hardware = environment["hardware"]
     return ", ".join([hardware["cpu"], f"{hardware['cores']} cores", *hardware["gpus"]])
 
 
 def code(environment: Mapping[str, Any]) -> str:
-    """Return the commit and the torch version in a `trainers.meta.environment` as text."""
+    """Return the commit and the torch version as text. environment: the result of `trainers.meta.environment`."""
     return f"commit {environment['commit'] or 'unknown'}, torch {environment['versions'].get('torch')}"
 
 
 def model_card(arch: BaseArch, story: str, rows: Sequence[tuple[str, str]], data: Mapping[str, Any]) -> str:
-    """Return the model card as Markdown. It also shows the stages of the network, how to load it and how to normalise.
+    """Return the model card as Markdown.
+
+    The card also shows the network's stages, and how to load the network and normalise images.
 
     arch: the network's architecture.
     story: one sentence that introduces the network.

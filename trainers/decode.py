@@ -3,9 +3,9 @@
 JPEGs are decoded by libjpeg-turbo through simplejpeg. It gives Pillow's pixels in two thirds of the time and releases
 the interpreter's lock. It can also reduce an image: decode it at 1/2, 1/4 or 1/8 of its size. This is faster still:
 
-- Scored images are reduced only if twice the requested pixels remain along each side. Otherwise the pixels would differ
-  visibly from Pillow's.
-- Training images are reduced if the requested pixels remain. They also use less exact, faster transforms. The mean
+- Scored images are reduced only if twice the requested pixels remain along each side. With fewer remaining pixels, the
+  result would differ visibly from Pillow's.
+- Training images are reduced if the requested pixels remain. Decoding also uses less exact, faster transforms. The mean
   difference from Pillow's pixels is 1 in 255, less than the effect of any augmentation.
 
 Pillow decodes all other files, including CMYK JPEGs. torch resizes the bytes with antialiased bilinear interpolation.
@@ -35,7 +35,7 @@ from torch import Tensor
 SCALE = (0.08, 1.0)  # range of the area of a crop, as a share of the image
 RATIO = (3 / 4, 4 / 3)  # range of width by height, uniform in the logarithm
 TRIES = 10  # attempts to draw a crop that fits the image; after them, the centre is taken
-LONGEST = 4  # largest ratio of a scored image's sides; the rest is cut off before resizing, to bound the memory
+LONGEST = 4  # largest ratio of a scored image's sides; longer images are cut before resizing, to bound the memory
 MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # a header may claim any size; Pillow refuses larger images as well
 MAX_BUFFER = 64 * 2**20  # bytes; a thread does not keep a larger buffer for its next image
 
@@ -47,7 +47,7 @@ class View:
     Decoding keeps the centre square of the resized box.
     """
 
-    left: int  # pixels of the image
+    left: int  # left to height: in pixels of the image
     top: int
     width: int
     height: int
@@ -65,7 +65,7 @@ def random_view(size: int, flip: bool, seed: int, width: int, height: int) -> Vi
     size: pixels along a side after resizing. width, height: size of the image.
     """
     rng = random.Random(seed)
-    mirrored = rng.random() < 0.5 and flip  # always drawn, because `flip` must not move the crop
+    mirrored = rng.random() < 0.5 and flip  # drawn even without `flip`, so that `flip` does not change the crop
     area, ratios = width * height, (math.log(RATIO[0]), math.log(RATIO[1]))
     for _ in range(TRIES):
         target, ratio = area * rng.uniform(*SCALE), math.exp(rng.uniform(*ratios))
@@ -99,7 +99,8 @@ def decode(path: str, choose: Choose, out: Tensor) -> None:
     data = _read(path)
     view, pixels, by = _jpeg(data, choose) or _other(data, choose)
     size = len(out)
-    # Convert the box to pixels of the reduced image. Rounding may push it over an edge by one pixel, so move it back.
+    # Convert the box to pixels of the reduced image. Rounding may push the box over an edge by one pixel, so move the
+    # box back.
     top, left, height, width = (round(x / by) for x in (view.top, view.left, view.height, view.width))
     top, left = min(top, pixels.shape[0] - height), min(left, pixels.shape[1] - width)
     # torch resizes channels-last bytes without a copy only if they are contiguous. It would convert a strided view of
@@ -147,7 +148,7 @@ def _jpeg(data: memoryview, choose: Choose) -> Decoded | None:
             buffer=_buffer("image", 3 * w * h),
         )
     except ValueError:
-        return None  # Pillow tolerates small faults, and its error texts explain the others
+        return None  # lets Pillow try: Pillow tolerates small faults, and explains other faults in error texts
     return view, pixels, by
 
 
@@ -186,9 +187,13 @@ def _buffer(use: str, size: int) -> bytearray:
 
 @contextlib.contextmanager
 def decoders(count: int) -> Iterator[ThreadPoolExecutor]:
-    """Yield a pool of `count` threads, each with torch on one core. Leaving the context drops all waiting tasks."""
+    """Yield a pool of `count` threads. In each thread of the pool, torch uses one core.
+
+    Leaving the context drops all waiting tasks and waits for the running tasks.
+    """
     # `torch.set_num_threads` sets the calling thread's value, but new threads inherit the last value set in any thread.
-    # So each pool thread sets its value and waits at a barrier until all have done so. Then restore the old value here.
+    # So each pool thread sets the value 1 and waits at a barrier for all other pool threads. Then the calling thread
+    # sets its old value again, which later threads inherit.
     here = torch.get_num_threads()
     ready = threading.Barrier(count + 1)
 

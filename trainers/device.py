@@ -14,7 +14,7 @@ DEVICES = "auto, cpu, cuda, cuda:N, mps"  # text for help and errors
 
 
 def device_of(name: str) -> torch.device:
-    """Return the device of that name. `auto` prefers CUDA, then Apple's `mps`, then the CPU."""
+    """Return the device called `name`. `auto` prefers CUDA, then Apple's `mps`, then the CPU."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -31,7 +31,7 @@ def device_of(name: str) -> torch.device:
 
 
 def uses_bf16(precision: str, device: torch.device) -> bool:
-    """Return whether to autocast to bf16. `auto` means: if the hardware multiplies bf16 faster than fp32."""
+    """Return whether to autocast to bf16. With `auto`, do so if the hardware multiplies bf16 faster than fp32."""
     if precision == "bf16" and device.type == "mps":
         # Support for bf16 on mps depends on the versions of macOS and torch, and torch cannot report it.
         raise UserError("`precision`: bf16 on an mps device; accepted: auto, fp32")
@@ -41,8 +41,8 @@ def uses_bf16(precision: str, device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "mps":
         return False
-    # A CPU without bf16 instructions emulates them, which is slower than fp32. Older versions of torch cannot report
-    # the instructions.
+    # A CPU without bf16 instructions emulates them, which is slower than fp32. Older versions of torch cannot tell
+    # whether a CPU has these instructions, so use fp32 there.
     return bool(torch.cpu.get_capabilities().get("avx512_bf16")) if hasattr(torch.cpu, "get_capabilities") else False
 
 

@@ -11,9 +11,9 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 class Ema:
     """Moving averages of a network's weights and batch-norm statistics, held in a copy of the network (`model`).
 
-    `torch.optim.swa_utils.AveragedModel` keeps the number of updates in a tensor. Each update copies this tensor to the
-    device or reads it from there, and either would make every step wait for the device. So this class takes the number
-    of the step from the trainer and uses only torch's averaging function.
+    `torch.optim.swa_utils.AveragedModel` keeps the number of updates in a tensor. Each update copies this tensor to or
+    from the device, and the copy would make every step wait for the device. So this class takes the step's number from
+    the trainer, and uses only torch's averaging function.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -32,6 +32,9 @@ class Ema:
 
 
 def _floats(model: nn.Module) -> list[Tensor]:
-    """Return the network's own floating-point tensors (not counters, not copies), in the state dict's order."""
+    """Return the network's floating-point weights and statistics, in the state dict's order.
+
+    The tensors share memory with the network. Integer counters are left out.
+    """
     tensors = model.state_dict(keep_vars=True).values()
     return [t.detach() for t in tensors if t.is_floating_point()]

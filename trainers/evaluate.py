@@ -39,7 +39,7 @@ EVAL_BATCH = 500  # images; scoring without gradients needs little memory, and l
 def evaluate(
     model: nn.Module, images: Source, bf16: bool = False, group: Group = ALONE, task: Task = CLASSIFICATION
 ) -> Scores:
-    """Return the task's scores over all images, or NaN without images. Leave the model in eval mode.
+    """Return the task's scores over all images (NaN if there are no images). Leave the model in eval mode.
 
     Each process of the group scores its share of every batch. All processes get the same scores.
     """
@@ -114,7 +114,7 @@ def _evaluate_folder(config: EvaluateConfig) -> _Evaluation:
 
 
 def _trained_on(folder: Path) -> tuple[dict[str, Any], Task]:
-    """Return the description of the training images and the task from `training.json`.
+    """Return two entries of `training.json`: the description of the training images (`data`), and the task.
 
     Without the file, return {} and the task of classification.
     """
@@ -130,7 +130,10 @@ def _trained_on(folder: Path) -> tuple[dict[str, Any], Task]:
 
 
 def _test_data(config: EvaluateConfig, trained: dict[str, Any], arch: BaseArch, task: Task) -> Data:
-    """Return `Data` with the test split as `train` and `val`, and with the normalisation of the training images."""
+    """Return `Data` with the test split as `train` and `val`, and with the normalisation of the training images.
+
+    trained: description of the training images from `training.json`. Without a mean in it, compute the normalisation.
+    """
     dataset = trainers.datasets.data.get(config.data)
     size = config.image_size or (trained.get("image_size") if dataset.resizable else None)
     stream = dataset.streamable and trained.get("crop", "resized") == "resized"

@@ -37,10 +37,11 @@ class Config:
     warmup: epochs over which the rate first rises linearly.
     milestones: epochs at which the schedule `step` lowers the rate.
     mixup, cutmix: parameter of the Beta distribution that draws a batch's mixing share; 0 disables the method. With
-    both methods, each batch gets one of them with equal probability.
-    ema: decay per step of the averaged weights; 0 disables averaging. The averaged weights are scored and kept.
+    both methods, each batch uses one of the two, with equal probability.
+    ema: decay per step of the averaged weights; 0 disables averaging. With averaging, the averaged weights are scored
+    and kept instead of the latest weights.
     crop: random crop of training images. `pad` shifts an image by up to `crop_padding` pixels. `resized` cuts out 8 to
-    100 % of its area, as for ImageNet. `auto` is `resized` for image files and `pad` for images in memory.
+    100 % of an image's area, as for ImageNet. `auto` is `resized` for image files and `pad` for images in memory.
     flip: whether images are mirrored at random.
     """
 
@@ -97,8 +98,8 @@ class Config:
         """Return the learning rate of a step. step: counts from 0 over all epochs."""
         warmup, total = self.warmup * steps_per_epoch, self.epochs * steps_per_epoch
         if step < warmup:
-            # At the full rate, the large gradients of initial weights can make a training diverge. `+ 1`, because a
-            # first step at rate 0 would train nothing.
+            # At the full rate, the large gradients of initial weights can make a training diverge. The `+ 1` keeps the
+            # first rate above 0, because a step at rate 0 would train nothing.
             return self.lr * (step + 1) / (warmup + 1)
         if self.schedule == "step":
             return self.lr * 0.1 ** sum(step >= m * steps_per_epoch for m in self.milestones)
@@ -149,7 +150,8 @@ def recipe(text: str, changes: Mapping[str, Any] | None = None) -> Config:
     """Return a recipe with changes. Raise `UserError` for an unknown key or a wrong value.
 
     text: the recipe's name, or the path of a YAML file.
-    changes: new values of fields. If `epochs` changes, `warmup` and `milestones` scale with it unless they change too.
+    changes: new values of fields. A new value of `epochs` scales `warmup` and `milestones` in proportion,
+    unless `changes` sets these fields too.
     """
     if text in RECIPES:
         return _changed(RECIPES[text], changes or {})
@@ -163,15 +165,18 @@ def recipe(text: str, changes: Mapping[str, Any] | None = None) -> Config:
             raise unknown("`recipe`", start, RECIPES)
         base = _changed(RECIPES[start], {key: _value(key, value) for key, value in values.items()})
     except UserError as error:
-        # The command prints `name` in backticks as the option --name. A key of the file is no option: put it in quotes
-        # and the file in front of it.
+        # The command turns a name in backticks into an option: `lr` becomes --lr. A key of the file is no option, so
+        # put the key in quotes, and put the file's name before the key.
         keys = re.sub(r"`(\w+)`", r"'\1'", str(error))
         raise UserError(f"`recipe`: {text}: {keys}") from None
     return _changed(base, changes or {})
 
 
 def differences(ours: Config, theirs: Config) -> list[str]:
-    """Return a text `key theirs, not ours` for each setting that differs between two trainings, except the device."""
+    """Return one text, such as `lr 0.2, not 0.1`, for each setting that differs between two trainings.
+
+    The first value is from `theirs`, the second value is from `ours`. The device is not compared.
+    """
     a, b = asdict(ours), asdict(theirs)
     return [f"{key} {b[key]}, not {a[key]}" for key in a if key != "device" and a[key] != b[key]]
 
@@ -202,7 +207,10 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _value(key: str, value: object) -> object:
-    """Return a recipe file's value as the field's type. Raise `UserError` for a value of another kind."""
+    """Return a value of a recipe file, converted to the type of the field `key`.
+
+    Raise `UserError` for a value that cannot be converted.
+    """
     default = getattr(Config(), key)
     try:
         good = _cast(value, default)
@@ -215,7 +223,7 @@ def _value(key: str, value: object) -> object:
 
 
 def _cast(value: Any, default: object) -> object:
-    """Return the value as the default's type, or None for a value of another kind."""
+    """Return the value converted to the type of `default`. Return None, or raise, if that is impossible."""
     if isinstance(default, bool | str):
         return value if isinstance(value, type(default)) else None
     if isinstance(default, tuple):

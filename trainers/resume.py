@@ -1,4 +1,4 @@
-"""A training's checkpoint in its folder, and the check that another training may resume from it."""
+"""Save and restore the checkpoint of a training. A check refuses the checkpoint of a different training."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def restore(folder: Path, run: Run, trainer: Trainer) -> list[Epoch]:
 
 
 def forget(folder: Path) -> None:
-    """Remove the checkpoint and the log of a failed training, and the folder if it is then empty."""
+    """Remove the checkpoint and the log of a failed training. Then remove the training's folder if it is empty."""
     if (folder / CHECKPOINT_FILE).exists():
         for name in (CHECKPOINT_FILE, LOG_FILE):
             (folder / name).unlink(missing_ok=True)

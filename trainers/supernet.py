@@ -1,4 +1,4 @@
-"""Train a supernet, whose weights the networks of a search space (its members) share, and score members with it.
+"""Train a supernet and score its members, the networks of a search space. All members share the supernet's weights.
 
 A step trains four members (the sandwich rule of arXiv 1903.05134). The largest member learns from the labels. The
 smallest member and two random members learn from the labels and from the outputs of the largest member (in-place
@@ -32,7 +32,7 @@ RANDOM_MEMBERS = 2  # random members of a step, besides the largest and the smal
 # member's outputs teach little early in a training.
 DISTILLED = 0.5
 MAX_GRADIENT = 5.0  # norm to which a step's gradients are clipped, because the gradients of four members add up
-CALIBRATION_IMAGES, CALIBRATION_BATCH = 1024, 256  # images in all and per batch, for a member's batch-norm statistics
+CALIBRATION_IMAGES, CALIBRATION_BATCH = 1024, 256  # total and per batch, for a member's batch-norm statistics
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Members:
 class SupernetTrainer(Trainer):
     """The training of a supernet, one epoch at a time. An epoch's scores are the scores of the largest member."""
 
-    partial = True  # a step gives no gradient to weights outside its members
+    partial = True  # a step gives no gradient to weights outside the step's members
 
     def __init__(
         self,
@@ -75,15 +75,16 @@ class SupernetTrainer(Trainer):
         x, targets = self.task.targets(x, y, self.head_size, self.config, step)
         teacher = self._outputs(x, largest)
         loss = self.task.loss(teacher, targets, self.config)
-        # Run the backward pass after each member, so that memory holds the activations of one member at a time. The
-        # gradients add up.
+        # Run the backward pass after each member, so that memory holds the activations of one member at a time. PyTorch
+        # adds the gradients of all members.
         (loss * weight).backward()
         teacher = teacher.detach()  # otherwise the smaller members would pull the largest one towards them
         for arch in others:
             outputs = self._outputs(x, arch)
             by_label = self.task.loss(outputs, targets, self.config)
             (weight * (DISTILLED * self.task.distilled(outputs, teacher) + (1 - DISTILLED) * by_label)).backward()
-        # The norm varies from step to step with the drawn members. A single large step would harm all members.
+        # Clip the gradients: the norm varies from step to step with the drawn members, and a single large step would
+        # harm all members.
         nn.utils.clip_grad_norm_(self.model.parameters(), MAX_GRADIENT)
         return loss.detach()
 
@@ -124,10 +125,10 @@ class Scorer:
 
 @torch.no_grad()
 def calibrate(model: nn.Module, batches: Iterable[Tensor], bf16: bool = False) -> None:
-    """Set batch-norm statistics to their mean over the batches, with equal weights. Leave the model in eval mode.
+    """Set a member's batch-norm statistics to the mean of the statistics of all batches, with equal weights.
 
-    Statistics of the whole supernet would mix all members, but each member's activations have another mean and
-    variance.
+    Leave the model in eval mode. Each member needs its own statistics, because the means and variances of activations
+    differ between members.
     """
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     momenta = [m.momentum for m in norms]

@@ -31,7 +31,7 @@ from trainers.tasks.task import Scores, Task
 
 
 class TrainingFailed(RuntimeError):
-    """Training cannot continue. The text is the reason that a trial records."""
+    """Training cannot continue. The text is the reason that a search records for its failed trial."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class Epoch:
 
     @property
     def val_top1(self) -> float:
-        """The top-1 accuracy on the validation split in %. Only the task of classification has it."""
+        """The top-1 accuracy on the validation split in %. Only the classification task has this metric."""
         return self.val.top1
 
     def row(self) -> dict[str, float]:
@@ -84,10 +84,10 @@ class Epoch:
 
 
 class Trainer:
-    """The training of one network, one epoch at a time. Its state can be saved between epochs and restored exactly.
+    """Trains one network, one epoch at a time. The trainer's state can be saved between epochs and restored exactly.
 
     group: the processes that train the network together, each with its share of every batch.
-    compiled: whether to use `torch.compile`.
+    compiled: whether to run the network through `torch.compile`.
     workers: threads that decode image files; one per core if None.
     on_step: attribute; a function called before each step.
     """
@@ -252,7 +252,10 @@ class Trainer:
 def train(
     model: nn.Module, data: Data, config: Config, on_epoch: Callable[[Epoch], bool | None] | None = None
 ) -> list[Epoch]:
-    """Train `model` in place and return its epochs. on_epoch: called after each epoch; False stops the training."""
+    """Train `model` in place and return the epochs.
+
+    on_epoch: called after each epoch. The training stops if this function returns False.
+    """
     trainer = Trainer(model, data, config)
     epochs = []
     for _ in range(config.epochs):

@@ -26,7 +26,7 @@ from trainers.train import Epoch
 def training_of(
     source: str, recipe: str, run: Run, epochs: Sequence[Epoch], test: Scores, processes: int, task: Task
 ) -> dict[str, Any]:
-    """Return the content of `training.json`: scores, cost, settings of the training, normalisation of images.
+    """Return the content of `training.json`: scores, cost, settings, normalisation, history, environment.
 
     source: the name or the path of the initial network.
     recipe: the recipe's name or file.
@@ -84,7 +84,10 @@ def card(arch: BaseArch, training: dict[str, Any], test_images: int, task: Task)
 
 
 def write(model: nn.Module, arch: BaseArch, training: dict[str, Any], test_images: int, task: Task, out: Path) -> None:
-    """Write the model folder with the training's log atomically. It replaces the folder with the checkpoint."""
+    """Write the model folder to `out` atomically, with the training's log.
+
+    The new folder replaces the folder `out` of the running training, which contains the checkpoint.
+    """
     weights = weights_bytes(model)
 
     def fill(temporary: Path) -> None:
@@ -92,8 +95,8 @@ def write(model: nn.Module, arch: BaseArch, training: dict[str, Any], test_image
         write_atomic(temporary / WEIGHTS_FILE, weights)
         write_atomic(temporary / TRAINING_FILE, json.dumps(training, indent=2) + "\n")
         write_atomic(temporary / CARD_FILE, card(arch, training, test_images, task))
-        # Copy the log instead of moving it: until the new folder has its name, a crash must leave a training that can
-        # resume.
+        # Copy the log instead of moving it: if a crash comes before the new folder replaces `out`, `out` must still be
+        # complete, so that the training can resume.
         shutil.copy(out / LOG_FILE, temporary)
         shutil.copytree(out / BOARD_FOLDER, temporary / BOARD_FOLDER)
 

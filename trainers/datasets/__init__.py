@@ -1,4 +1,4 @@
-"""Data sets: training images, a validation split cut from them by seed, and a separate test split.
+"""Data sets: training images, a validation split that a seed draws from these images, and a separate test split.
 
 `load` returns the training and validation splits, which a search may see. `load_test` returns the test split. Both take
 a registered name (see `names`) or the import path of your own class (`my_package:MyData`, see `DataSet`).

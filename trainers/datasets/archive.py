@@ -1,4 +1,4 @@
-"""Fetch an official archive: check its size and MD5, unpack it beside its final place, and rename it into place."""
+"""Fetch an official archive: check size and MD5, unpack into a temporary folder, rename to the final folder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from res2net.errors import UserError
 
 CHUNK = 1 << 20  # bytes read at once from the network
-TIMEOUT = 60  # seconds without an answer
+TIMEOUT = 60  # seconds to wait for the server's next bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +28,11 @@ class Archive:
 
 
 def fetch(archive: Archive, folder: Path, check: Callable[[Path], None]) -> None:
-    """Download the archive and unpack its folder `folder.name` to `folder`.
+    """Download the archive and unpack the archive's folder `folder.name` to `folder`.
 
-    check: called with the unpacked folder; raises if the folder is incomplete. A failed download raises `UserError` and
-    leaves nothing behind.
+    check: called with the unpacked folder; raises if the folder is incomplete.
+
+    A failed download raises `UserError` and leaves no files.
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -40,7 +41,7 @@ def fetch(archive: Archive, folder: Path, check: Callable[[Path], None]) -> None
             path = Path(temporary) / "archive"
             _download(archive, path)
             with tarfile.open(path, "r:gz") as tar:
-                tar.extractall(temporary, filter="data")  # refuses members that leave the folder
+                tar.extractall(temporary, filter="data")  # refuses paths outside the folder
             check(Path(temporary) / folder.name)
             os.rename(Path(temporary) / folder.name, folder)
     except (OSError, http.client.HTTPException, tarfile.TarError) as error:
@@ -51,7 +52,7 @@ def fetch(archive: Archive, folder: Path, check: Callable[[Path], None]) -> None
 
 
 def _download(archive: Archive, to: Path) -> None:
-    """Write the bytes of the archive to a file. Raise `UserError` if size or MD5 differ from the publisher's."""
+    """Download the archive to the file `to`. Raise `UserError` if size or MD5 differ from the publisher's values."""
     digest = hashlib.md5(usedforsecurity=False)
     size = 0
     with urllib.request.urlopen(archive.url, timeout=TIMEOUT) as source, to.open("wb") as sink:

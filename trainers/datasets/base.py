@@ -12,7 +12,7 @@ import numpy as np
 from res2net.errors import UserError
 
 MIN_SIZE = 8  # pixels along a side; smaller images leave nothing after the strides of a network
-IMAGENET_SIZE = 128  # pixels along a side; least size for the search base `imagenet`
+IMAGENET_SIZE = 128  # pixels along a side; smallest images whose search base is `imagenet` (`DataSet.base`)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,7 +42,10 @@ class Split:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Files:
-    """Image files and their class numbers. A training may decode them on demand."""
+    """Image files that are not decoded yet, and their class numbers.
+
+    A training decodes the files on demand (`Stream`) or decodes all files before the first epoch (`to_split`).
+    """
 
     root: Path
     paths: tuple[str, ...]  # relative to `root`, sorted
@@ -70,8 +73,8 @@ class Data:
     classes: tuple[str, ...]
     train: Split | Files
     val: Split | Files  # empty with a validation fraction of 0
-    mean: tuple[float, ...]  # of each channel of the training images, in 0..1; ImageNet's for `Files`
-    std: tuple[float, ...]  # in the same units
+    mean: tuple[float, ...]  # mean of each channel of the training images, in 0..1; ImageNet's mean for `Files`
+    std: tuple[float, ...]  # standard deviation of each channel, likewise
 
     @property
     def num_classes(self) -> int:
@@ -117,7 +120,7 @@ class DataSet(ABC):
 
     data_dir: str | Path | None = None
     image_size: int | None = None  # pixels along a side; None for the data set's own size
-    trained_classes: tuple[str, ...] | None = None  # classes of a network to score; the test split must match
+    trained_classes: tuple[str, ...] | None = None  # classes that the test split must have; None for those of `train`
 
     def __post_init__(self) -> None:
         if self.image_size is not None:

@@ -53,18 +53,18 @@ class Layout:
 
 
 class Cifar(DataSet):
-    """The reader of CIFAR-10 and CIFAR-100, whose files differ only in the values below."""
+    """The base class of CIFAR-10 and CIFAR-100. The files of both differ only in the class variables below."""
 
     class_names: ClassVar[tuple[str, ...]]
     label_bytes: ClassVar[int]  # label bytes before each image in the binary layout; the last byte is the class
     label_key: ClassVar[str]  # key of the class numbers in the pickled layout
     train_records: ClassVar[int]  # images in each training file
     test_records: ClassVar[int]  # images in the test file
-    layouts: ClassVar[tuple[Layout, ...]]  # in order of preference: the binary layout needs no unpickling
+    layouts: ClassVar[tuple[Layout, ...]]  # in order of preference; binary is first, as it needs no unpickling
     archive: ClassVar[Archive]  # the archive of the first layout
 
     def classes(self) -> tuple[str, ...]:
-        """Return the class names. CIFAR-100 has fine and coarse classes: return the fine classes."""
+        """Return the class names: for CIFAR-100, the fine classes and not the coarse classes."""
         return self.class_names
 
     def train(self) -> Split:
@@ -76,7 +76,10 @@ class Cifar(DataSet):
         return self._read("test")
 
     def download(self) -> None:
-        """Fetch the binary archive into `data_dir`. If its folder exists, only check that the files are complete."""
+        """Fetch the binary archive into `data_dir`, and unpack it.
+
+        If the unpacked folder exists already, only check that the files in the folder are complete.
+        """
         folder = self._root() / self.layouts[0].folder
         if folder.exists():
             self._check_sizes(folder)
@@ -111,13 +114,13 @@ class Cifar(DataSet):
         return " or ".join(layout.folder for layout in self.layouts)
 
     def _find(self) -> tuple[Layout, Path]:
-        """Return the first layout found in `data_dir`, and its folder. `data_dir` may be this folder itself."""
+        """Return the first layout found in `data_dir`, and the layout's folder, which may be `data_dir` itself."""
         root = self._root()
         for layout in self.layouts:
             if (root / layout.folder).is_dir():
                 return layout, root / layout.folder
         for layout in self.layouts:
-            # Recognise the folder by a file as well as by its name: it may be renamed, or be a link.
+            # The folder may be renamed, or be a link. So recognise the folder by a file as well as by the name.
             if root.is_dir() and (root.name == layout.folder or (root / layout.train[0]).is_file()):
                 return layout, root
         state = "holds no" if root.is_dir() else "is no folder; it should hold"
@@ -193,7 +196,8 @@ class Cifar(DataSet):
             raise UserError(
                 f"{where}: {self.label_key} is a {type(labels).__name__}{size}; expected a list of {records} integers"
             )
-        # Clip the labels: a pickled integer may be too large for int64, and it must reach the check of the labels.
+        # A pickled integer may be too large for int64. Clip the labels, so that `_check_labels` reports a wrong
+        # label and no conversion fails.
         return data.values, np.clip(labels, -1, np.iinfo(np.int64).max).astype(np.int64)
 
 

@@ -1,4 +1,4 @@
-"""Load the splits of a data set: training and validation, cut by seed, and test."""
+"""Load the training, validation and test splits of a data set. A seed draws the validation split."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def load(
     stream: bool = False,
     console: Console | None = None,
 ) -> Data:
-    """Return the training and validation splits of a data set, cut by `seed`.
+    """Return the training and validation splits of a data set, drawn by `seed` from all training images.
 
     name: a registered name, or the import path of a class (see `trainers.datasets.get`).
     data_dir: folder of the data set's files.
-    val_fraction: share of the images for validation; the data set's default if None.
-    train_images: number of the remaining images to keep for training; all if None.
+    val_fraction: share of all training images for the validation split; the data set's default if None.
+    train_images: number of images in the training split; all images outside the validation split if None.
     image_size: pixels along a side, for data sets of image files; guessed from the training images if None.
     stream: leave image files undecoded, for a training that decodes them on demand.
     console: shows the progress of decoding many files.
@@ -53,7 +53,8 @@ def load(
     # Sort the rows, so that the images of a split keep the order of the files with every seed.
     train, val = pool.take(np.sort(order[cut : cut + kept])), pool.take(np.sort(order[:cut]))
     if stream and isinstance(train, Files):
-        # Computing the mean and std would decode all training images. The values of ImageNet suit photographs.
+        # Use ImageNet's mean and std, which suit photographs. Computing the data set's own values would decode all
+        # training images.
         return Data(dataset.name, classes, train, val, MEAN, STD)
     train, val = _in_memory(train, console), _in_memory(val, console)
     return Data(dataset.name, classes, train, val, *_mean_std(train.images))
@@ -66,13 +67,13 @@ def load_test(
     stream: bool = False,
     classes: tuple[str, ...] | None = None,
 ) -> Split | Files:
-    """Return the test split, for the one final score of a network. A search must never call this.
+    """Return the test split, for the single final score of a network. A search must never call this function.
 
     image_size: pixels along a side, for data sets of image files; guessed from the training images if None.
     stream: leave image files undecoded.
     classes: the classes of the trained network; if None, the classes of the training images.
 
-    Raise `UserError` if a data set of image folders has other classes in its test split.
+    Raise `UserError` if the test split of a data set of image folders does not have exactly these classes.
     """
     dataset = get(name)(data_dir, image_size, classes)
     part = dataset.test()
@@ -95,7 +96,7 @@ def _in_memory(part: Split | Files, console: Console | None = None) -> Split:
 
 
 def _check(name: str, part: Split | Files, classes: tuple[str, ...]) -> None:
-    """Raise `UserError` for unusable arrays, which a user's own data set may return."""
+    """Raise `UserError` for a split without images or with unusable arrays. A user's own data set may return either."""
     if len(part) == 0:
         raise UserError(f"`data`: {name} has no images; accepted: at least 1")
     if isinstance(part, Files):
@@ -117,10 +118,10 @@ def _check(name: str, part: Split | Files, classes: tuple[str, ...]) -> None:
 
 
 def _stratified_order(labels: np.ndarray, seed: int) -> np.ndarray:
-    """Return a random order of the images in which every contiguous run holds the classes in proportion.
+    """Return a random order of the images. Every contiguous run holds the classes in the proportions of all images.
 
-    The validation images are the head of the order and the training images follow. So a smaller training split is a
-    subset of a larger one, and both have the same validation split.
+    `load` takes the validation images from the head of the order, and the training images after them. So a smaller
+    training split is a subset of a larger training split, and both have the same validation split.
     """
     shuffled = np.random.default_rng(seed).permutation(len(labels))
     counts = np.unique(labels, return_counts=True)[1]

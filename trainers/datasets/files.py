@@ -20,12 +20,12 @@ from trainers.datasets.base import MIN_SIZE, Files, Split
 from trainers.decode import centre_view, decode, decoders
 from trainers.meta import cores
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, per channel, in 0..1
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's images, per channel, in 0..1
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
-MAX_SIZE = 224  # pixels along a side; largest guess
-PROBED = 100  # number of files whose headers the guess reads
+MAX_SIZE = 224  # pixels along a side; largest size that `guess_size` returns
+PROBED = 100  # number of files whose headers `guess_size` reads
 CHUNK = 16  # images that a thread decodes per task: large enough to hide the cost of a task
-SHOWN = 2000  # least images for a progress bar; decoding fewer ends before the bar can be read
+SHOWN = 2000  # minimum number of images for a progress bar; fewer images are decoded before a user can read it
 
 
 def guess_size(files: Files) -> int:
@@ -43,7 +43,7 @@ def guess_size(files: Files) -> int:
 
 
 class Damaged:
-    """The unreadable files of a data split. Each file is named once on stderr, and too many files raise `UserError`."""
+    """The unreadable files of a data split. Each file is named once on stderr. Too many files raise `UserError`."""
 
     def __init__(self, total: int) -> None:
         # Accept 10 files or one in a thousand, whichever is more, but never all files.
@@ -58,7 +58,7 @@ class Damaged:
             if path not in self._names and self._error is None:
                 self._names.add(path)
                 self._report(path, error)
-            # Every later call raises the same error, so that its text does not depend on which thread is asked first.
+            # Every later call raises the same error. So the text that a user sees is the same from every thread.
             if self._error is not None:
                 raise self._error
 
@@ -75,9 +75,12 @@ class Damaged:
 
 
 def to_split(files: Files, console: Console | None = None) -> Split:
-    """Decode all files but damaged ones: resize the shorter side to `image_size` and keep the centre square.
+    """Return the decoded images, without damaged files.
 
-    console: shows a progress bar for many files. Raise `UserError` if the images do not fit into memory.
+    The shorter side of each image is resized to `image_size`, and the centre square is kept.
+    console: shows a progress bar for many files.
+
+    Raise `UserError` if the images do not fit into memory, or if too many files are damaged (see `Damaged`).
     """
     size = files.image_size
     _check_memory(len(files), size)
@@ -99,7 +102,7 @@ def to_split(files: Files, console: Console | None = None) -> Split:
 
 
 def _fill(files: Files, images: np.ndarray, start: int, damaged: Damaged) -> list[int]:
-    """Decode one chunk into its rows of `images`; return the rows of damaged files."""
+    """Decode the chunk that begins at row `start` into `images`; return the rows of damaged files."""
     size = files.image_size
     pixels, lost = torch.empty(size, size, 3, dtype=torch.uint8), []
     for row in range(start, min(start + CHUNK, len(files))):
@@ -129,10 +132,14 @@ def _check_memory(count: int, size: int) -> None:
 
 
 def _free_memory() -> int | None:
-    """Return the bytes that processes may still allocate: the total memory on macOS, None (unknown) on Windows."""
+    """Return the number of bytes that processes may still allocate.
+
+    On macOS, return the total memory instead. On Windows, return None, because both are unknown.
+    """
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
-        # "Available" rather than "free": it counts the page cache, which Linux gives up on demand.
+        # Read the available memory, not the free memory: only the available memory includes the page cache, which Linux
+        # gives up on demand.
         return next(int(x.split()[1]) * 1024 for x in lines if x.startswith("MemAvailable"))
     except (OSError, StopIteration):
         pass

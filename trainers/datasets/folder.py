@@ -22,7 +22,8 @@ Part = Literal["train", "val"]
 class Folder(DataSet):
     """A data set of your own images. The folders in `train/` name the classes; `val/` is the test split.
 
-    Images are resized to `image_size` pixels along a side. The default is their median shorter side, at most 224.
+    Images are resized to `image_size` pixels along a side. By default, `guess_size` takes the median shorter side of
+    sampled training images, limited to 8..224 pixels.
     """
 
     name = "folder"
@@ -39,9 +40,9 @@ class Folder(DataSet):
         return files if self.image_size else replace(files, image_size=guess_size(files))
 
     def test(self) -> Files:
-        """Return the files below `val/`. Raise `UserError` if their classes differ from the training classes.
+        """Return the files below `val/`. Raise `UserError` if the classes of `val/` differ from the training classes.
 
-        With both `image_size` and `trained_classes` given, `train/` may be absent.
+        If both `image_size` and `trained_classes` are given, `train/` may be absent.
         """
         size = self.image_size or self.train().image_size
         expected = self.classes() if self.trained_classes is None else self.trained_classes
@@ -79,7 +80,8 @@ def _scan(root: Path, image_size: int) -> Files:
                 f"`data_dir`: {root / name} holds no image; accepted: files ending in {', '.join(SUFFIXES)}"
             )
     labels = np.repeat(np.arange(len(classes), dtype=np.int64), [len(paths) for paths in found])
-    # Sort the paths: the order of a directory's entries differs between machines, and the seed's splits depend on it.
+    # Sort the paths: the order of a directory's entries differs between machines, and the splits that a seed draws
+    # depend on the order of the paths.
     return Files(root, tuple(path for paths in found for path in sorted(paths)), labels, image_size)
 
 
@@ -94,7 +96,7 @@ def _check_same(root: Path, found: tuple[str, ...], expected: tuple[str, ...]) -
 
 
 def _entries(folder: str) -> Iterator[os.DirEntry[str]]:
-    """List the entries of a folder, except hidden ones (thumbnails, version control)."""
+    """Yield the entries of a folder, except hidden entries (thumbnails, version control)."""
     try:
         with os.scandir(folder) as entries:
             yield from (e for e in entries if not e.name.startswith("."))
@@ -103,7 +105,7 @@ def _entries(folder: str) -> Iterator[os.DirEntry[str]]:
 
 
 def _images(folder: str) -> Iterator[str]:
-    """List the images below a folder, as paths relative to it."""
+    """Yield the paths of all images below a folder, relative to this folder."""
     for entry in _entries(folder):
         # Do not follow a link to a folder: it may lead back to a folder above, and the listing would never end.
         if entry.is_dir(follow_symlinks=False):

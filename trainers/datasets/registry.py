@@ -1,4 +1,4 @@
-"""Find data sets: registered ones by name, classes of users' own modules by import path."""
+"""Find the class of a data set: a registered class by name, a class in a user's module by import path."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def names() -> tuple[str, ...]:
 def get(name_or_path: str) -> type[DataSet]:
     """Return the class of a data set, given its name or its import path, such as `my_package:MyData`.
 
-    Raise `UserError` for an unknown name, a module that fails to import, or a class that is no complete data set.
+    Raise `UserError` for an unknown name, a module that fails to import, or an incomplete data set class.
     """
     if ":" in name_or_path:
         return _imported(name_or_path)

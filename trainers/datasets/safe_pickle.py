@@ -1,4 +1,4 @@
-"""Read a pickle of plain values and uint8 arrays without trusting it: no code that the file names ever runs."""
+"""Read plain values and uint8 arrays from an untrusted pickle. Code that the file names never runs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class _Dtype:
         self.code = code.decode("latin1") if isinstance(code, bytes) else code
 
     def __setstate__(self, state: object) -> None:
-        """Ignore byte order and fields: single bytes have none."""
+        """Ignore the state (byte order and fields), because single bytes have neither."""
 
 
 def _reconstruct(kind: type, *_: object) -> Array:
@@ -52,8 +52,8 @@ def _encode(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
-# A pickle may name any callable of any module, but the official files of CIFAR name only these. Each callable has a
-# stand-in here, because numpy's own loading code trusts the shapes and types in the file.
+# A pickle may name any callable of any module, but CIFAR's official files name only the callables below. Each callable
+# has a stand-in, because numpy's own loading code trusts the shapes and types in the file.
 _STAND_INS = {
     ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
     ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
@@ -64,7 +64,7 @@ _STAND_INS = {
 
 
 class Forbidden(ValueError):
-    """The pickle names a callable without a stand-in. The text is the name."""
+    """The pickle names a callable without a stand-in. The text of the error is this name."""
 
 
 def loads(content: bytes) -> object:

@@ -1,8 +1,8 @@
 """A generated data set: ten shapes, small to large, over clutter. It suits a first search, as it needs no download.
 
 Each 32 x 32 image shows one object of 4 to 28 pixels at a random place, angle and colour. Blobs and line pieces around
-it look like parts of an object. Sizes are uniform on a logarithmic scale. No class depends on size, place, colour,
-angle or mirroring. So a network needs fine and coarse receptive fields at once, which Res2Net's scales provide.
+it look like parts of an object. The class does not depend on size, place, colour, angle or mirroring. Sizes are uniform
+on a logarithmic scale. So a network needs fine and coarse receptive fields at once, which Res2Net's scales provide.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ DIAMETERS = (4.0, 28.0)  # range of the object's circumscribed circle, in pixels
 BACKGROUND = (0.0, 0.45)  # range of the background's colours
 DISTRACTORS = 4  # line pieces and blobs in each image
 PIECES = (0.0, 0.7)  # range of the distractors' colours
-OPACITY = 0.6  # of distractors; the object is opaque
+OPACITY = 0.6  # opacity of the distractors; the object is opaque
 CONTRAST = 0.3  # least difference in brightness (mean over channels) between an object and the pixels that it covers
-CLOUDS = 0.12  # largest standard deviation of the background's noise, at each of its scales
+CLOUDS = 0.12  # largest standard deviation of the background's noise, at each scale of `STRETCH`
 STRIPES = 0.06  # standard deviation of the amplitude of the background's stripes
 GRAIN = 0.12  # standard deviation of the noise on each pixel
 CHUNK = 64  # images drawn at once: bounds the memory, and keeps the planes of a chunk in the processor's cache
@@ -105,7 +105,7 @@ def _interpolation(cells: int) -> np.ndarray:
     return np.maximum(0, 1 - np.abs(at - np.arange(cells)[:, None])).astype(np.float32)
 
 
-# Weights for three scales of noise: gradients, clouds, patches.
+# Interpolation weights for noise at three scales: gradients, clouds, patches.
 STRETCH = [_interpolation(cells) for cells in (2, 4, 9)]
 PIXELS = np.arange(SIZE, dtype=np.float32) + 0.5  # centres of the pixels along a side
 
@@ -141,7 +141,7 @@ def _rotated(centre: np.ndarray, angle: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def _line_pieces(n: int, rng: np.random.Generator) -> np.ndarray:
-    """Return the cover of one distractor per image, from a blob to a long stroke.
+    """Return the cover of one distractor per image: a stroke of random place, angle, length and thickness.
 
     A stroke is the set of points within `thickness` of a segment of length `2 * half_length`. A short stroke is a blob.
     """
@@ -163,11 +163,14 @@ def _objects(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     for label, shape in enumerate(SHAPES.values()):
         rows = np.flatnonzero(labels == label)
         distance[rows] = shape(u[rows], v[rows])
-    return _cover(distance * radius[:, None])  # back to pixels, so that every edge is one pixel soft
+    return _cover(distance * radius[:, None])  # back to pixels: `_cover` needs pixels to soften edges
 
 
 def _cover(distance: np.ndarray) -> np.ndarray:
-    """Return the covered share of each pixel from its signed distance to the edge: 1-pixel anti-aliasing."""
+    """Return the covered share of each pixel, given the signed distance from the pixel to the object's edge.
+
+    The share falls from 1 to 0 over one pixel, which anti-aliases the edge.
+    """
     return np.clip(0.5 - distance, 0, 1)
 
 
@@ -177,7 +180,10 @@ def _paint(canvas: np.ndarray, cover: np.ndarray, colour: np.ndarray, opacity: f
 
 
 def _contrasting(canvas: np.ndarray, cover: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return a random colour [N, 3], brighter than the mean of the pixels under the cover by at least `CONTRAST`."""
+    """Return a random colour [N, 3] for each image.
+
+    The colour is brighter than the mean of the pixels under the cover by at least `CONTRAST`.
+    """
     n = len(canvas)
     covered = np.einsum("ncp,np->nc", canvas, cover) / cover.sum(axis=1, keepdims=True)
     # Take the first of eight candidates that is bright enough, or else white. White is always bright enough: the
