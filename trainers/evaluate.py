@@ -132,7 +132,7 @@ def _trained_on(folder: Path) -> tuple[dict[str, Any], Task]:
 def _test_data(config: EvaluateConfig, trained: dict[str, Any], arch: BaseArch, task: Task) -> Data:
     """Return `Data` with the test split as `train` and `val`, and with the normalisation of the training images.
 
-    trained: description of the training images from `training.json`. Without a mean in it, compute the normalisation.
+    trained: description of the training images from `training.json`. If `mean` is missing, compute the normalisation.
     """
     dataset = trainers.datasets.data.get(config.data)
     size = config.image_size or (trained.get("image_size") if dataset.resizable else None)

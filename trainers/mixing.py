@@ -10,9 +10,10 @@ from trainers.recipes import Config
 
 
 def mixed(x: Tensor, y: Tensor, classes: int, config: Config, step: int) -> tuple[Tensor, Tensor]:
-    """Return a batch `[B, C, H, W]` and its targets. The recipe decides whether mixup or CutMix blends both.
+    """Return a batch `[B, C, H, W]` and its targets.
 
-    Blended targets are probabilities `[B, classes]`. Without blending, the targets are the labels `[B]`.
+    If the recipe enables mixup or CutMix, the images and the targets are blended. Blended targets are probabilities
+    `[B, classes]`. Without blending, the targets are the labels `[B]`.
     """
     if not (config.mixup or config.cutmix):
         return x, y

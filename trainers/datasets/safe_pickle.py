@@ -1,4 +1,4 @@
-"""Read plain values and uint8 arrays from an untrusted pickle. Code that the file names never runs."""
+"""Read plain values and uint8 arrays from an untrusted pickle, without running any code that the file names."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
 """A generated data set: ten shapes, small to large, over clutter. It suits a first search, as it needs no download.
 
 Each 32 x 32 image shows one object of 4 to 28 pixels at a random place, angle and colour. Blobs and line pieces around
-it look like parts of an object. The class does not depend on size, place, colour, angle or mirroring. Sizes are uniform
-on a logarithmic scale. So a network needs fine and coarse receptive fields at once, which Res2Net's scales provide.
+the object look like parts of an object. The class does not depend on size, place, colour, angle or mirroring. Sizes are
+uniform on a logarithmic scale. So a network needs fine and coarse receptive fields at once, which Res2Net's scales
+provide.
 """
 
 from __future__ import annotations

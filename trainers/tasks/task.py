@@ -76,8 +76,9 @@ class Task(Protocol):
         ...
 
     def targets(self, x: Tensor, labels: Tensor, size: int, config: Config, step: int) -> tuple[Tensor, Tensor]:
-        """Return a training batch and its targets. The recipe decides whether mixup or CutMix changes both.
+        """Return a training batch and its targets.
 
+        If the recipe enables mixup or CutMix, the images and the targets are blended.
         size: number of outputs of the network's head.
 
         Draw random numbers from `config.seed` and `step` alone, so that a resumed training draws the same numbers.
