@@ -2,8 +2,8 @@
 
 With `output_stride`, a network keeps its weights and computes its last feature maps at a higher resolution. If
 the map of a stage would exceed the output stride, the stage drops its stride. The layers after the dropped stride are
-dilated instead, so that they read the same pixels as before. If the dropped strides multiply to k, every k-th pixel of the
-finer map equals a pixel of the ordinary map. Networks with squeeze-and-excitation are an exception, because
+dilated instead, so that they read the same pixels as before. If the dropped strides multiply to k, every k-th pixel
+of the finer map equals a pixel of the ordinary map. Networks with squeeze-and-excitation are an exception, because
 squeeze-and-excitation uses the mean over all pixels.
 """
 

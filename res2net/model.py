@@ -32,9 +32,9 @@ def block_diagonal(c_out: int, c_group: int, groups: int) -> Tensor:
 
 
 class GroupedConv2d(nn.Conv2d):
-    """A grouped convolution. Under CPU autocast, it computes a dense convolution if it is narrow, which is faster.
+    """A grouped convolution. Under CPU autocast, a narrow convolution is computed as a dense one, which is faster.
 
-    Narrow means: at most `DENSE_CHANNELS` output channels.
+    A narrow convolution has at most `DENSE_CHANNELS` output channels.
     bf16 kernels process 16 or more channels at a time, so small groups would leave most of each vector idle.
     """
 
@@ -122,7 +122,7 @@ class Block(nn.Module):
         raise NotImplementedError
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """Return the block's output. `residual` replaces the shortcut, which DLA computes outside the block."""
+        """Return the block's output. `residual` replaces the block's own shortcut, because DLA computes shortcuts."""
         # ReLUs may work in place, because nothing else reads the outputs of these batch norms and sums.
         out = self.middle(torch.relu_(self.bn1(self.conv1(x))))
         out = self.bn3(self.conv3(out))
@@ -228,8 +228,8 @@ class Res2Net(Network):
     """The network of an `Arch`: `model(x)` returns logits `[N, num_classes]` for images `[N, C, H, W]`.
 
     H and W may be any size from 1, because strided layers round up.
-    output_stride: the stride of the last map. Dilation replaces further strides (see `res2net.backbone`). The value changes
-        no weight, so it is not a field of `Arch`.
+    output_stride: the stride of the last map. Dilation replaces further strides (see `res2net.backbone`). The output
+        stride changes no weight, so it is not a field of `Arch`.
     """
 
     def __init__(self, arch: Arch, output_stride: int | None = None) -> None:

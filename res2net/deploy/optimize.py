@@ -231,7 +231,7 @@ def fuse(body: fx.GraphModule, node: fx.Node, conv: nn.Conv2d, onednn: bool) -> 
     body.set_submodule(str(node.target), fused_conv)
     if (act := reader(node)) is not None and act.target is operator.add:
         other = act.args[act.args[0] is node]
-        act.append(node)  # move the node to the sum: earlier in the graph, the other map may not exist
+        act.append(node)  # move to the sum's place: earlier in the graph, the other map may not exist yet
         act.replace_all_uses_with(node)
         body.graph.erase_node(act)
         node.args = (*node.args, other)

@@ -85,7 +85,7 @@ def stem(arch: BigLittleArch, image_size: int) -> tuple[Cost, int]:
 
 
 def blocks(s: Stage, c_in: int, size: int) -> Cost:
-    """Return the cost of a branch's blocks. The first block strides, and has a projection if channels change."""
+    """Return the cost of a branch's blocks. The first block strides. Only changed channels need a projection."""
     out = down(size, s.stride)
     total = body(s, c_in, size, True) + (conv(c_in, s.channels, 1, out) if c_in != s.channels else NOTHING)
     return sum((body(s, s.channels, out, False) for _ in range(s.depth - 1)), total)
