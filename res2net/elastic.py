@@ -102,7 +102,7 @@ class ElasticBlock(nn.Module):
                 yield from module.state_dict(prefix=f"{name}.", keep_vars=True).items()
 
     def gates(self, reduction: int) -> Iterator[tuple[str, Tensor]]:
-        """Yield the weights of the leading hidden channels of squeeze-and-excitation. For reduction 0, yield nothing."""
+        """Yield squeeze-and-excitation's weights, for the leading hidden channels. For reduction 0, yield nothing."""
         if self.se is None or not reduction:
             return
         hidden = se_channels(self.bn3.num_features, reduction)
@@ -232,7 +232,7 @@ class ElasticRes2Net(nn.Module):
             for j, block in enumerate(self._blocks(i)[: stage.depth]):
                 for parts in (block.whole(), block.sliced(stage, statistics), block.gates(arch.se)):
                     out |= {f"layer{i}.{j}.{name}": value for name, value in parts}
-        # `state_dict` includes buffers. Without statistics, drop them: the training modules of `_plain` have no buffers.
+        # `state_dict` includes buffers. Without statistics, drop them: `_plain` makes training modules without buffers.
         return out if statistics else {k: v for k, v in out.items() if not k.endswith(BUFFERS)}
 
     @torch.no_grad()

@@ -28,7 +28,7 @@ def write_atomic(path: Path, content: bytes | str) -> None:
 def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     """Let `fill` write into a temporary folder, then rename the temporary folder to `folder`.
 
-    An existing folder is deleted. So callers must first call `res2net.folder.check_replaceable`.
+    An existing folder is deleted. So callers must first check it, for example with `res2net.folder.check_replaceable`.
     """
     folder = folder.resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -122,7 +122,7 @@ class Block(nn.Module):
         raise NotImplementedError
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """Return the block's output. `residual` replaces the block's own shortcut, because DLA computes shortcuts."""
+        """Return the block's output. `residual` replaces the block's own shortcut (only DLA passes `residual`)."""
         # ReLUs may work in place, because nothing else reads the outputs of these batch norms and sums.
         out = self.middle(torch.relu_(self.bn1(self.conv1(x))))
         out = self.bn3(self.conv3(out))
