@@ -64,7 +64,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "__version__":  # stated in pyproject.toml; reading it at import would take milliseconds
+    if name == "__version__":  # from pyproject.toml; read at first use, because the reading takes milliseconds
         return version("res2net-search")
     if name in _LAZY:
         return getattr(import_module(f"res2net.{_LAZY[name]}"), name)

@@ -35,7 +35,7 @@ def table(rows: Sequence[Sequence[str]], left: int = 1) -> str:
 
 
 def listing() -> str:
-    """Return a table of the paper's networks: sizes, complexities at the input size, and the paper's test errors."""
+    """Return a table of the paper's networks: parameters, GMACs, the paper's test errors, input size and data set."""
     rows = [("name", "params", "GMACs", "top-1 error %", "top-5 error %", "input", "data")]
     for name in dict.fromkeys((*PUBLISHED, *names())):
         entry = PUBLISHED.get(name, Entry())
@@ -47,19 +47,22 @@ def listing() -> str:
 
 
 def measured(figure: Figure) -> Cost:
-    """Return our cost of the network that a published figure describes."""
+    """Return the cost that this package computes for the network of a published figure."""
     arch = named(figure.name)
     if figure.classes is not None:
         arch = replace(arch, num_classes=figure.classes)
     size = PUBLISHED[figure.name].image_size
     if not figure.as_released:
         return cost(arch, size)
-    assert isinstance(arch, DlaArch)  # other released definitions have no unused projections
+    assert isinstance(arch, DlaArch)  # only released DLA definitions have unused projections
     return cost(arch, size) + unused_projections(arch, size)
 
 
 def as_printed(value: int, figure: str, unit: float) -> str:
-    """Return a value with as many digits as a published figure. A figure without a decimal point is exact."""
+    """Return a value in multiples of `unit`, with as many decimals as a published figure.
+
+    A figure without a decimal point is an exact count, so return all digits. If nothing is published, return "".
+    """
     if not figure:
         return ""
     digits = len(figure.partition(".")[2])
@@ -69,7 +72,7 @@ def as_printed(value: int, figure: str, unit: float) -> str:
 def verdict(figure: Figure) -> tuple[str, str, str, bool]:
     """Return our parameters and GMACs in the figure's digits, a remark, and whether the outcome is expected.
 
-    The values must be equal, unless the figure states a reason for a difference.
+    Equal values are expected. If the figure states a reason for a difference, different values are expected.
     """
     found = measured(figure)
     params, gmacs = as_printed(found.params, figure.params, 1e6), as_printed(found.macs, figure.gmacs, 1e9)
@@ -79,7 +82,7 @@ def verdict(figure: Figure) -> tuple[str, str, str, bool]:
 
 
 def comparison(title: str, figures: Sequence[Figure]) -> tuple[str, bool]:
-    """Return a table of our figures beside the published ones, and whether all outcomes are expected."""
+    """Return two values: a table of our figures beside the published ones, and whether all outcomes are expected."""
     rows = [("name", "source", "params", "published", "GMACs", "published", "")]
     verdicts = [verdict(figure) for figure in figures]
     for figure, (params, gmacs, said, _) in zip(figures, verdicts, strict=True):
@@ -93,7 +96,10 @@ def comparison(title: str, figures: Sequence[Figure]) -> tuple[str, bool]:
 
 
 def check() -> tuple[str, bool]:
-    """Return the text of both comparisons, and whether all outcomes are expected."""
+    """Compare our figures with released definitions and with papers.
+
+    Return two values: the text of both comparisons, and whether all outcomes are expected.
+    """
     released, printed = comparison("Definitions", RELEASED), comparison("Printed in papers", PRINTED)
     return f"{released[0]}\n{printed[0]}", released[1] and printed[1]
 

@@ -17,12 +17,12 @@ def onednn_has_bf16() -> bool:
 
 
 def pack(weight: Tensor, geometry: Geometry, shape: torch.Size) -> Tensor:
-    """Return the weight in oneDNN's memory order for inputs of `shape`."""
+    """Return the weight in the memory order that oneDNN chooses for inputs of `shape`."""
     return torch.ops.mkldnn._reorder_convolution_weight(weight, *geometry, shape)
 
 
 def convolve(x: Tensor, packed: Tensor, bias: Tensor | None, geometry: Geometry, relu: bool) -> Tensor:
-    """Return a convolution, followed by a ReLU if `relu`, in one kernel."""
+    """Return the convolution of `x`, followed by a ReLU if `relu` is set. One kernel computes both."""
     act = "relu" if relu else "none"
     return torch.ops.mkldnn._convolution_pointwise.default(x, packed, bias, *geometry, act, [], "")
 
@@ -30,9 +30,9 @@ def convolve(x: Tensor, packed: Tensor, bias: Tensor | None, geometry: Geometry,
 def convolve_add(
     x: Tensor, other: Tensor, packed: Tensor, bias: Tensor | None, geometry: Geometry, relu: bool, in_place: bool
 ) -> Tensor:
-    """Return a convolution plus another map, followed by a ReLU if `relu`, in one kernel.
+    """Return the convolution of `x` plus `other`, followed by a ReLU if `relu` is set. One kernel computes all.
 
-    in_place: whether to write the result over the other map.
+    in_place: whether to write the result over `other`.
     """
     act = "relu" if relu else None
     if in_place:

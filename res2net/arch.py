@@ -59,7 +59,7 @@ class Stage:
 
 
 class BaseArch:
-    """The base class of architectures: JSON, the canonical key, and checks of fields.
+    """The base class of architectures. It reads and writes JSON, computes the key of a network and checks fields.
 
     Each kind of network (residual, dla, biglittle) has its own subclass.
     """
@@ -83,13 +83,13 @@ class BaseArch:
         return self.stages[-1].channels
 
     def canonical(self) -> Self:
-        """Return an architecture of the same function, with the default for every field that has no effect."""
+        """Return an equivalent architecture in which every field without an effect has its default."""
         return self
 
     def key(self) -> str:
-        """Return a hash of the network's function. All descriptions of the same network have the same key.
+        """Return a hash of the network. All architectures that describe the same network have the same key.
 
-        Defaults are not hashed, so a field added later does not change the keys of earlier networks.
+        Fields with their default value are not hashed, so a new field does not change the keys of earlier networks.
         """
         text = json.dumps(self.canonical()._hashed(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -100,7 +100,7 @@ class BaseArch:
         return data if self.kind == RESIDUAL else data | {"kind": self.kind}
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the architecture as a dictionary of plain lists, numbers and strings. An `Arch` writes no "kind"."""
+        """Return the architecture as a dictionary of plain lists, numbers and strings. For an `Arch`, omit "kind"."""
         data = {"kind": self.kind} | asdict(self) | {"stages": [asdict(s) for s in self.stages]}
         if self.kind == RESIDUAL:
             del data["kind"]
@@ -108,7 +108,7 @@ class BaseArch:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Return the architecture that `to_dict` wrote. Raise `UserError` for a wrong or missing key or value."""
+        """Return the architecture that `to_dict` wrote. Raise `UserError` for wrong values or keys."""
         if isinstance(data, Mapping) and "kind" in data:
             if data["kind"] != cls.kind:
                 raise unknown("arch: kind", data["kind"], (cls.kind,))
@@ -191,9 +191,10 @@ class Arch(BaseArch):
         return 1 if self.stem == "cifar" else 4
 
     def canonical(self) -> Arch:
-        """Return an architecture of the same function, with the default for every field that has no effect.
+        """Return an equivalent architecture in which every field without an effect has its default.
 
-        The names of its weights may differ. Make an architecture canonical before training it, as spaces do.
+        Both networks may have different state-dict keys. So make an architecture canonical before training it, as
+        spaces do.
         """
         changes: dict[str, Any] = {}
         if all(s.scale == 1 for s in self.stages):
@@ -204,7 +205,7 @@ class Arch(BaseArch):
 
     def _hashed(self) -> dict[str, Any]:
         data = BaseArch._hashed(self)
-        if self.se:  # hash hidden channels: for few channels, several reductions give the same number
+        if self.se:  # several reductions may give equal hidden channels, so hash the hidden channels instead
             data["se"] = [se_channels(s.channels, self.se) for s in self.stages]
         return data
 
@@ -213,11 +214,11 @@ class Arch(BaseArch):
 
 
 def _stage(data: object, where: str) -> Stage:
-    """Return the stage that a table of keys describes. Errors call it `where`."""
+    """Return the stage that a table of keys describes. `where` names the stage in errors."""
     values = _checked(Stage, data, where)
     try:
         return Stage(**values)
-    except UserError as error:  # `Stage` does not know its number, so add it here
+    except UserError as error:  # a `Stage` does not know its number, so add the number to the error here
         raise UserError(str(error).replace("stage", where, 1)) from None
 
 
@@ -254,5 +255,5 @@ def _names(cls: type) -> list[str]:
 
 
 def se_channels(channels: int, reduction: int) -> int:
-    """Return the hidden channels of squeeze-and-excitation: a multiple of 8, at least 8, rounded as in timm."""
+    """Return squeeze-and-excitation's number of hidden channels: a multiple of 8, at least 8, rounded as in timm."""
     return max(8, int(channels / reduction + 4) // 8 * 8)

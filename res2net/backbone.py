@@ -1,9 +1,10 @@
 """Networks as backbones: descriptions of feature maps, a choice of maps as output, and strides traded for dilation.
 
-With `output_stride`, a network keeps its weights and computes its last feature maps at a higher resolution. A stage
-that would exceed this stride does not stride. Instead, the layers after it are dilated, so that they read the same
-pixels as before. Every k-th pixel of the finer map then equals a pixel of the ordinary map. Squeeze-and-excitation
-is an exception, because its mean runs over all pixels.
+With `output_stride`, a network keeps its weights and computes its last feature maps at a higher resolution. If
+the map of a stage would exceed the output stride, the stage drops its stride. The layers after the dropped stride are
+dilated instead, so that they read the same pixels as before. If the dropped strides multiply to k, every k-th pixel
+of the finer map equals a pixel of the ordinary map. Networks with squeeze-and-excitation are an exception, because
+squeeze-and-excitation uses the mean over all pixels.
 """
 
 from __future__ import annotations
@@ -40,10 +41,10 @@ class Level(NamedTuple):
 
 
 def levels(arch: BaseArch, output_stride: int | None = None) -> tuple[Level, ...]:
-    """Return the level of each stage. Raise `UserError` for an output stride that neither stem nor stage has.
+    """Return the level of each stage. Raise `UserError` for an output stride that neither the stem nor a stage has.
 
-    If dilation replaces a stage's stride, the first block still has the dilation of the previous stage. It reads the
-    previous stage's map (as in torchvision's `replace_stride_with_dilation`).
+    If dilation replaces a stage's stride, the first block still has the dilation of the previous stage, because this
+    block reads the previous stage's map. torchvision's `replace_stride_with_dilation` does the same.
     """
     own = [arch.stem_stride]
     for stage in arch.stages:
@@ -70,7 +71,7 @@ class DensePool(nn.Module):
 
     kernel: number of pixels along each side of the window.
     dilation: distance between neighbouring pixels of the window.
-    before: number of window pixels before the output pixel, along each side.
+    before: number of window pixels above the output pixel, and also to its left.
     count_padding: whether the mean counts pixels outside the map as zeros, or leaves them out.
     """
 
@@ -96,7 +97,7 @@ class DensePool(nn.Module):
 class FeatureInfo(list[dict[str, Any]]):
     """The channels (`num_chs`), stride (`reduction`) and `module` of each feature map.
 
-    Names and methods are those of timm, because segmentation libraries read them.
+    The keys and methods have timm's names, because segmentation libraries use these names.
     """
 
     @classmethod
@@ -189,10 +190,10 @@ class Network(nn.Module):
 
 
 class Backbone(nn.Module):
-    """A network without its classifier. `forward` returns the feature maps `out_indices`, in the given order.
+    """A network without its classifier. `forward` returns the feature maps `out_indices`, in this order.
 
-    The constructor changes the network that it receives: it drops the classifier and the stages after the last chosen
-    map.
+    The constructor changes the network that it receives: it drops the classifier, and the stages after the deepest
+    chosen map.
     """
 
     def __init__(self, body: Network, out_indices: Sequence[int] | None = None) -> None:
@@ -202,7 +203,7 @@ class Backbone(nn.Module):
         had, unused = body.state_dict().keys(), getattr(body, "unused_keys", ())
         body.cut(max(self.out_indices) + 1)
         self.body: Any = body  # a `Network` or an `Optimized`
-        # Patterns of keys in checkpoints of the whole network that the backbone does not use.
+        # Regular expressions for the unused keys: a checkpoint of the whole network has them, the backbone does not.
         self.unused_keys = (*unused, *(re.escape(k) for k in had - body.state_dict().keys()))
 
     def with_body(self, body: nn.Module) -> Backbone:
@@ -230,7 +231,7 @@ class Backbone(nn.Module):
 
 
 def indices(wanted: Sequence[int] | None, count: int) -> tuple[int, ...]:
-    """Return the indices of the chosen maps, from 0. Negative ones count from the end. None chooses all maps."""
+    """Return the indices of the chosen maps, from 0. `wanted` may count from the end (-1). None chooses all maps."""
     if wanted is None:
         return tuple(range(count))
     is_list = isinstance(wanted, Sequence) and not isinstance(wanted, str) and len(wanted) > 0
@@ -240,7 +241,7 @@ def indices(wanted: Sequence[int] | None, count: int) -> tuple[int, ...]:
 
 
 def as_backbone(model: Network, features_only: bool, out_indices: Sequence[int] | None) -> Network | Backbone:
-    """Return the model, or a backbone made of it if `features_only`."""
+    """Return the model. If `features_only` is set, return a `Backbone` made from the model instead."""
     if not features_only and out_indices is not None:
         raise UserError(f"`out_indices`: {out_indices!r}, but `features_only` is False; accepted: both or neither")
     return Backbone(model, out_indices) if features_only else model

@@ -1,4 +1,4 @@
-"""The parser of all commands, and the function that runs a command."""
+"""The parser class of all commands, and the function that runs a command."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from res2net.errors import UserError
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose help shows defaults, and whose errors are one line with exit code 2."""
+    """An argument parser whose help shows defaults, and whose errors print one line and exit with code 2."""
 
     def __init__(self, **options: Any) -> None:
         options.setdefault("formatter_class", argparse.ArgumentDefaultsHelpFormatter)
@@ -28,7 +28,7 @@ class Parser(argparse.ArgumentParser):
         return re.sub(r"`(\w+)`", lambda field: self._options().get(field[1], field[0]), message)
 
     def _options(self) -> dict[str, str]:
-        """Map each field to its option. If the option has several spellings (`-q`, `--quiet`), take the last one."""
+        """Return the option of each field. If an option has several spellings (`-q`, `--quiet`), take the last one."""
         return {action.dest: action.option_strings[-1] for action in self._actions if action.option_strings}
 
     def error(self, message: str) -> NoReturn:

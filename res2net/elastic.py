@@ -1,6 +1,7 @@
 """A supernet: one set of weights for all networks of a space, which are its members.
 
-Each member uses a slice of the weights. Its depths, widths, cardinalities, scales and SE reduction determine the slice.
+Each member uses a slice of the weights. The depths, widths, cardinalities, scales and the reduction of
+squeeze-and-excitation (SE) determine the slice.
 
 Order of the splits. In the paper (equation 1), the first split passes through and the others are convolved. A block of
 k splits then computes exactly the first k splits of a larger block (section 3.1): the blocks nest. This module uses
@@ -10,7 +11,8 @@ three orders:
     shared     1st convolved, pass-through, 2nd convolved, ...    blocks with 1 split, which is convolved, nest as well
     released   1st convolved, 2nd convolved, ..., pass-through    `Res2Net` and its checkpoints use this order
 
-Shared tensors are stored in the shared order, so each scale takes the leading splits. `released` then reorders them.
+Shared tensors are stored in the shared order, so each scale takes the leading splits. The function `released` then
+puts these splits into the released order.
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ class SupernetSpace(Protocol):
 
 
 class SharedNorm(nn.Module):
-    """The batch norms of all splits: weight, bias, mean and variance, each `[scale, width]`."""
+    """The batch norms of all splits of a block: weight, bias, mean and variance, each `[scale, width]`."""
 
     def __init__(self, scale: int, width: int) -> None:
         super().__init__()
@@ -58,15 +60,15 @@ class SharedNorm(nn.Module):
 
 
 class ElasticBlock(nn.Module):
-    """The shared weights of one block. Its generators yield a member's slices, under the keys of an ordinary block.
+    """The shared weights of one block. Its generators yield slices for a member, with the keys of an ordinary block.
 
     Two members share the splits and channels that both have: rows of `conv1` and columns of `conv3`. They also share
     the hidden channels of squeeze-and-excitation that both have. All members share `bn3` and the shortcut, because all
     have the same output channels. Grouped 3x3 kernels are block diagonals of one dense kernel. A block of scale 1 (the
     plain bottleneck) uses the first convolved split.
 
-    own: whether each cardinality has its own norms before and after the 3x3 kernels, and its own correction. The
-        correction is added to the kernels.
+    own: whether each cardinality has its own norms before and after the 3x3 convolutions, and its own correction.
+        The correction is a tensor that is added to the 3x3 kernels.
     """
 
     def __init__(
@@ -94,17 +96,17 @@ class ElasticBlock(nn.Module):
         self.downsample = shortcut(arch, stage, c_in) if first and has_projection(stage, c_in) else None
 
     def whole(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield the tensors that all members share entirely."""
+        """Yield the key and the tensor of each weight that all members share without slicing."""
         for name in ("bn3", "downsample"):
             if (module := getattr(self, name)) is not None:
                 yield from module.state_dict(prefix=f"{name}.", keep_vars=True).items()
 
     def gates(self, reduction: int) -> Iterator[tuple[str, Tensor]]:
-        """Yield the leading hidden channels of squeeze-and-excitation. Yield nothing for a reduction of 0."""
+        """Yield squeeze-and-excitation's weights, for the leading hidden channels. For reduction 0, yield nothing."""
         if self.se is None or not reduction:
             return
         hidden = se_channels(self.bn3.num_features, reduction)
-        axis = {"fc1.weight": 0, "fc1.bias": 0, "fc2.weight": 1}  # hidden channels; fc2.bias has none
+        axis = {"fc1.weight": 0, "fc1.bias": 0, "fc2.weight": 1}  # of hidden channels; `fc2.bias` has no such axis
         for name, value in self.se.named_parameters():
             yield f"se.{name}", leading(value, axis[name], hidden) if name in axis else value
 
@@ -122,8 +124,8 @@ class ElasticBlock(nn.Module):
         dense = self.kernel + self.own[own] if self.own else self.kernel
         dense = self._convolved(dense, s).unflatten(2, (-1, 3, 3))
         kernels = block_diagonals(leading(leading(dense, 1, w), 2, w), stage.cardinality).unbind()
-        # One `unbind` for each tensor: its backward pass stacks the gradients of all splits once. Indexing would
-        # add them one by one.
+        # Divide each tensor by one `unbind`, whose backward pass stacks the gradients of all splits once. The
+        # backward pass of indexing would add the gradients one by one.
         norms = {
             name: leading(self._convolved(value, s), 1, w).unbind()
             for name, value in norm_tensors(self.norms[own], statistics)
@@ -135,24 +137,27 @@ class ElasticBlock(nn.Module):
                 yield f"{norm}.{name}", values[i]
 
     def _convolved(self, x: Tensor, scale: int) -> Tensor:
-        """Return the entries of the convolved splits, in the released order. `x` has one entry for each split."""
+        """Return the entries of the convolved splits, in the released order.
+
+        `x` has one entry for each split of the largest member, in the shared order.
+        """
         x = released(x, 0, scale)
         return x if scale == 1 or self.convolves_all else x[:-1]  # the last split passes through
 
 
 def norm_tensors(norm: nn.Module, statistics: bool) -> Iterator[tuple[str, Tensor]]:
-    """Yield the weight and the bias of a `SharedNorm`, and with `statistics` also the mean and the variance."""
+    """Yield the weight and the bias of a `SharedNorm`. With `statistics`, also yield the mean and the variance."""
     for name in ("weight", "bias", *(STATISTICS if statistics else ())):
         yield name, getattr(norm, name)
 
 
 def released(x: Tensor, dim: int, scale: int) -> Tensor:
-    """Take the first `scale` splits of `x`, which is in the shared order; return them in the released order.
+    """Return the first `scale` splits of `x`, put into the released order. `x` itself is in the shared order.
 
-    The module's docstring explains both orders.
+    The docstring of this module explains both orders.
     """
     x = leading(x, dim, scale)
-    if scale <= 2:  # both orders agree on up to two splits: the convolved one comes first
+    if scale <= 2:  # both orders are equal for up to two splits: the convolved split comes first
         return x
     # The pass-through, second in the shared order, becomes the last.
     return torch.cat([x.narrow(dim, 0, 1), x.narrow(dim, 2, scale - 2), x.narrow(dim, 1, 1)], dim)
@@ -167,7 +172,7 @@ def leading(x: Tensor, dim: int, count: int) -> Tensor:
 
 
 def block_diagonals(kernels: Tensor, groups: int) -> Tensor:
-    """Cut grouped kernels `[n, w, w / groups, 3, 3]` out of dense kernels `[n, w, w, 3, 3]`."""
+    """Return the block diagonals of dense kernels `[n, w, w, 3, 3]` as grouped kernels `[n, w, w / groups, 3, 3]`."""
     if groups == 1:
         return kernels
     n, w, part = len(kernels), kernels.shape[1], kernels.shape[1] // groups
@@ -187,7 +192,8 @@ class ElasticRes2Net(nn.Module):
     member's statistics (`trainers.supernet.calibrate`) before use.
     """
 
-    norm: type[nn.BatchNorm2d] = nn.BatchNorm2d  # in training; distributed training sets a synchronised norm
+    # The class of norms in training mode. Distributed training sets a synchronised class.
+    norm: type[nn.BatchNorm2d] = nn.BatchNorm2d
 
     def __init__(self, space: SupernetSpace, own_cardinality: bool = True) -> None:
         super().__init__()
@@ -206,12 +212,15 @@ class ElasticRes2Net(nn.Module):
         self.apply(init)
 
     def forward(self, x: Tensor, arch: Arch) -> Tensor:
-        """Return a member's logits `[N, num_classes]` for images `[N, C, H, W]`. Raise `UserError` for others."""
+        """Return a member's logits `[N, num_classes]` for images `[N, C, H, W]`.
+
+        Raise `UserError` if the network is not a member.
+        """
         weights = self.weights(arch, statistics=not self.training)
         return functional_call(_plain(arch, self.training, self.norm), weights, (x,))
 
     def weights(self, arch: Arch, statistics: bool = True) -> dict[str, Tensor]:
-        """Return a member's state dict of slices. Gradients flow back to the shared weights.
+        """Return a member's state dict. Its tensors are slices, so gradients flow back to the shared weights.
 
         statistics: whether to include the means and variances of batch norms.
         """
@@ -223,12 +232,12 @@ class ElasticRes2Net(nn.Module):
             for j, block in enumerate(self._blocks(i)[: stage.depth]):
                 for parts in (block.whole(), block.sliced(stage, statistics), block.gates(arch.se)):
                     out |= {f"layer{i}.{j}.{name}": value for name, value in parts}
-        # `state_dict` includes the buffers of ordinary batch norms. The training modules of `_plain` have no buffers.
+        # `state_dict` includes buffers. Without statistics, drop them: `_plain` makes training modules without buffers.
         return out if statistics else {k: v for k, v in out.items() if not k.endswith(BUFFERS)}
 
     @torch.no_grad()
     def extract(self, arch: Arch) -> Res2Net:
-        """Return a member as an ordinary network with a copy of its weights, in this module's mode (train or eval)."""
+        """Return a member as an ordinary network with copied weights, in the supernet's mode (train or eval)."""
         weights = {name: value.detach().clone().contiguous() for name, value in self.weights(arch).items()}
         model = _on_meta(arch)
         for name in model.state_dict().keys() - weights.keys():  # `num_batches_tracked`, which `SharedNorm` lacks
@@ -237,11 +246,12 @@ class ElasticRes2Net(nn.Module):
         return model.requires_grad_(True).train(self.training)
 
     def check(self, arch: Arch) -> None:
-        """Raise `UserError` that names the stage and the value if the network is not a slice of these weights."""
+        """Raise `UserError` if the network is not a slice of these weights. The error names the stage and the value."""
         ours = self.arch
         alike = replace(arch, stages=ours.stages, se=ours.se)
         if all(s.scale == 1 for s in arch.stages):
-            alike = replace(alike, first_block=ours.first_block)  # at scale 1, a canonical network has the default
+            # `first_block` has no effect at scale 1, so canonical networks have the default.
+            alike = replace(alike, first_block=ours.first_block)
         if alike != ours or len(arch.stages) != len(ours.stages):
             raise UserError(f"supernet: {arch} differs in more than stage sizes; accepted: members of its space")
         if arch.se and not 0 < ours.se <= arch.se:
@@ -272,7 +282,8 @@ def _on_meta(arch: Arch) -> Res2Net:
         return Res2Net(arch)
 
 
-# `forward` runs the same members again and again. Modules on the meta device are small, because they hold no weights.
+# Cache these modules, because `forward` runs the same members again and again. The modules are small, because modules
+# on the meta device hold no weights.
 @lru_cache(maxsize=512)
 def _plain(arch: Arch, training: bool, norm: type[nn.BatchNorm2d]) -> Res2Net:
     """Return a member's modules on the meta device. The caller supplies the weights (`functional_call`).

@@ -14,7 +14,7 @@ class UserError(ValueError):
 
 
 def unknown(what: str, value: object, accepted: Iterable[str]) -> UserError:
-    """Return the error for a value that is not among the accepted names. It suggests the most similar name."""
+    """Return the error for a value that is not an accepted name. The error suggests the most similar name, if any."""
     accepted = [str(a) for a in accepted]
     near = difflib.get_close_matches(str(value), accepted, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""

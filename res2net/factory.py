@@ -64,7 +64,8 @@ def create(
         classifier is newly initialised.
     features_only: whether to return a `Backbone`, whose forward returns feature maps instead of logits.
     out_indices: indices of the feature maps to return. None: all maps.
-    output_stride: the stride of the last map, reached by dilation (8, 16 or 32 for ImageNet networks).
+    output_stride: the stride of the last map, reached by dilation (8, 16 or 32 for ImageNet networks). None: the
+        network's own stride.
     overrides: fields of the architecture to replace, such as `num_classes=10`.
     """
     value = named(arch) if isinstance(arch, str) else arch

@@ -28,7 +28,7 @@ def write_atomic(path: Path, content: bytes | str) -> None:
 def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     """Let `fill` write into a temporary folder, then rename the temporary folder to `folder`.
 
-    An existing folder is deleted, so callers first check that its content may be deleted (`check_replaceable`).
+    An existing folder is deleted. So callers must first check it, for example with `res2net.folder.check_replaceable`.
     """
     folder = folder.resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -38,8 +38,8 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     try:
         temporary.chmod(0o755)  # mkdtemp creates folders that only their owner can read
         fill(temporary)
-        # A rename cannot replace a folder that is not empty, so move the existing folder away, and back on failure.
-        # A crash between both renames leaves it under the name `old`.
+        # A rename cannot replace a folder that is not empty, so move the existing folder away. If the second rename
+        # fails, move it back. A crash between both renames leaves the existing folder under the name `old`.
         if folder.exists():
             os.replace(folder, old)
         try:

@@ -106,7 +106,8 @@ def load(
 ) -> Network | Backbone:
     """Return the network of a model folder, in eval mode.
 
-    The options are those of `create`. If `num_classes` differs from the folder's, the classifier is newly initialised.
+    The options are those of `res2net.create`. If `num_classes` differs from the number in the folder, the classifier is
+    newly initialised.
     Raise `UserError` for a missing file, and for weights that do not fit the architecture.
     """
     arch = load_arch(folder)

@@ -1,4 +1,4 @@
-"""timm's weights from the Hugging Face hub."""
+"""Networks with timm's weights from the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from res2net.named import named
 from res2net.weights import load_checkpoint, on_meta
 
 HUB_FILE = "model.safetensors"
-# timm's repositories. For resnet50 and resnext50_32x4d, take torchvision's first weights: the paper's baselines.
+# timm's repositories. For resnet50 and resnext50_32x4d, take torchvision's first weights, the paper's baselines.
 HUB = {
     "resnet50": "timm/resnet50.tv_in1k",
     "resnext50_32x4d": "timm/resnext50_32x4d.tv_in1k",
@@ -36,7 +36,7 @@ def load_pretrained(name: BaseArch | str, arch: BaseArch, output_stride: int | N
     """Return a network with timm's weights, in training mode.
 
     name: the name of the published network.
-    arch: the architecture to build. Only its `num_classes` may differ from the published one.
+    arch: the architecture to build. It may differ from the published architecture only in `num_classes`.
     """
     model = on_meta(arch, output_stride)
     load_checkpoint(model, fetch(name), num_classes=arch.num_classes)
@@ -44,7 +44,7 @@ def load_pretrained(name: BaseArch | str, arch: BaseArch, output_stride: int | N
 
 
 def fetch(name: BaseArch | str) -> Path:
-    """Return the path of timm's weights. Download them unless they are in the hub's local cache."""
+    """Return the path of the file with timm's weights. If the hub's local cache lacks the file, download it."""
     repo = next((repo for known, repo in HUB.items() if isinstance(name, str) and named(name) == named(known)), None)
     if repo is None:
         raise UserError(f"`pretrained`: no weights are published for {str(name)!r}; accepted: {', '.join(HUB)}")

@@ -27,8 +27,8 @@ class Kind:
 
     arch: the class of architectures.
     cost: a function that returns the cost of an architecture at an image size.
-    network: the class of networks as "module:Class". It is imported when the first network is built: it needs torch,
-        which takes seconds to import, and costs do not need torch.
+    network: the class of networks as "module:Class". The module is imported when the first network is built, because
+        it imports torch. Importing torch takes seconds, and costs do not need torch.
     """
 
     arch: type[BaseArch]
@@ -62,7 +62,7 @@ def kind_of(arch: BaseArch) -> Kind:
 
 
 def network_names() -> str:
-    """Return the names of all kinds' network classes, for error messages."""
+    """Return the class names of all networks, joined by commas, for error messages."""
     return ", ".join(kind.network_name for kind in KINDS.values())
 
 
@@ -72,7 +72,7 @@ def build(arch: BaseArch, output_stride: int | None = None) -> Network:
 
 
 def from_dict(data: Mapping[str, Any]) -> BaseArch:
-    """Return the architecture of any kind that `to_dict` wrote. Data without "kind" describe an `Arch`."""
+    """Return the architecture that `BaseArch.to_dict` wrote, of any kind. Data without "kind" describe an `Arch`."""
     kind = data.get("kind", RESIDUAL) if isinstance(data, Mapping) else RESIDUAL
     if not isinstance(kind, str) or kind not in KINDS:
         raise unknown("arch: kind", kind, KINDS)
@@ -80,5 +80,5 @@ def from_dict(data: Mapping[str, Any]) -> BaseArch:
 
 
 def from_json(text: str) -> BaseArch:
-    """Return the architecture of any kind that `to_json` wrote."""
+    """Return the architecture that `BaseArch.to_json` wrote, of any kind."""
     return from_dict(read_json(text))

@@ -1,7 +1,7 @@
 """The cost of single layers and of a block's layers, computed from integers.
 
-This module does not import torch. One multiply-accumulate (MAC) is one FLOP of the paper. Only MACs of convolutions and
-linear layers count.
+This module does not import torch. The paper counts one multiply-accumulate (MAC) as one FLOP. Only MACs of
+convolutions and linear layers count.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ def down(size: int, stride: int) -> int:
 def body(stage: Stage, c_in: int, size: int, first: bool, first_block: str = "pool") -> Cost:
     """Return the cost of a block without its shortcut. The input map is `size` x `size`.
 
-    first: whether the block is the first of its stage, which applies the stage's stride.
+    first: whether the block is the first of its stage. The first block applies the stage's stride.
+    first_block: the field of `Arch`.
     """
     out = down(size, stage.stride) if first else size
     inner = stage.width * stage.scale

@@ -21,18 +21,20 @@ DENSE_CHANNELS = 32  # up to this many channels, a dense bf16 convolution on a C
 
 @lru_cache
 def block_diagonal(c_out: int, c_group: int, groups: int) -> Tensor:
-    """Return a mask `[c_out, c_group * groups, 1, 1]` of a dense kernel, on the CPU.
+    """Return a mask `[c_out, c_group * groups, 1, 1]` for a dense kernel, on the CPU.
 
-    It is 1 where the group of an output channel reads the input channel, else 0. c_group: input channels of a group.
+    An entry is 1 if the group of the output channel reads the input channel, else 0.
+    c_group: input channels of a group.
     """
-    # Training also reads the cached mask, and it cannot read a tensor that was made in inference mode.
+    # Training also reads the cached mask, and training cannot use a tensor that was made in inference mode.
     with torch.inference_mode(False):
         return torch.block_diag(*[torch.ones(c_out // groups, c_group, device="cpu")] * groups)[:, :, None, None]
 
 
 class GroupedConv2d(nn.Conv2d):
-    """A grouped convolution. Under CPU autocast, a narrow one is computed as a dense convolution, which is faster.
+    """A grouped convolution. Under CPU autocast, a narrow convolution is computed as a dense one, which is faster.
 
+    A narrow convolution has at most `DENSE_CHANNELS` output channels.
     bf16 kernels process 16 or more channels at a time, so small groups would leave most of each vector idle.
     """
 
@@ -55,9 +57,9 @@ def conv3x3(c_in: int, c_out: int, stride: int = 1, groups: int = 1, dilation: i
 class StridedPointwiseConv2d(nn.Conv2d):
     """A strided 1x1 convolution that picks every `stride`-th pixel, then convolves with stride 1.
 
-    Its function and weights are those of `nn.Conv2d`. It avoids a bug in oneDNN (uxlfoundation/oneDNN#6035): the
-    backward pass of a strided 1x1 convolution writes past its workspace and corrupts the heap. The bug needs a CPU
-    without AVX-512, fewer than 8 input channels and channels-last layout.
+    The function and the weights are those of `nn.Conv2d`. This class avoids a bug in oneDNN
+    (uxlfoundation/oneDNN#6035): the backward pass of a strided 1x1 convolution writes past its workspace and corrupts
+    the heap. The bug occurs only on a CPU without AVX-512, with fewer than 8 input channels and channels-last layout.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -116,11 +118,11 @@ class Block(nn.Module):
         raise NotImplementedError
 
     def middle(self, x: Tensor) -> Tensor:
-        """Map `[N, width * scale, H, W]` to as many channels, and apply the block's stride."""
+        """Return the 3x3 middle's output for `[N, width * scale, H, W]`: as many channels, with the block's stride."""
         raise NotImplementedError
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """Return the block's output. `residual` replaces the block's own shortcut: DLA computes it outside."""
+        """Return the block's output. `residual` replaces the block's own shortcut (only DLA passes `residual`)."""
         # ReLUs may work in place, because nothing else reads the outputs of these batch norms and sums.
         out = self.middle(torch.relu_(self.bn1(self.conv1(x))))
         out = self.bn3(self.conv3(out))
@@ -176,7 +178,7 @@ class Bottle2neck(Block):
 def plug(stage: Stage, c_in: int, first: bool, downsample: nn.Module | None = None) -> Block:
     """Return one of our blocks for use inside a network of another kind (section 3.3).
 
-    downsample: the shortcut, as this network defines it. None: the identity.
+    downsample: the shortcut, as the other network defines it. None: the identity.
     """
     kind = Bottleneck if stage.scale == 1 else Bottle2neck
     block = kind(Arch((stage,)), stage, c_in, first)
@@ -185,14 +187,14 @@ def plug(stage: Stage, c_in: int, first: bool, downsample: nn.Module | None = No
 
 
 def pool3x3(stride: int, dilation: int) -> nn.Module:
-    """Return the average pool for the unconvolved split of a first block. Its mean counts the padding, as released."""
+    """Return the average pool for the unconvolved split of a first block. The mean counts padding, as released."""
     return nn.AvgPool2d(3, stride, 1) if dilation == 1 else DensePool(3, dilation, 1, count_padding=True)
 
 
 def shortcut(arch: Arch, stage: Stage, c_in: int, dilation: int = 1, dense: bool = False) -> nn.Sequential:
     """Return the projection shortcut of a stage's first block.
 
-    `avgpool` pools before the projection. A strided 1x1 convolution would skip pixels.
+    The choice `avgpool` pools before the projection, because a strided 1x1 convolution would skip pixels.
     """
     bn, stride = nn.BatchNorm2d(stage.channels), stage.stride
     if arch.shortcut == "conv":
@@ -226,8 +228,8 @@ class Res2Net(Network):
     """The network of an `Arch`: `model(x)` returns logits `[N, num_classes]` for images `[N, C, H, W]`.
 
     H and W may be any size from 1, because strided layers round up.
-    output_stride: the stride of the last map. Strides beyond it become dilation (see `res2net.backbone`). It changes
-        no weight, so it is not a field of `Arch`.
+    output_stride: the stride of the last map. Dilation replaces further strides (see `res2net.backbone`). The output
+        stride changes no weight, so it is not a field of `Arch`.
     """
 
     def __init__(self, arch: Arch, output_stride: int | None = None) -> None:

@@ -33,7 +33,7 @@ def imagenet(depths: tuple[int, ...], width: int, scale: int = 1, cardinality: i
 
 
 def cifar29(width: int, cardinality: int, scale: int = 1, se: int = 0) -> Arch:
-    """Return a network of the 29-layer layout for 100 classes (Table 4). Its first blocks convolve all splits."""
+    """Return a network of the 29-layer layout for 100 classes (Table 4). First blocks convolve all splits."""
     stages = tuple(
         Stage(3, planes, split_width(planes, width, cardinality), cardinality, scale, stride)
         for planes, stride in zip(PLANES, (1, 2, 2), strict=False)
@@ -44,7 +44,8 @@ def cifar29(width: int, cardinality: int, scale: int = 1, se: int = 0) -> Arch:
 def dla60(width: int, scale: int = 1, cardinality: int = 1) -> DlaArch:
     """Return a network of DLA's 60-layer layout: trees of 2, 4, 8 and 2 blocks.
 
-    Base widths count from `2 * planes`: inside, DLA's blocks are twice as wide as ResNet's of equal output channels.
+    `split_width` takes `2 * planes` here. The reason: with equal output channels, the middle of a DLA block is twice as
+    wide as the middle of a ResNet block.
     """
     stages = tuple(
         Stage(depth, planes, split_width(2 * planes, width, cardinality), cardinality, scale, 2)
@@ -116,7 +117,7 @@ def names() -> tuple[str, ...]:
 
 
 def named(name: str) -> BaseArch:
-    """Return the architecture of a name or an alias. For an unknown name, raise `UserError` with the nearest."""
+    """Return the architecture of a name or an alias. For an unknown name, raise `UserError` with the nearest one."""
     name = _ALIASES.get(name, name)
     if name not in _NAMED:
         raise unknown("network name", name, (*_NAMED, *_ALIASES))

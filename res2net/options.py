@@ -28,7 +28,7 @@ from typing import Any, Protocol, TypeVar, Union, get_args, get_origin, get_type
 
 T = TypeVar("T")
 SIMPLE = (str, int, float, bool, Path)  # types that a field of an option may have
-Option = tuple[Field[Any], type]  # a field, and the type of its values apart from None
+Option = tuple[Field[Any], type]  # a field and its type, without None
 
 
 class Adder(Protocol):
@@ -40,7 +40,7 @@ class Adder(Protocol):
 
 
 def fields_of(cls: type, names: Iterable[str] | None = None) -> list[Option]:
-    """Return the fields of a dataclass that are options. With `names`, return only these fields, in this order."""
+    """Return the options of a dataclass: its fields with a help text. `names` selects and orders these fields."""
     hints = get_type_hints(cls)
     every = {f.name: (f, _plain(hints[f.name])) for f in fields(cls) if "help" in f.metadata}
     return [every[name] for name in (every if names is None else names)]
@@ -88,7 +88,7 @@ def add_options(
 
 
 def from_options(cls: Callable[..., T], args: argparse.Namespace) -> T:
-    """Return the dataclass with the parsed options. Fields that the user does not give keep their defaults."""
+    """Return an instance with the parsed options. Fields that the user does not give keep their defaults."""
     names = {f.name for f in fields(cls)}  # type: ignore[arg-type]  # `cls` is a dataclass, typed as a callable
     return cls(**{name: value for name, value in vars(args).items() if name in names})
 
@@ -97,7 +97,7 @@ def describe(field: Field[Any], note: str = "", choices: Sequence[str] | None = 
     """Return the help text of a field with its default.
 
     note: a text that follows the default.
-    choices: the accepted names. None: those in the field's metadata.
+    choices: the accepted names. None: the names in the field's metadata.
     """
     own: Callable[[], Sequence[str]] = field.metadata.get("choices", tuple)
     text = field.metadata["help"].replace("{choices}", ", ".join(own() if choices is None else choices))

@@ -104,14 +104,18 @@ def _table4(name: str, millions: str, differs: str = "") -> Figure:
 
 
 def _layout(name: str, ten: str, hundred: str) -> tuple[Figure, Figure]:
-    """Return two sizes of a layout of Table 4, with one more digit: for 10 classes, as printed, and for 100."""
+    """Return two sizes of a network in Table 4, with one more digit than the table prints.
+
+    ten: the size with a classifier of 10 classes, as in the table.
+    hundred: the size with a classifier of 100 classes.
+    """
     return Figure(name, ten, "", "layout of Table 4", 10), Figure(name, hundred, "", "layout of Table 4", 100)
 
 
 _PLAIN = "without unused projections"
 _SE = "Table 4 adds 0.7, 1.7, 0.2 and 0.2 M for SE; no single reduction gives these"
-# Figures of released definitions and of the layouts of Table 4. All digits must be equal: a difference in the last one
-# means that the networks differ.
+# Figures of released definitions (network code), and of networks built as Table 4 describes. All digits must be equal,
+# because a difference in the last digit means that the networks differ.
 RELEASED = (
     _exact("resnet50", "25,557,032", "4.0892"),
     _exact("resnet101", "44,549,160", "7.801", "torchvision"),

@@ -43,7 +43,7 @@ def stage(s: Stage, c_in: int, size: int, se: int, first_block: str) -> Cost:
 
 
 def block(stage: Stage, c_in: int, size: int, se: int, first: bool, first_block: str) -> Cost:
-    """Return the cost of one block. The first block of a stage applies its stride and may project its shortcut."""
+    """Return the cost of one block. A stage's first block applies the stride and may have a projection."""
     cost, c_out = body(stage, c_in, size, first, first_block), stage.channels
     if first and has_projection(stage, c_in):
         cost += conv(c_in, c_out, 1, down(size, stage.stride))

@@ -39,11 +39,11 @@ def load_checkpoint(model: Model, path: str | Path, *, num_classes: int | None =
 def load_checkpoint(
     model: nn.Module | BaseArch | str, path: str | Path, *, num_classes: int | None = None
 ) -> nn.Module:
-    """Load a file's weights into a network and return the network. Raise `UserError` if they do not fit.
+    """Load a file's weights into a network and return the network. Raise `UserError` if the weights do not fit.
 
     model: the network to fill.
         A name or an architecture: build a new network in eval mode.
-        A network or a `Backbone`: fill it in place and keep its mode. If the weights do not fit, it stays unchanged.
+        A network or a `Backbone`: fill it in place and keep its mode. If the weights do not fit, nothing changes.
     num_classes: number of classes of the network's head (its classifier). If the file's head has another number, the
         network keeps its own head: a newly initialised one, or the head of the network that was passed.
     """
@@ -102,7 +102,7 @@ def _read_safetensors(path: Path) -> object:
 
 def _read_torch(path: Path) -> object:
     try:
-        with open(path, "rb") as file:  # given a path, torch.load chooses a reader by its ending
+        with open(path, "rb") as file:  # given a path, torch.load chooses a reader by the file name's ending
             return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
@@ -131,7 +131,7 @@ def _state_dict(content: object, path: Path) -> State:
 
 
 def _is_weight(key: object, value: object) -> bool:
-    """Return whether an entry is a name with a dense CPU tensor. Tensors on the meta device hold no values."""
+    """Return whether an entry has a string as key and a dense CPU tensor. (Meta tensors hold no values.)"""
     if not isinstance(key, str) or not isinstance(value, Tensor):
         return False
     return value.layout is torch.strided and value.device.type == "cpu"
@@ -170,20 +170,20 @@ def fit(model: nn.Module, state: State, path: str | Path, name: str, keep_head: 
     problems = list(_problems(expected, state))
     if problems:
         raise _mismatch(problems, state, path, name)
-    # Files from PyTorch before 0.4.1 lack the counters of batches.
+    # Files from PyTorch before 0.4.1 lack the counters of batches (`num_batches_tracked`).
     for key in (k for k in expected if k.endswith("num_batches_tracked") and k not in state):
         state[key] = torch.zeros((), dtype=torch.long)
     is_meta = any(v.is_meta for v in own.values())
-    # In a meta network, the tensors themselves become the parameters (`assign`), so copy them. A file's tensors may
-    # share memory. They may also be unaligned, and then the kernels of some processors round differently.
+    # With `assign`, the tensors themselves become the parameters of a meta network, so copy them. A file's tensors may
+    # share memory. They may also be unaligned, and some processors' kernels round differently on unaligned tensors.
     state = {k: v.to(expected[k].dtype, copy=is_meta, memory_format=torch.contiguous_format) for k, v in state.items()}
     model.load_state_dict(state, strict=False, assign=is_meta)
 
 
 def _load(model: Network, state: State, path: str | Path, name: str, may_keep_head: bool) -> None:
-    """Load a checkpoint. Keep the network's head if the checkpoint's head does not fit and `may_keep_head` is set.
+    """Load a checkpoint. If its head does not fit and `may_keep_head` is set, keep the network's own head.
 
-    If only the head does not fit and it may not be kept, raise an error about the head alone.
+    If only the head does not fit and `may_keep_head` is not set, raise an error about the head alone.
     """
     expected = model.state_dict()
     problems = list(_problems(expected, {k: _shaped(v, expected.get(k)) for k, v in state.items()}))
@@ -200,7 +200,7 @@ def _load(model: Network, state: State, path: str | Path, name: str, may_keep_he
 
 
 def unused_keys(model: nn.Module) -> tuple[str, ...]:
-    """Return patterns of keys in released files that the network does not use."""
+    """Return regular expressions for the keys that released files have and the network does not use."""
     return getattr(model, "unused_keys", ())
 
 
@@ -210,7 +210,10 @@ def without(state: State, patterns: tuple[str, ...]) -> State:
 
 
 def _shaped(value: Tensor, wanted: Tensor | None) -> Tensor:
-    """Return the value in the network's shape if both are the same classifier: a matrix or a 1x1 convolution."""
+    """Return a classifier's weight in the network's shape. Return any other value unchanged.
+
+    A classifier's weight is `[classes, channels]` in a linear layer, `[classes, channels, 1, 1]` in a 1x1 convolution.
+    """
     if wanted is not None and value.shape != wanted.shape and _flat(value) == _flat(wanted):
         return value.reshape(wanted.shape)
     return value
@@ -234,7 +237,7 @@ def _problems(expected: State, state: State) -> Iterator[Problem]:
 
 
 def _mismatch(problems: list[Problem], state: State, path: str | Path, name: str) -> UserError:
-    """Return the error that lists the mismatched weights. It names the published networks that do fit, if any."""
+    """Return the error that lists the mismatched weights. The error also names published networks that fit."""
     kinds = {kind: [p.text for p in problems if p.kind == kind] for kind, *_ in problems}
     listed = "; ".join(f"{kind}: {_some(texts)}" for kind, texts in kinds.items())
     fitting = _fitting(state)
@@ -257,7 +260,7 @@ def _classes(state: Mapping[str, Tensor]) -> int:
 
 
 def _shapes(state: State) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of all weights outside the head, without the counters of batches."""
+    """Return the shapes of all weights outside the head, without the counters `num_batches_tracked`."""
     wanted = (k for k in state if not k.startswith(HEAD) and not k.endswith("num_batches_tracked"))
     return {k: tuple(state[k].shape) for k in wanted}
 

@@ -29,8 +29,9 @@ def get(
 
     name_or_yaml: the name of a space, or the path of a file. A string is a path if it contains a path separator or ends
         in .yaml or .yml.
-    base: the base of a named space, one of `BASES`. None: `cifar`. The file's own `base` takes precedence.
-    per_stage: whether each stage has its own parameters. The file's own `per_stage` takes precedence.
+    base: the base of the space, one of `BASES` (see `space.catalogue`). None: `cifar`. A key `base` in the file takes
+        precedence.
+    per_stage: whether each stage has its own parameters. A key `per_stage` in the file takes precedence.
     num_classes: number of classes of the data set. None: as in the base or the file.
     image_size: side length of the data set's images in pixels. None: as in the base or the file.
     in_channels: number of channels of the data set's images. None: as in the base or the file.
@@ -39,7 +40,7 @@ def get(
     """
     if base is None:
         base = DEFAULT_BASE
-    elif base not in BASES:  # check now, because a file's own base would hide the mistake
+    elif base not in BASES:  # check now, because a key `base` in the file would hide the mistake
         raise unknown("`base`", base, BASES)
     text = os.fspath(name_or_yaml)
     if isinstance(name_or_yaml, Path) or text.endswith((".yaml", ".yml")) or "/" in text or os.sep in text:

@@ -10,8 +10,8 @@ from res2net.errors import UserError
 from space.dimensions import DIMENSIONS
 from space.skeleton import Skeleton
 
-# The limit of parameters, and of activations for one image. Either alone fills 8 GiB in float32, without gradients and
-# optimizer state.
+# The limit of parameters, and also the limit of activations for one image. This many float32 numbers fill 8 GiB.
+# Gradients and optimizer state need additional memory.
 MOST_ELEMENTS = 2**31
 # Each convolution is a Python module. More modules take minutes to build, and gigabytes of memory even with few
 # parameters.
@@ -23,21 +23,24 @@ ACCEPTED = (
 
 
 def check_buildable(skeleton: Skeleton, choices: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise `UserError` if the largest member is too large. The error names the value.
+    """Raise `UserError` if the largest member is too large. The error names the values that make it too large.
 
     The check is fast for any number of members, because it computes the cost of a few networks and builds none.
-    Per-stage spaces need no check of their own, because their largest member is the same.
+    The check also holds for per-stage spaces: with the same choices, the largest member is the same.
     """
     largest = {name: DIMENSIONS[name].container(values) for name, values in choices.items()}
     if "cardinality" in choices:
-        largest["cardinality"] = choices["cardinality"][0]  # the container is 1, which may not be among the choices
+        largest["cardinality"] = choices["cardinality"][0]  # `container` gives 1, which may not be a choice
     # The message gives no count: Python refuses to print integers of more than 4300 digits.
     if unit := _excess(skeleton.network(largest), skeleton.image_size):
         raise UserError(f"{_culprit(skeleton, largest)} gives a network of too many {unit}; accepted: {ACCEPTED}")
 
 
 def _culprit(skeleton: Skeleton, largest: Mapping[str, int]) -> str:
-    """Return the smallest part of the space that is too large by itself. The error starts with this text."""
+    """Return the start of the error: the names and values that make a network too large.
+
+    It names as few values as possible: fields of the skeleton, else one dimension, else all searched dimensions.
+    """
     least = {name: dimension.least for name, dimension in DIMENSIONS.items()}
     if _excess(skeleton.network(least), skeleton.image_size):
         names = ("planes", "stem_channels", "num_classes", "image_size")

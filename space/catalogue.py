@@ -27,7 +27,7 @@ _SKELETONS = {
         planes=PLANES[:3],
         strides=(1, 2, 2),
         pattern=(3, 3, 3),
-        width=48,  # a third of the paper's 6c24w (4 GMACs), so that spaces have members below 300 MMACs
+        width=48,  # a third of the paper's width (6c24w, 4 GMACs): spaces get members below 300 MMACs
         depth=3,
         cardinality=6,
         first_block="conv",
@@ -88,7 +88,7 @@ def skeleton(base: str) -> Skeleton:
 
 
 def named(name: str, base: str, per_stage: bool) -> Space:
-    """Return the named space over a base. For an unknown name, raise `UserError` with the nearest one."""
+    """Return the named space over a base. For an unknown name, raise `UserError` with the nearest name."""
     if name not in names():
         raise unknown("`space`", name, (*names(), "FILE.yaml"))
     frame = skeleton(base)

@@ -29,7 +29,8 @@ Params = dict[str, int]
 class Dimension:
     """A property of a network that a space may search.
 
-    name: the name of its field in `Stage` (or in `Arch`, if it concerns the whole network) and in `Skeleton`.
+    name: the name of the dimension. A field of `Stage` and a field of `Skeleton` have the same name. A dimension of the
+        whole network has a field in `Arch` instead of `Stage`.
     least: the smallest accepted value.
     whole_network: whether all stages share one value, even in per-stage spaces.
     repaired: whether a stage may get another value than the chosen one (see `space.skeleton.repaired`).

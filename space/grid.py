@@ -63,14 +63,17 @@ class Grid:
     whole: tuple[str, ...]
 
     def build(self, values: Mapping[str, int]) -> Arch:
-        """Return the canonical network of the parameters, unchecked. `values` may replace fixed dimensions too."""
+        """Return the canonical network of unchecked parameters. `values` may also replace fixed dimensions."""
         values = {**self.fixed, **values}
         # A list is faster than a generator, and a search runs this line tens of thousands of times.
         stages = tuple([stage(slot, *read(values)) for slot, read in self.readers])
         return self._canonical(stages, {name: values[name] for name in self.whole})
 
     def params_of(self, arch: Arch) -> Params | None:
-        """Return the first parameters whose network is `arch`, or None. This reverses `build`."""
+        """Return the parameters whose network is `arch`, or None if no parameters give this network.
+
+        This method reverses `build`. If several parameters give the network, return those with the smallest values.
+        """
         whole = {name: getattr(arch, name) for name in self.whole}
         if len(arch.stages) != len(self.readers) or self._canonical(arch.stages, whole) != arch.canonical():
             return None
@@ -87,9 +90,9 @@ class Grid:
     def extreme(self, pick: Callable[..., Params], price: Callable[[Arch], int]) -> Params:
         """Return the parameters of the network with the lowest (`pick=min`) or highest (`pick=max`) price.
 
-        The result is exact, without a visit to every network. The skeleton fixes the input and output channels
-        of each stage. So for given whole-network dimensions, the price of a stage does not depend on other stages. This
-        method optimises one stage after the other, for every combination of whole-network dimensions.
+        The result is exact, but the method does not visit every network. The skeleton fixes the input and output
+        channels of each stage. So for given whole-network dimensions, the price of a stage does not depend on other
+        stages. This method optimises one stage after the other, for every combination of whole-network dimensions.
         """
         *own, shared = self.groups
 
@@ -134,13 +137,13 @@ class Grid:
         return Arch(stages, **self.frame, **whole).canonical()
 
     def _gives(self, values: Mapping[str, int], arch: Arch, group: Group) -> bool:
-        """Return whether the values give those stages of the network that the group determines."""
+        """Return whether the values give the same stages as `arch` has. Compare only the stages of the group."""
         values = {**self.fixed, **values}
         return all(stage(self.readers[i].slot, *self.readers[i].read(values)) == arch.stages[i] for i in group.stages)
 
 
 def _likely(name: str, values: tuple[int, ...], arch: Arch, group: Group) -> tuple[int, ...]:
-    """Return the choices that may give this network: all if repair may change a choice, else the network's value."""
+    """Return the choices that may give this network: all if repair may change them, else the network's value."""
     dimension = DIMENSIONS[name]
     if dimension.repaired:
         return values
@@ -149,7 +152,7 @@ def _likely(name: str, values: tuple[int, ...], arch: Arch, group: Group) -> tup
 
 
 def grid(skeleton: Skeleton, choices: Mapping[str, tuple[int, ...]], per_stage: bool) -> Grid:
-    """Return the grid of the choices.
+    """Return the `Grid` of a skeleton and choices.
 
     per_stage: whether every stage has its own value of each stage dimension.
     """

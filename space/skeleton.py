@@ -31,7 +31,7 @@ class Slot(NamedTuple):
         return max(1, (2 * depth * self.pattern + self.pattern_unit) // (2 * self.pattern_unit))
 
     def counted(self) -> Slot:
-        """Return a slot in which the depth is the number of blocks."""
+        """Return a copy of this slot for which the depth equals the number of blocks."""
         return self._replace(pattern=1, pattern_unit=1)
 
 
@@ -85,7 +85,7 @@ class Skeleton:
 
     @property
     def fixed(self) -> dict[str, int]:
-        """Return the value of each dimension for spaces that do not search it."""
+        """Return the value that each dimension has in spaces that do not search it."""
         return {name: getattr(self, name) for name in DIMENSIONS}
 
     @property
@@ -104,7 +104,7 @@ class Skeleton:
         return Arch(stages, **{**self.frame, **whole}).canonical()
 
     def network(self, values: Mapping[str, int]) -> Arch:
-        """Return the canonical network with the same values in all stages. Fixed values replace missing ones."""
+        """Return the canonical network with these values in all stages. Missing dimensions have their fixed values."""
         values = {**self.fixed, **values}
         stages = tuple(stage(slot, *(values[name] for name in STAGE_DIMENSIONS)) for slot in self.slots)
         return self.arch(stages, **{name: values[name] for name in NETWORK_DIMENSIONS})
@@ -131,6 +131,7 @@ def stage(slot: Slot, *values: int) -> Stage:
 def repaired(width: int, cardinality: int) -> int:
     """Return the width rounded down to a multiple of the cardinality, at least the cardinality.
 
-    A width that is rounded to the nearest could exceed the widest member, and a supernet could not slice it.
+    Do not round to the nearest multiple: the result could exceed the width of the widest member. A supernet has no
+    weights for such a width.
     """
     return max(cardinality, width - width % cardinality)

@@ -29,13 +29,13 @@ class Space:
     """A set of networks: the skeleton with every combination of the choices.
 
     name: the name of the space.
-    base: the name of the base that the skeleton comes from.
+    base: the name of the base that the skeleton comes from (see `space.catalogue`).
     skeleton: the fixed part of the networks.
     choices: the values of each searched dimension.
     per_stage: whether every stage has its own parameters (`scale_1`, `scale_2`, ...). Whole-network dimensions have one
         parameter in any case.
 
-    Several combinations may give equal networks, because widths are repaired.
+    Several combinations may give equal networks, because widths are repaired (see `space.skeleton.repaired`).
     """
 
     name: str
@@ -84,7 +84,7 @@ class Space:
         """Return random parameters whose MACs are spread evenly on a logarithmic scale.
 
         Most uniformly drawn combinations have medium MACs. This method draws a target log-uniformly between the least
-        and the most MACs. It returns the nearest of eight uniform draws.
+        and the most MACs. Then it draws eight uniform combinations and returns the one nearest to the target.
         """
         target = rng.uniform(*_log_macs(self))
         drawn = [self.sample(rng) for _ in range(8)]
@@ -93,7 +93,7 @@ class Space:
     def arch(self, params: Mapping[str, int]) -> Arch:
         """Return the network of the parameters, repaired and in canonical form.
 
-        Raise `UserError` for an unknown or missing parameter, and for a value outside its choices.
+        Raise `UserError` for an unknown or missing parameter, and for a value that is not a choice.
         """
         return self._grid.build(self._checked(params))
 
@@ -157,9 +157,9 @@ class Space:
         return nearest
 
     def match_range(self) -> tuple[tuple[Params, Cost], tuple[Params, Cost]]:
-        """Return the range of targets that `at_macs` accepts.
+        """Return the parameters and the cost of two networks: those with the least and the most MACs at any width.
 
-        The range is the parameters and the cost of two networks: those with the least and the most MACs at any width.
+        Their MACs are the range of targets for `at_macs`.
         """
         free = grid(self.skeleton, {**self.choices, "width": (1, MAX_WIDTH)}, self.per_stage)
         return self._extreme(free, min, "macs", None), self._extreme(free, max, "macs", None)

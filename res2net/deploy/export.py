@@ -19,8 +19,8 @@ from res2net.backbone import Backbone
 from res2net.errors import UserError
 from res2net.files import write_atomic
 
-TOLERANCE = 1e-3  # difference relative to the largest output; fp32 rounding reached 3e-5 in the deepest networks
-BATCHES = (1, 3)  # batch sizes of the check; both differ from the traced one
+TOLERANCE = 1e-3  # limit of the difference, relative to the largest output; fp32 rounding alone reached 3e-5
+BATCHES = (1, 3)  # batch sizes of the check; both differ from `TRACED`
 TRACED = 2  # batch size of the trace; the exporters would treat 1 as a constant
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 Run = Callable[[Tensor], Sequence[Tensor]]
@@ -78,20 +78,20 @@ def export_program(
 
 
 def need_onnx(check: bool = True) -> None:
-    """Raise `UserError` if a package of the `onnx` extra is missing. Only the check needs onnxruntime."""
+    """Raise `UserError` if a package of the `onnx` extra is missing. Without `check`, onnxruntime may be missing."""
     missing = [name for name in ONNX_PACKAGES if find_spec(name) is None and (check or name != "onnxruntime")]
     if missing:
         raise UserError(f"ONNX: not installed: {', '.join(missing)}; run pip install 'res2net-search[onnx]'")
 
 
 def _frozen(model: nn.Module) -> nn.Module:
-    """Return a copy for the export, in eval mode and fp32, on the CPU, in the default memory layout."""
+    """Return a copy of the model for the export: on the CPU, in fp32, eval mode and the default memory layout."""
     frozen = copy.deepcopy(model).to("cpu", torch.float32)
     return frozen.to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]  # not in stubs
 
 
 def _images(model: nn.Module, image_size: int | tuple[int, int] | None) -> Callable[[int], Tensor]:
-    """Return a function that makes a batch of random images of the exported size."""
+    """Return a function that takes a batch size and returns random images of the exported size."""
     arch: Any = (model.body if isinstance(model, Backbone) else model).arch
     if image_size is None:
         image_size = 32 if getattr(arch, "stem", "") == "cifar" else 224
@@ -108,7 +108,7 @@ def _output_names(model: nn.Module) -> list[str]:
 
 
 def _onnx_run(data: bytes) -> Run:
-    """Return a function that runs an ONNX file on images."""
+    """Return a function that takes images and returns the ONNX file's outputs. `data` is the file's content."""
     import onnxruntime  # in the `onnx` extra
 
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
@@ -116,7 +116,10 @@ def _onnx_run(data: bytes) -> Run:
 
 
 def _checked(model: nn.Module, run: Run, images: Callable[[int], Tensor], path: str | Path) -> float:
-    """Return the largest relative difference over all batch sizes. Raise `RuntimeError` if it exceeds the tolerance."""
+    """Compare the outputs of the network and of the exported file, at all batch sizes of `BATCHES`.
+
+    Return the largest relative difference. Raise `RuntimeError` if the difference exceeds `TOLERANCE`.
+    """
     worst = 0.0
     for batch in BATCHES:
         x = images(batch)
@@ -136,7 +139,10 @@ def _tuple(outputs: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hide warnings of the exporters that users cannot act on: missing torchvision, PyTorch's deprecated functions."""
+    """A context in which the exporters show no warnings.
+
+    Users cannot act on these warnings: they concern a missing torchvision and deprecated functions in PyTorch.
+    """
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -24,12 +24,14 @@ from res2net.model import Bottle2neck, Bottleneck
 
 
 def optimize(model: nn.Module, *, bf16: bool = False) -> Optimized | Backbone:
-    """Return a faster copy of a network or `Backbone` for inference. Its outputs are equal up to fp32 rounding.
+    """Return a faster copy of a network or `Backbone` for inference.
 
-    The copy has `forward`, `forward_features`, `feature_info`, `num_features` and `arch`. It stays on the model's
-    device, and cannot be trained, saved or moved. The model is unchanged.
+    The outputs of the copy equal the model's up to fp32 rounding. The copy has `forward`, `forward_features`,
+    `feature_info`, `num_features` and `arch`. It stays on the model's device, and cannot be trained, saved or moved.
+    The model is unchanged.
 
-    bf16: whether to compute in bf16. Outputs are float32, and differ by about 1 % of the largest output.
+    bf16: whether to compute in bf16. If so, outputs are still float32, but they differ from the model's by about 1 %
+        of the largest output.
     """
     if isinstance(model, Backbone):
         return model.with_body(optimize(model.body, bf16=bf16)).eval()
@@ -92,7 +94,7 @@ class Conv(nn.Module):
         self.weight, self.bias = conv.weight, conv.bias
         self.geometry: Geometry = list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups
         self.relu = False
-        self.in_place = False  # whether the sum may overwrite the map that is added
+        self.in_place = False  # whether the sum may overwrite the added map (`other` in `forward`)
         self.packed: tuple[torch.Size | None, Tensor] = None, self.weight
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
@@ -113,8 +115,8 @@ class Conv(nn.Module):
     def _pack(self, x: Tensor) -> Tensor:
         """Return the weights in oneDNN's memory order for inputs of this shape. Repack them when the shape changes.
 
-        oneDNN would reorder weights that are packed for another shape in each call. This can take ten times as long as
-        the convolution itself.
+        If the weights are packed for another shape, oneDNN reorders them again in each call. This can take ten times as
+        long as the convolution itself.
         """
         shape, packed = self.packed
         if shape != x.shape:
@@ -133,7 +135,8 @@ def has_onednn(device: torch.device, dtype: torch.dtype) -> bool:
 class InPlace(Bottle2neck):
     """A block of several splits that writes each result over its split. This saves the final concatenation.
 
-    It replaces only blocks after the first of a stage, because their results have the size of the splits.
+    This class replaces only the later blocks of a stage, where results have the same size as splits. In a stage's
+    first block, a stride can make the results smaller.
     """
 
     def middle(self, x: Tensor) -> Tensor:
@@ -150,11 +153,11 @@ def recast(model: nn.Module, onednn: bool) -> None:
     for block in model.modules():
         if isinstance(block, Bottle2neck) and not block.first:
             block.__class__ = InPlace
-        # With two splits, the pooled split would be half of the merged convolution. Its additional products would take
-        # longer than the copies that merging saves.
+        # Do not merge a block of two splits if one of them is pooled. The pooled split would be half of the merged
+        # convolution. Its additional products would take longer than the copies that merging saves.
         elif isinstance(block, Bottle2neck) and onednn and (block.scale > 2 or len(block.convs) == block.scale):
             block.conv2, block.bn2 = merged(block), nn.Identity()
-            block.__class__ = Bottleneck  # type: ignore[assignment]  # its `middle` reads only `conv2` and `bn2`
+            block.__class__ = Bottleneck  # type: ignore[assignment]  # `Bottleneck.middle` reads only `conv2` and `bn2`
 
 
 def merged(block: Bottle2neck) -> nn.Conv2d:
@@ -182,7 +185,7 @@ def merged(block: Bottle2neck) -> nn.Conv2d:
 
 
 class Tracer(fx.Tracer):
-    """Trace `forward_features`. Convolutions and dense pools are single calls in the graph."""
+    """A tracer of `forward_features`. In its graph, each convolution and each `DensePool` is a single call."""
 
     traced_func_name = "forward_features"
 
@@ -193,7 +196,7 @@ class Tracer(fx.Tracer):
 def fused(model: nn.Module, onednn: bool) -> fx.GraphModule:
     """Return the graph of `forward_features` with fused convolutions.
 
-    The model must be in eval mode. It is changed and must not be used afterwards.
+    The model must be in eval mode. This function changes the model, so do not use the model afterwards.
     """
     body = fx.GraphModule(model, Tracer().trace(model))
     for node in list(body.graph.nodes):
@@ -205,7 +208,8 @@ def fused(model: nn.Module, onednn: bool) -> fx.GraphModule:
     order = {node: i for i, node in enumerate(body.graph.nodes)}
     for node in order:
         if isinstance(conv := module(body, node), Conv) and len(node.args) == 2:
-            # The sum may overwrite the other map if a `Conv` made it and all its other readers run earlier.
+            # The sum may overwrite the added map under two conditions. A `Conv` made the map, and all other readers
+            # of the map are `Conv` modules that run earlier.
             others = [user for user in node.args[1].users if user is not node]
             is_free = all(isinstance(module(body, user), Conv) and order[user] < order[node] for user in others)
             conv.in_place = is_free and isinstance(module(body, node.args[1]), Conv)
@@ -215,7 +219,10 @@ def fused(model: nn.Module, onednn: bool) -> fx.GraphModule:
 
 
 def fuse(body: fx.GraphModule, node: fx.Node, conv: nn.Conv2d, onednn: bool) -> None:
-    """Fuse a convolution with the layers after it, if nothing else reads its result: batch norm, sum, ReLU."""
+    """Fuse a convolution with the batch norm, the sum and the ReLU after it.
+
+    Fuse each of these only if it is the sole reader of the result before it.
+    """
     act = reader(node)
     if act is not None and isinstance(bn := module(body, act), nn.BatchNorm2d):
         conv = fuse_conv_bn_eval(conv, bn)
@@ -224,7 +231,7 @@ def fuse(body: fx.GraphModule, node: fx.Node, conv: nn.Conv2d, onednn: bool) -> 
     body.set_submodule(str(node.target), fused_conv)
     if (act := reader(node)) is not None and act.target is operator.add:
         other = act.args[act.args[0] is node]
-        act.append(node)  # to the sum's place: earlier in the graph, the other map may not exist yet
+        act.append(node)  # move to the sum's place: earlier in the graph, the other map may not exist yet
         act.replace_all_uses_with(node)
         body.graph.erase_node(act)
         node.args = (*node.args, other)
@@ -240,11 +247,11 @@ def module(body: fx.GraphModule, node: fx.Node | None) -> nn.Module | None:
 
 
 def reader(node: fx.Node) -> fx.Node | None:
-    """Return the only reader of a node's result; None if it has no reader or several."""
+    """Return the only reader of a node's result. Return None if the result has no reader or several readers."""
     return next(iter(node.users)) if len(node.users) == 1 else None
 
 
 def drop(node: fx.Node) -> None:
-    """Remove a node. Its readers then read its input."""
+    """Remove a node from the graph. The readers of its result then read its input instead."""
     node.replace_all_uses_with(cast("fx.Node", node.args[0]))
     node.graph.erase_node(node)

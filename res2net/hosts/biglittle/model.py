@@ -1,4 +1,4 @@
-"""Big-Little networks (bL-Net) with our block, and with the state-dict keys of bL-Net's release.
+"""Big-Little networks (bL-Net) with the blocks of `res2net.model` and the state-dict keys of bL-Net's release.
 
 Sections are those of bL-Net's paper (arXiv 1807.03848).
 """
@@ -81,7 +81,11 @@ class BigLittle(Network):
         self.apply(init)
 
     def _build_stem(self, c_in: int, c: int, thin: int) -> None:
-        """Build the stem. Layers `b_` are its Big branch of `c` channels, layers `l_` its Little branch of `thin`."""
+        """Build the stem, which has two branches.
+
+        `b_conv0` and `bn_b0` are the Big branch, of `c` channels. `l_conv0` to `l_conv2` and `bn_l0` to `bn_l2` are the
+        Little branch, of `thin` channels.
+        """
         self.conv1, self.bn1 = nn.Conv2d(c_in, c, 7, 2, 3, bias=False), nn.BatchNorm2d(c)
         self.b_conv0, self.bn_b0 = conv3x3(c, c, 2), nn.BatchNorm2d(c)
         self.l_conv0, self.bn_l0 = conv3x3(c, thin), nn.BatchNorm2d(thin)
@@ -109,19 +113,23 @@ class BigLittle(Network):
         return [f"layer{i}" for i in range(1, self.count + 1)]
 
     def cut(self, count: int) -> None:
-        """Keep the first `count` stages. `arch` keeps all: only its last stage strides before its map."""
+        """Keep the first `count` stages of the network. `arch` keeps all stages.
+
+        A shorter `arch` would describe another network, because the last stage of an `arch` has no branches.
+        """
         for name in self.stage_names()[count:]:
             delattr(self, name)
         is_shorter, self.count = count < self.count, count
         last = self.layers()[-1]
         if is_shorter and last.strides:
-            last.fusion = nn.Identity()  # the fusion's output is the input of the next stage, which is gone
+            last.fusion = nn.Identity()  # the fusion's output is the input of the next stage, which was dropped
         self.reset_classifier(0)
 
     def forward_features(self, x: Tensor) -> list[Tensor]:
         """Return the feature map of each stage, finest first.
 
-        For the published networks, the strides are 4, 8, 16 and 32, because a stage strides after its sum.
+        For the published networks, the maps have strides 4, 8, 16 and 32. A stage with two branches applies its stride
+        only after its map.
         """
         check_images(x, self.arch.in_channels)
         x = self.stem(x)

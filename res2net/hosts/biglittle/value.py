@@ -59,7 +59,7 @@ class BigLittleArch(BaseArch):
 
     def _hashed(self) -> dict[str, Any]:
         data = BaseArch._hashed(self)
-        data.pop("beta", None)  # several values of beta give the same Little branches, which are hashed
+        data.pop("beta", None)  # several values of beta may give the same Little branches, so hash the branches instead
         return data | {"little": [asdict(self.little(s)) for s in self.stages[:-1]]}
 
 
@@ -85,7 +85,7 @@ def stem(arch: BigLittleArch, image_size: int) -> tuple[Cost, int]:
 
 
 def blocks(s: Stage, c_in: int, size: int) -> Cost:
-    """Return the cost of a branch's blocks. The first block strides. It has a projection only if channels change."""
+    """Return the cost of a branch's blocks. The first block strides. Only changed channels need a projection."""
     out = down(size, s.stride)
     total = body(s, c_in, size, True) + (conv(c_in, s.channels, 1, out) if c_in != s.channels else NOTHING)
     return sum((body(s, s.channels, out, False) for _ in range(s.depth - 1)), total)

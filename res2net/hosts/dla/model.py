@@ -1,4 +1,4 @@
-"""Deep layer aggregation (DLA) with our block, and with the state-dict keys of the released models.
+"""Deep layer aggregation (DLA) with the blocks of `res2net.model` and the state-dict keys of the released models.
 
 Sections are those of the DLA paper (arXiv 1707.06484).
 """
@@ -31,8 +31,8 @@ class Root(nn.Module):
 class Tree(nn.Module):
     """A tree that aggregates `2 ** depth` blocks (section 3.2): two subtrees, or at depth 1 two blocks and a root.
 
-    The last root of a tree reads the outputs of its two blocks. It also reads the output of the first subtree of every
-    tree that ends in this root.
+    The last root of a tree reads the outputs of the two blocks before this root. It also reads the output of the first
+    subtree of every tree that ends in this root.
 
     stage: the sizes of the blocks.
     depth: the depth of the tree.
@@ -61,7 +61,7 @@ class Tree(nn.Module):
             self.project = nn.Sequential(nn.Conv2d(c_in, c_out, 1, bias=False), nn.BatchNorm2d(c_out))
 
     def forward(self, x: Tensor, maps: tuple[Tensor, ...] = ()) -> Tensor:
-        """Return the tree's output. `maps` are inputs of the last root from outside the tree."""
+        """Return the tree's output. `maps` come from outside the tree, and the last root reads them too."""
         if self.aggregates_input:
             maps = (self.downsample(x), *maps)
         if not self.is_leaf:

@@ -17,8 +17,8 @@ class DlaArch(BaseArch):
     """A network with one tree for each stage. A tree aggregates the outputs of its blocks (section 3.2 of DLA's paper).
 
     stages: `depth` is the depth of the stage's tree, which has `2 ** depth` blocks. The first block strides.
-    base_channels: channels of the 7x7 stem and of the 3x3 level after it.
-    stem_channels: channels of the strided 3x3 level before the first tree.
+    base_channels: channels of the 7x7 convolution at the start, and of the 3x3 convolution after it.
+    stem_channels: channels of the strided 3x3 convolution before the first tree.
     """
 
     kind: ClassVar[str] = "dla"
