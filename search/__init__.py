@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from search.objectives import Objective
     from search.settings import Settings
 
-# Optuna and pandas take a second to import; `import search` must not.
+# The module of each public name, imported on first use: Optuna and pandas take a second, `import search` must not.
 _LAZY = {
     "search": "api",
     "load": "api",

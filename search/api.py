@@ -37,11 +37,11 @@ from trainers.datasets.data import Data
 if TYPE_CHECKING:  # matplotlib takes a second to import
     from matplotlib.figure import Figure
 
-# While a search runs, its tables and plots are rewritten every REPORT_SECONDS. Long reports come less often, so that
-# they take at most REPORT_SHARE of the driver's time.
+# While a search runs, its tables and plots are rewritten every REPORT_SECONDS. Slow reports are written less often, so
+# that reports take at most REPORT_SHARE of the driver's time.
 REPORT_SECONDS = 30.0
 REPORT_SHARE = 0.03
-# The dashboard's plot shows the front and the last SHOWN trials: each 2 KB of the plot cost one transaction.
+# The dashboard's plot shows only the front and the last SHOWN trials: each 2 KB of the plot cost one transaction.
 SHOWN = 500
 
 
@@ -101,11 +101,11 @@ def search(
 
     out: the run's folder. None makes a new one under `runs/`; the folder of an earlier search resumes that search.
     progress: the display of the search; None shows nothing.
-    work: the function that workers run for each job; None takes the evaluator's.
+    work: the function that workers run for each job; None takes the evaluator's function.
     sampler: a factory `seed -> sampler` in place of the settings' sampler. A resumed search must pass it again.
 
-    Raise `UserError` if settings, data and folder contradict each other, before anything is written.
-    Ctrl-C (KeyboardInterrupt) ends the search in good order: `interrupted` is set, and the same call resumes.
+    Before anything is written, raise `UserError` if settings, data and folder contradict each other.
+    Ctrl-C (KeyboardInterrupt) ends the search in good order: `Result.interrupted` is True, and the same call resumes.
     """
     folder = Path(out) if out is not None else Path("runs") / runs.new_name(settings)
     data = settings.scope.load_data(progress.console if progress else None)
@@ -154,7 +154,7 @@ def open_study(
 
 
 def _with_study_name(settings: Settings, folder: Path) -> Settings:
-    """Return the settings with a name for a shared study: the run folder's by default. A resume keeps the name."""
+    """Return the settings. A shared study without a name gets the run folder's name; a resume keeps the old name."""
     if not settings.resources.storage or settings.resources.study is not None:
         return settings
     known = (folder / runs.RUN_FILE).exists()
@@ -195,12 +195,12 @@ class _Session:
             time.monotonic() - begun,
             "interrupted" if interrupted else self.driver.why_stopped or "all trials are done",
             interrupted,
-            # Missing confirmations do not count here: any resume runs them.
+            # Only the setting `trials` counts for `unfinished`. Every resume runs missing confirmations anyway.
             books.spent < self.settings.budget.trials,
         )
 
     def _export_best(self) -> None:
-        """Export the best trial whose weights are in this folder; other drivers keep theirs in their own folders."""
+        """Export the best trial with weights in this folder. Other drivers keep weights in folders of their own."""
         for record in self.driver.ledger.best:
             if runs.weights_path(self.folder, record.number).is_file():
                 export.export(self.folder, str(record.number), self.folder / "best")

@@ -26,7 +26,7 @@ from space import Space
 class Running:
     """A running trial, for the driver and the display.
 
-    estimate: whether its score is an estimate. earlier: the trials that ran its network before, the last one first.
+    estimate: whether the trial's score is an estimate. earlier: earlier trials of the same network, newest first.
     """
 
     job: Job
@@ -44,12 +44,12 @@ class Running:
 class Driver:
     """Turn the study's proposals into jobs for workers, and record their reports in the study.
 
-    The study holds the whole state: the ledger is computed from it, and other drivers may write it too. A driver ends
-    when only other drivers' trials remain. If those drivers die, any driver that is alive takes over their trials.
+    The study holds the whole state. The ledger is computed from the study. Other drivers may write the same study. A
+    driver ends when only other drivers' trials remain. Any driver still alive takes over the trials of dead drivers.
 
-    on_scored: called with the job and the weights of a trial with its full budget, before its score is recorded.
+    on_scored: called before a trial's score is recorded, with the job and the trained weights (None without any).
     checkpoints: the newest checkpoint of each trial that may still resume, by trial number.
-    session: the index of this session in `run.json`, recorded with each trial; it leads to the hardware and commit.
+    session: this session's index in `run.json`. Each trial records the index, to find the hardware and the commit.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Driver:
 
     @property
     def seconds_left(self) -> float | None:
-        """The seconds left of the setting `time`; None without a limit."""
+        """The seconds until the limit of the setting `time`; None without a limit."""
         limit = self.settings.budget.time
         return None if limit is None else limit - (time.monotonic() - self.started)
 
@@ -92,18 +92,18 @@ class Driver:
             return self._next_new() or self._next_confirmation() or self._next_suspect()
 
     def _runs_alone(self) -> bool:
-        """Return whether nothing may start here, because a suspect runs alone or waits for the running trials to end.
+        """Return whether a suspect runs alone, or waits until this driver's trials end. Then no other trial may start.
 
-        A suspect waits only if its driver was killed after it enqueued the suspect and before it started it.
+        A suspect waits only if a driver was killed between enqueuing the suspect and starting it.
         """
         waits = any(r.state == "WAITING" and "alone" in r.attrs for r in self.study.unended())
         return bool(self.running) and (waits or any(t.accepted.proposal.alone for t in self.running.values()))
 
     def _next_new(self) -> Job | None:
-        """Return the job of the next new network."""
+        """Return the job of the next new network; None without such a network, budget or time."""
         under_way = [*self.study.running(), *self.ledger.suspects.values()]
         searching = sum("confirms" not in r.attrs for r in under_way)
-        nothing = self.why_stopped and not self.study.waiting()  # a retry may still wait, say from another driver
+        nothing = self.why_stopped and not self.study.waiting()  # another driver may have enqueued a retry
         if nothing or self.ledger.spent + searching >= self.settings.budget.trials or self._no_time():
             return None
         found = self.proposals.new()
@@ -113,7 +113,7 @@ class Driver:
         return self._start(found)
 
     def _next_confirmation(self) -> Job | None:
-        """Return the job that trains the next network of the estimates' front, once all estimates are in."""
+        """Return the job that trains the next network of the estimates' front; None while estimates still run."""
         if not self.evaluator.estimates or any("confirms" not in r.attrs for r in self.study.running()):
             return None
         while True:
@@ -129,7 +129,7 @@ class Driver:
                 return self._start(accepted)
 
     def _next_suspect(self) -> Job | None:
-        """Return the job of a suspect (see `_take_over`). A suspect runs last, while nothing else runs here."""
+        """Return the job of a suspect (see `_take_over`). A suspect runs last, while this driver runs nothing else."""
         while True:
             done = self.ledger.spent >= self.settings.budget.trials
             suspects = [r for r in self.ledger.suspects.values() if not done or "confirms" in r.attrs]
@@ -137,7 +137,7 @@ class Driver:
                 return None
             if not self.study.waiting():
                 self.study.enqueue(suspects[0].params, retry_of=suspects[0].number, alone=True)
-                self._refresh()  # drop it from the suspects: `ask` ends the trials of suspects
+                self._refresh()  # drops the network from the suspects: `ask` ends their trials
             if (accepted := self.proposals.ask()) is not None:
                 return self._start(accepted)
 
@@ -151,7 +151,7 @@ class Driver:
         return replace(job, checkpoint=next((self.checkpoints[n] for n in earlier if n in self.checkpoints), None))
 
     def _no_time(self) -> bool:
-        """Return whether the time left is too short for a trial of median length; if so, note it as `why_stopped`."""
+        """Return whether the time left is too short for a trial of median length; if so, set `why_stopped`."""
         left = self.seconds_left
         if left is None:
             return False
@@ -183,7 +183,7 @@ class Driver:
             return False
         if report.note is not None and len(trial.reports) == 1:
             self.study.annotate(number, {"note": report.note})
-        if report.checkpoint is not None:  # before the rung's accuracy: each rung in the study has its checkpoint
+        if report.checkpoint is not None:  # before the rung's accuracy: no kill may leave a rung without one
             self.checkpoints[number] = report.checkpoint
             self._drop_checkpoints(*trial.earlier)
         self.study.report(number, report.epoch, report.val_top1)
@@ -201,7 +201,7 @@ class Driver:
         return True
 
     def _continues(self, trial: Running, report: Report) -> bool:
-        """Return whether the scheduler lets a trial continue. A retry passes all rungs that its network has passed."""
+        """Return whether the scheduler lets a trial continue. A retry passes the rungs that earlier trials passed."""
         books, key = self.ledger, trial.job.arch.key()
         before = books.furthest.get(key, 0)
         books.note_rung(key, report.epoch, report.val_top1, trial.cost)
@@ -215,7 +215,7 @@ class Driver:
     def _score(self, number: int, report: Report) -> None:
         trial = self.running.pop(number)
         attrs = self._earned(0 if trial.estimate else report.epoch, report)
-        self.on_scored(trial.job, report.weights)  # before the score: each score in the study has its weights on disk
+        self.on_scored(trial.job, report.weights)  # before the score: no kill may leave a score without weights
         outcome = ESTIMATED if trial.estimate else SCORED
         self.study.complete(number, (report.val_top1, trial.cost), outcome, **attrs)
         self._drop_checkpoints(number, *trial.earlier)
@@ -224,8 +224,8 @@ class Driver:
 
     def _stop(self, number: int, report: Report) -> None:
         trial, of = self.running.pop(number), len(self.ledger.rungs[report.epoch])
-        # The missing share of the budget is recorded as a violated limit. So TPE learns from the trial, and no front
-        # holds it. Optuna's TPE crashes at a pruned trial that violates no limit.
+        # The missing share of the budget is recorded as a violated limit. So TPE learns from the trial, and fronts
+        # leave the trial out. Without a violated limit, a pruned trial would crash Optuna's TPE.
         lacking = 1 - report.epoch / trial.job.config.epochs
         violations = [*self.limits.violations(trial.job.arch, self.space.image_size), lacking]
         reason = f"after epoch {report.epoch} not among the best 1/{self.settings.budget.eta} of {of}"
@@ -246,7 +246,7 @@ class Driver:
         return {"epochs": epochs, "seconds": round(report.seconds, 3), "training": training}
 
     def _fail(self, number: int, reason: str, lost: bool) -> None:
-        """Record a failure. Only a lost trial's network is run again: with its seed, any other failure would recur."""
+        """Record a failure. Run only a lost trial's network again: with the same seed, other failures would recur."""
         trial = self.running.pop(number)
         with self.study.exclusive():
             self._refresh()  # another driver may have taken the trial over
@@ -261,19 +261,19 @@ class Driver:
         self.on_change()
 
     def on_lost(self, number: int, reason: str) -> None:
-        """Record that a trial's worker died; its network is run again, up to a limit."""
+        """Record that a trial's worker died; run the trial's network again, up to a limit (`RETRIES`)."""
         if number in self.running:
             with self._own(number):
                 self._fail(number, reason, lost=True)
 
     def release(self, number: int, reason: str) -> None:
-        """End a running trial that did not fail, and enqueue its network again."""
+        """End a running trial that did not fail, and enqueue the trial's network again."""
         del self.running[number]
         with self.study.exclusive():
             self._ask_again(self.study.record(number), reason)
 
     def release_all(self, reason: str) -> None:
-        """Release all running trials, also one that an interrupt left in the study before `running` held it."""
+        """Release all running trials. After an interrupt, the study may hold one that `running` lacks."""
         self.running.clear()
         with self.study.exclusive():
             for orphan in [*self.study.own_running(), *self.study.orphans()]:
@@ -282,11 +282,7 @@ class Driver:
 
     @contextlib.contextmanager
     def _own(self, number: int) -> Iterator[None]:
-        """Run the block for a trial of this driver.
-
-        If the block raises `TakenOver`, drop the trial and its result: the driver that took it over runs the network
-        again.
-        """
+        """Drop the trial if the block raises `TakenOver`: the driver that took it over runs the network again."""
         try:
             yield
         except TakenOver:
@@ -312,9 +308,9 @@ class Driver:
     def _take_over(self) -> None:
         """End orphaned trials, and enqueue their networks again.
 
-        Without Ray, a network can kill its driver. If it were always enqueued at once, it would kill every resume too.
-        So after RETRIES losses at one epoch it becomes a suspect, which runs last and alone. If it kills a driver that
-        runs nothing else, it is given up. An innocent network that ran beside the culprit passes this test.
+        Without Ray, a network can kill the driver's process. Such a network must not kill every resume too. So a
+        network that is lost at one epoch more than RETRIES times becomes a suspect, which runs last and alone. A
+        suspect that kills its driver is given up. An innocent network that ran beside the culprit passes this test.
         """
         for orphan in self.study.orphans():
             if orphan.attrs.get("alone") and orphan.key:  # without a key, the driver died before the network ran
@@ -326,7 +322,7 @@ class Driver:
                 self._ask_again(orphan, KILLED, at_once=not suspect)
 
     def _ask_again(self, orphan: Record, reason: str, at_once: bool = True) -> None:
-        suspect = orphan.attrs.get("alone") and orphan.key  # it stays a suspect, so it still runs last
+        suspect = orphan.attrs.get("alone") and orphan.key  # the network stays a suspect and runs last
         if at_once and not suspect and orphan.number not in self.ledger.retried:
             # Enqueued before the orphan is ended, so that a kill in between loses no network.
             self.study.enqueue(orphan.params, retry_of=orphan.number, alone=orphan.attrs.get("alone"))
@@ -335,7 +331,7 @@ class Driver:
         self._refresh()
 
     def _earlier(self, number: int) -> list[int]:
-        """Return the numbers of the trials that this trial retries, the last one first."""
+        """Return the numbers of the trials that this trial retries, newest first."""
         out = []
         while (before := self.study.record(number).attrs.get("retry_of")) is not None:
             out.append(number := before)

@@ -21,11 +21,11 @@ from space import Space
 from trainers.datasets.data import Data
 
 SHARED = "weights that all networks of the space share"
-TUNED = 5  # the peak learning rate of the shared weights, divided by the one that tunes a slice
+TUNED = 5  # ratio of two peak learning rates: that of the shared weights to that of tuning a slice
 
 
 def trial_seed(seed: int, arch: Arch) -> int:
-    """Return the seed of a network's training. It depends on the search's seed and the network, not on the order."""
+    """Return the seed of a network's training. It depends on the search's seed and the network, not on trial order."""
     return int.from_bytes(hashlib.sha256(f"{seed} {arch.key()}".encode()).digest()[:4])
 
 
@@ -49,7 +49,7 @@ class Evaluator:
 
     @property
     def lr(self) -> float:
-        """The peak learning rate of the networks of the final front."""
+        """The peak learning rate in the training of the final front's networks."""
         return self.scoring.lr
 
     def check(self, resources: Resources) -> None:
@@ -61,7 +61,7 @@ class Evaluator:
         """Raise `UserError` if the shared weights that the user names do not fit the search."""
 
     def prepare(self, space: Space, data: Data, folder: Path, console: Console | None) -> Work:
-        """Return the `Work` for the workers. This may take long: files that must survive a kill go to `folder`."""
+        """Return the `Work` for the workers. This may take long, so files that must survive a kill go to `folder`."""
         return train_trial
 
     def job(self, number: int, arch: Arch) -> Job:
@@ -140,7 +140,7 @@ class Supernet(Inherit):
 
     @property
     def origin(self) -> str:
-        """The shared weights, if confirmations are tuned from slices of them."""
+        """The shared weights, if confirmations start from slices of them; else empty."""
         return SHARED if self._tunes else ""
 
     @property

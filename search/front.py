@@ -12,7 +12,7 @@ def front(quality: Sequence[float], cost: Sequence[float]) -> list[int]:
     """Return the indices of the points that no other point dominates, cheapest first.
 
     A point dominates another if it is at least as good at no more cost, and better in one of the two. Of equal points,
-    the first is returned.
+    only the one with the lowest index is returned.
     """
     best, kept = -math.inf, []
     for i in sorted(range(len(cost)), key=lambda i: (cost[i], -quality[i], i)):

@@ -1,6 +1,6 @@
 """The groups of a search's settings: frozen dataclasses with the defaults, help texts and checks of all settings.
 
-A field's metadata describe its option in the commands; `res2net.options` explains their keys.
+The metadata of a field describe the field's command-line option; `res2net.options` explains the metadata's keys.
 """
 
 from __future__ import annotations
@@ -98,13 +98,13 @@ class Scope:
 
     @property
     def matching(self) -> Matching:
-        """The number of MACs at which all networks are compared, if any."""
+        """The comparison of networks at equal MACs, which the setting `match_macs` turns on."""
         return Matching(self.match_macs)
 
     def get_space(self, num_classes: int, image_size: int | None = None, in_channels: int | None = None) -> Space:
-        """Return the space over the set base, or by default over the base that suits the data set.
+        """Return the space over the setting `base`. By default, the base is the one that suits the data set.
 
-        image_size: the side, in pixels, of the images for which costs are counted; None takes the base's.
+        image_size: the side, in pixels, of the images for which costs are counted; None takes the base's size.
         """
         base = self.base or trainers.datasets.data.get(self.data).base(image_size)
         known = {"num_classes": num_classes, "image_size": image_size, "in_channels": in_channels}
@@ -239,7 +239,7 @@ def _check_choice(name: str, value: str, accepted: Sequence[str]) -> None:
 
 
 def _check_url(text: str) -> None:
-    """Raise `UserError` for a URL that is not PostgreSQL's, or holds a password, which `run.json` would show."""
+    """Raise `UserError` for another URL than PostgreSQL's, or for a password in the URL: `run.json` would show it."""
     try:
         url = urlsplit(text)
         known = url.scheme in ("postgresql", "postgresql+psycopg") and url.path.strip("/")

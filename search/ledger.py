@@ -1,7 +1,7 @@
-"""The ledger of a search, computed from the records of its trials alone, whichever driver ran them.
+"""The ledger of a search. It is computed only from the records of the trials of all drivers.
 
 The driver, tables, plots, `best/`, export and display all ask the ledger for counts, known networks, rungs and the
-one front of the search.
+front, so that all of them agree.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Rules:
 
     @property
     def counted(self) -> str:
-        """The outcome of scored trials that counts against the setting `trials`."""
+        """The outcome of scored trials that count against `trials`: ESTIMATED if `estimates`, else SCORED."""
         return ESTIMATED if self.estimates else SCORED
 
 
@@ -45,12 +45,12 @@ class Ledger:
 
     counts: the number of ended trials with each outcome.
     scored, estimated: the record of each network with a score.
-    given_up, stopped: the trial that failed or was stopped, of each network that is not run again.
-    lost: how often a network's trials were lost, by network and last epoch.
-    suspects: the last record of each suspect. Its driver was killed so often that it now runs last and alone.
-    retried: the trials whose network was enqueued again.
+    given_up, stopped: for each network that never runs again, the number of the trial that failed or was stopped.
+    lost: the number of lost trials for each network and last epoch (`Record.reached`).
+    suspects: the last record of each network that now runs last and alone, because its drivers were killed too often.
+    retried: the numbers of the trials whose network was enqueued again.
     rungs: the quality and cost of each network at each rung.
-    furthest: the last epoch after which a network's accuracy is known.
+    furthest: for each network, the last epoch with a known accuracy.
     history: the records of scored, estimated, stopped and failed trials, in the order they were added.
     """
 
@@ -77,7 +77,7 @@ class Ledger:
         return cls(rules).add(ended, [r for r in all_records if r.state in ("WAITING", "RUNNING")])
 
     def add(self, ended: Sequence[Record], unended: Sequence[Record] = ()) -> Self:
-        """Add the trials that ended since the last call, and the retries and rungs of unended trials."""
+        """Add the trials that ended since the last call. Of `unended` trials, add only the retries and the rungs."""
         # A retry is enqueued before the lost trial is ended, so that no kill in between loses the network. So these
         # records always include the retry of an ended trial.
         self.retried |= {r.attrs["retry_of"] for r in [*ended, *unended] if "retry_of" in r.attrs}
@@ -110,14 +110,14 @@ class Ledger:
         self._suspect(record)
 
     def _suspect(self, record: Record) -> None:
-        """Update the suspects: an orphan without a retry is one until its network gets a result."""
+        """Update the suspects. An orphan's network without a retry is a suspect until a trial gives it a result."""
         if record.outcome == ORPHAN and record.key and record.number not in self.retried:
             self.suspects[record.key] = record
         elif record.outcome in (SCORED, ESTIMATED, STOPPED, FAILED):
             self.suspects.pop(record.key, None)
 
     def note_rung(self, key: str, epoch: int, quality: float, cost: float) -> None:
-        """Record a network's quality after an epoch, and add it to the rung at that epoch, if there is one."""
+        """Record that a network's quality is known after an epoch. If the epoch is a rung, add the network to it."""
         if epoch in self.rungs:
             self.rungs[epoch][key] = (quality, cost)
         self.furthest[key] = max(epoch, self.furthest.get(key, 0))
@@ -128,7 +128,7 @@ class Ledger:
 
     @property
     def spent(self) -> int:
-        """The number of trials that count against `trials`: stopped, failed, and estimated (else scored) ones."""
+        """The number of trials that count against `trials`: stopped and failed ones, and those of `Rules.counted`."""
         return sum(self.counts[outcome] for outcome in (self.rules.counted, STOPPED, FAILED))
 
     def qualifies(self, record: Record) -> bool:
@@ -151,13 +151,13 @@ class Ledger:
         return bool(self._fronts[SCORED])
 
     def candidates(self) -> tuple[list[Record], list[Record]]:
-        """Return the scored records: the candidates for the front, and the rest (estimates, once any is confirmed)."""
+        """Return the candidates for the front, and the other scored records (estimates, once a network is trained)."""
         scored, estimates = ([r for r in self.history if r.outcome == o] for o in (SCORED, ESTIMATED))
         return (scored, estimates) if scored or not estimates else (estimates, scored)
 
     @property
     def best(self) -> list[Record]:
-        """The qualified trained networks, best first."""
+        """The networks trained for the full budget, best first."""
         known = [r for r in self.history if r.outcome == SCORED and self.qualifies(r)]
         return sorted(known, key=lambda r: (-(r.val_top1 or 0.0), self.cost(r), r.number))
 
@@ -166,13 +166,13 @@ class Ledger:
         return records[knee(*self._columns(records), self.rules.objective.log)]
 
     def hypervolume(self, low: float, high: float) -> float:
-        """Return the front's best quality averaged over budgets of cost from `low` to `high`: see `search.front`."""
+        """Return the front's hypervolume for costs from `low` to `high`: see `search.front.hypervolume`."""
         return hypervolume(*self._columns(self.front), low, high, self.rules.objective.log)
 
     def picks(self, count: int) -> list[Record]:
-        """Return `count` networks spread evenly along the estimates' front, with both ends. Return the dearest for 1.
+        """Return `count` networks spread evenly along the estimates' front, with both ends; for 1, the dearest.
 
-        The dearest comes first: started last, it would keep one worker busy while the others idle.
+        The dearest network comes first. If it started last, one worker would be busy with it while the others idle.
         """
         best = self._fronts[ESTIMATED]
         if count == 1:

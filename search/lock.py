@@ -1,4 +1,4 @@
-"""A lock on a folder, held by one process at a time. The lock ends with its process, even after a kill."""
+"""A lock on a folder, held by one process at a time. The lock ends when the process ends, even by a kill."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LOCK_FILE = ".lock"
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Make the folder and lock it; raise `UserError` if another process holds the lock."""
+    """Hold the folder's lock inside the block; raise `UserError` if another process holds it. Make a missing folder."""
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / LOCK_FILE)
     try:

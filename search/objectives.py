@@ -53,7 +53,7 @@ class Objective:
         return math.log(value) if self.log else value
 
     def range(self, space: Space) -> tuple[float, float]:
-        """Return the least and the greatest value in a space: exact for the costs in `COSTS`, else of a sample."""
+        """Return the least and the greatest value in a space: exact for costs in `COSTS`, else over a sample."""
         if self.name in COSTS:
             cheapest, dearest = space.cheapest(self.name)[1], space.dearest(self.name)[1]
             return getattr(cheapest, self.name), getattr(dearest, self.name)
@@ -100,7 +100,7 @@ class Limit:
     most: float | None = None
 
     def violations(self, value: float) -> list[float]:
-        """Return how far the value exceeds each set bound, relative to the bound: above 0 for a violation."""
+        """Return by how much the value breaks each set bound, relative to the bound; above 0 is a violation."""
         out = []
         if self.most is not None:
             out.append(value / self.most - 1)
@@ -122,7 +122,7 @@ class Limits:
     limits: tuple[Limit, ...] = ()
 
     def violations(self, arch: Arch, image_size: int) -> list[float]:
-        """Return how far a network exceeds each set bound, relative to the bound: above 0 for a violation."""
+        """Return by how much a network breaks each set bound, relative to the bound; above 0 is a violation."""
         return [v for limit in self.limits for v in limit.violations(limit.objective.of(arch, image_size))]
 
     def allow(self, arch: Arch, image_size: int) -> bool:
@@ -179,7 +179,7 @@ class Matching:
     macs: int | None = None
 
     def member(self, space: Space, params: Mapping[str, int]) -> Arch:
-        """Return the network of the parameters; raise `UserError` if no width gives it the MACs."""
+        """Return the network of the parameters; raise `UserError` if no width gives the network these MACs."""
         return space.at_macs(params, self.macs) if self.macs else space.arch(params)
 
     def check(self, space: Space, limits: Limits, seed: int) -> None:

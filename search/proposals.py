@@ -1,4 +1,4 @@
-"""Find networks to train: screen the sampler's proposals, and draw untried members if those bring nothing new."""
+"""Find networks to train: screen the sampler's proposals, and draw untried members if proposals bring nothing new."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from search.study.study import Study
 from search.study.trials import INFEASIBLE, ORPHAN, REPEATED, Proposal, Record
 from space import Space
 
-MAX_MISSES = 12  # proposals in a row without a new network, after which an untried member is drawn
+MAX_MISSES = 12  # after so many proposals in a row without a new network, an untried member is drawn
 ENUMERABLE = 50_000  # spaces of at most this many combinations are enumerated; larger ones are sampled
 
 
@@ -33,7 +33,7 @@ class Proposals:
     """Ask the study for proposals, and end those that need no training: networks over a limit, and known networks.
 
     refresh: a function that updates the ledger from the study.
-    misses: the number of latest proposals in a row that needed no training.
+    misses: how many proposals have needed no training since the last one that did.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Proposals:
         self.misses = 0
 
     def count_misses(self, ended: Sequence[Record]) -> None:
-        """Count the last trials in a row that needed no training. Orphans are skipped: their networks run again."""
+        """Set `misses` to the number of trials at the end of `ended` that needed no training, without orphans."""
         asked = [r.outcome for r in ended if r.outcome != ORPHAN]
         missed = itertools.takewhile(lambda outcome: outcome in (INFEASIBLE, REPEATED), reversed(asked))
         self.misses = sum(1 for _ in missed)
@@ -63,9 +63,9 @@ class Proposals:
                 return accepted
 
     def ask(self) -> Accepted | None:
-        """Ask the study for one proposal and return it, or None if its network must not run now.
+        """Ask the study for one proposal and return it. If its network must not run, end its trial and return None.
 
-        In that case (it breaks a limit, is known already, or runs in another trial) the proposal's trial is ended here.
+        A network must not run if it breaks a limit, is known already, or runs in another trial.
         """
         proposal = self.study.ask()
         accepted = self._screened(proposal)
@@ -82,7 +82,7 @@ class Proposals:
         costs = {o.name: o.of(arch, self.space.image_size) for o in (*COSTS.values(), self.objective)}
         violations = self.limits.violations(arch, self.space.image_size)
         if self.settings.budget.scheduler != "none":
-            # The missing share of the budget, which is above 0 for stopped trials (`Driver._stop`). It is set here too,
+            # The missing share of the budget, which is above 0 for stopped trials (`Driver._stop`). It is 0 for others,
             # because some of Optuna's samplers refuse trials with different numbers of violations.
             violations.append(0.0)
         self.study.describe(proposal, arch, costs, violations)
@@ -93,7 +93,7 @@ class Proposals:
         return None if self._answered(accepted) else accepted
 
     def _answered(self, accepted: Accepted) -> bool:
-        """End the trial of a known network with the earlier result; return whether the network was known."""
+        """Return whether the network is known. If so, end the trial with the earlier result, or with a reason."""
         books, proposal, key = self.ledger, accepted.proposal, accepted.arch.key()
         earlier = books.scored.get(key)
         if earlier is None and proposal.confirms is None:
@@ -116,7 +116,7 @@ class Proposals:
     def _enqueue_unseen(self) -> bool:
         """Enqueue a new member within the limits; return False if there is none.
 
-        A proposal that already waits is enough: a driver may have been killed just after it enqueued one. The order of
+        A waiting proposal counts as enqueued: a driver may have been killed just after it enqueued one. The order of
         the members depends only on the seed and the ledger, so a resumed search enqueues the same member.
         """
         if self.study.waiting():

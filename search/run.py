@@ -26,7 +26,7 @@ from search.report import dashboard, progress
 from search.settings import GROUP_OF, Settings
 from search.units import format_seconds
 
-# The groups of the help, in order: a title, and the settings under it.
+# The settings of three groups of the help. `build_parser` gives each group a title.
 DATA = ("data", "data_dir", "train_images", "image_size")
 HOW = ("sampler", "trials", "time", "epochs", "scheduler", "eta", "min_epochs", "batch_size", "lr", "seed")
 SCORES = ("evaluator", "supernet", "supernet_epochs", "confirm", "confirm_by")
@@ -69,7 +69,7 @@ def build_parser(everything: bool = False) -> Parser:
 
 
 def _notes() -> dict[str, str]:
-    """Return the texts that follow defaults in the help: the evaluators' own defaults, by setting."""
+    """Return the text that follows a setting's default in the help: the evaluators' own defaults for the setting."""
     out: dict[str, str] = {}
     for name, evaluator in EVALUATORS.items():
         for key, value in evaluator.defaults.items():
@@ -94,7 +94,7 @@ def _interrupt(*_: object) -> None:
 
 def _main(args: argparse.Namespace) -> int:
     options = vars(args)
-    if threading.current_thread() is threading.main_thread():  # Python sets signal handlers only there
+    if threading.current_thread() is threading.main_thread():  # Python sets signal handlers only in this thread
         signal.signal(signal.SIGTERM, _interrupt)
     out, download = options.pop("out", None), options.pop("download", False)
     settings = settings_of({k: v for k, v in options.items() if k in GROUP_OF}, out)

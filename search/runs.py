@@ -29,7 +29,7 @@ KEEP_BYTES = 2 * 2**30  # limit on all weights of a run; beyond it, weights of d
 
 
 def new_name(settings: Settings) -> str:
-    """Return a name for a run without one: the space, the data and the time."""
+    """Return the default name of a new run: the space, the data and the time."""
     space = Path(settings.scope.space).stem
     data = get(settings.scope.data).name  # an import path holds a colon, which some file systems refuse
     return f"{space}-{data}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
@@ -50,12 +50,12 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def settings_of(folder: Path) -> Settings:
-    """Return the settings of a run; raise `UserError` with the version that wrote them, if they are unknown."""
+    """Return the settings of a run. For unknown settings, raise `UserError` with the version that wrote `run.json`."""
     return _value(folder, "settings", Settings.from_dict)
 
 
 def space_of(folder: Path) -> Space:
-    """Return the space of a run; raise `UserError` with the version that wrote it, if it is unknown."""
+    """Return the space of a run. For an unknown space, raise `UserError` with the version that wrote `run.json`."""
     return _value(folder, "space", Space.from_dict)
 
 
@@ -100,7 +100,7 @@ def check(folder: Path, settings: Settings, space: Space) -> None:
 
 
 def check_study(search: dict[str, Any], settings: Settings, space: Space) -> None:
-    """Raise `UserError` if the shared study holds another search. search: the `described` of its first driver."""
+    """Raise `UserError` if the shared study holds another search. search: the first driver's `described`."""
     different = settings.differences(Settings.from_dict(search["settings"]), FREE_OF_DRIVERS)
     _refuse(f"`study`: {settings.resources.study!r}", different, Space.from_dict(search["space"]), settings, space)
 
@@ -133,7 +133,7 @@ def open_run(folder: Path, settings: Settings, space: Space, data: dict[str, Any
         "created": old["created"],
         "sessions": [*old["sessions"], {"started": now, **environment()}],
     }
-    # First, because after a kill a folder with files but without `run.json` would be refused.
+    # `run.json` is written first. After a kill, a folder with files but without `run.json` would be refused.
     write_atomic(folder / RUN_FILE, json.dumps(content, indent=2) + "\n")
     (folder / WEIGHTS).mkdir(exist_ok=True)
     (folder / ARTIFACTS).mkdir(exist_ok=True)
@@ -147,7 +147,7 @@ def _unfinished(folder: Path) -> list[Path]:
 
 @contextlib.contextmanager
 def disk_watched(folder: Path) -> Iterator[None]:
-    """Turn the error of a full disk, from any library, into a one-line `UserError` that names the disk."""
+    """Inside the block, turn any library's error about a full disk into a one-line `UserError` that names the disk."""
     try:
         yield
     except Exception as error:
@@ -162,7 +162,7 @@ def disk_watched(folder: Path) -> Iterator[None]:
 
 
 def _disk_full(error: BaseException | None, free: int) -> bool:
-    """Return whether a full disk caused the error or one of its causes. free: the bytes left on the disk."""
+    """Return whether the error, or an error that caused it, is about a full disk. free: the bytes left on the disk."""
     if isinstance(error, sqlite3.Error):
         kind = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the primary code is the low byte of an extended one
         # The write-ahead log's shared memory is a file. SQLite reports an I/O error if that file cannot grow.
@@ -178,7 +178,7 @@ def weights_path(folder: Path, number: int) -> Path:
 
 
 def keep_weights(folder: Path, number: int, weights: bytes, front: set[int]) -> None:
-    """Store a trial's weights; if all take more than `KEEP_BYTES`, delete those of dominated trials, oldest first."""
+    """Store a trial's weights. Beyond `KEEP_BYTES` in all, delete weights of dominated trials, oldest first."""
     files = sorted((folder / WEIGHTS).glob("*.safetensors"), key=lambda p: int(p.stem))
     total = sum(f.stat().st_size for f in files) + len(weights)
     for file in files:

@@ -28,7 +28,7 @@ def rungs(epochs: int, min_epochs: int, eta: int) -> tuple[int, ...]:
 def continues(
     scheduler: str, eta: int, quality: Sequence[float], cost: Sequence[float], which: int, log: bool = True
 ) -> bool:
-    """Return whether the trial at index `which` of a rung continues: fewer than n / eta of its n trials are better.
+    """Return whether the trial at index `which` of a rung continues: fewer than n / eta of the n trials are better.
 
     Trials of equal rank continue or stop together. Under `pareto-asha`, the cheapest and the best network share the
     best rank, so both always continue. With few trials at a rung, a strict top 1/eta would drop the cheapest network.
@@ -46,7 +46,7 @@ def continues(
 
 
 def rank(quality: Sequence[float], cost: Sequence[float], log: bool = True) -> tuple[np.ndarray, np.ndarray]:
-    """Return each point's front (0 is the best) and its crowding distance there (more is better)."""
+    """Return each point's front (0 is the best) and its crowding distance in that front (more is better)."""
     fronts = front_numbers(quality, cost)
     crowding = np.zeros(len(fronts))
     for number in np.unique(fronts):
@@ -60,11 +60,11 @@ def rank(quality: Sequence[float], cost: Sequence[float], log: bool = True) -> t
 def front_numbers(quality: Sequence[float], cost: Sequence[float]) -> np.ndarray:
     """Return the number of each point's front: 0 if nothing dominates it, 1 if only points of front 0 do, and so on.
 
-    O(n log n): in the order of cost, a point joins the first front whose best quality so far is below its own.
+    O(n log n): in the order of cost, a point joins the first front whose best quality so far is below the point's.
     """
     values, price = np.asarray(quality, float), np.asarray(cost, float)
     out = np.zeros(len(values), int)
-    best: list[float] = []  # the best quality of each front so far; it falls with the front's number
+    best: list[float] = []  # the best quality of each front so far; it falls as the front's number grows
     previous: dict[tuple[float, float], int] = {}
     for i in np.lexsort((-values, price)):
         point = (float(values[i]), float(price[i]))

@@ -15,7 +15,8 @@ from search.ledger import Rules
 GROUPS: dict[str, type] = {"scope": Scope, "scoring": Scoring, "budget": Budget, "resources": Resources}
 GROUP_OF: dict[str, str] = {f.name: group for group, cls in GROUPS.items() for f in fields(cls)}
 
-# The settings that may change when a search resumes: how long and where, not what is searched or how it is scored.
+# The settings that may change when a search resumes. They say how long and where the search runs, not what it searches
+# or how it scores networks.
 FREE = (
     "data_dir",
     "trials",
@@ -83,7 +84,7 @@ class Settings:
         return Rules(self.scope.cost, self.scoring.epochs, rungs, estimates)
 
     def replace(self, **changes: Any) -> Settings:
-        """Return the settings with some values changed. All others stay, even if a new evaluator has other defaults."""
+        """Return the settings with some values changed. All other values stay, even after a change of the evaluator."""
         return Settings(**{group: getattr(self, group) for group in GROUPS} | changes)
 
     def values(self) -> dict[str, Any]:
@@ -98,7 +99,7 @@ class Settings:
     def from_dict(cls, data: Mapping[str, Any]) -> Settings:
         """Return the settings from a value of `to_dict`, or from the ungrouped settings that version 0.1 wrote.
 
-        A missing setting takes its group's default: the version that wrote the value did not have it yet.
+        A missing setting takes its group's default: the version that wrote the value did not have that setting.
         """
         flat = {k: v for k, v in data.items() if k not in GROUPS}
         for group in GROUPS:
@@ -110,6 +111,6 @@ class Settings:
         return cls(**groups)
 
     def differences(self, other: Settings, free: Sequence[str] = FREE) -> list[str]:
-        """Return a text such as `seed` 1, not 0 (theirs, not ours) for each setting that differs and is not free."""
+        """Return a text such as "`seed` 1, not 0" for each setting that differs and is not in `free`; `other` has 1."""
         ours, theirs = self.values(), other.values()
         return [f"`{k}` {theirs[k]}, not {ours[k]}" for k in ours if k not in free and ours[k] != theirs[k]]

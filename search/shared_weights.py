@@ -1,4 +1,4 @@
-"""The supernet, weights that all networks of a space share: train and resume it in a folder, load it for a search."""
+"""The supernet: weights that all networks of a space share. Train or resume it in a folder; load it for a search."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ CHECKPOINT_FILE, EPOCHS_FILE = "checkpoint.pt", "epochs.csv"
 FOLDER = "supernet"  # in the folder of a search that trains its own shared weights
 # The settings that must match before a training of shared weights may resume.
 TRAINED_BY = ("space", "base", "per_stage", "data", "train_images", "image_size", "epochs", "batch_size", "lr", "seed")
-# The settings that must match before shared weights may serve a search. The seed cuts the validation split: under
+# The settings that must match before shared weights may serve a search. The seed chooses the validation split: under
 # another seed, the shared weights were trained on images that the search validates on.
 SERVES = ("data", "train_images", "image_size", "seed")
 WATCHED = 3  # random members whose accuracy is shown, besides the largest and the smallest
@@ -73,7 +73,7 @@ def train(
 
     The folder is written after each epoch, and a resumed training equals one that never stopped. Raise `UserError` if
     the folder holds other files, or shared weights of other settings.
-    group: the processes that train together; the first one writes.
+    group: the processes that train together; the first process writes the folder.
     """
     check(folder, scope, scoring, space)
     if (folder / WEIGHTS_FILE).is_file():
@@ -110,7 +110,7 @@ def check(folder: Path, scope: Scope, scoring: Scoring, space: Space) -> None:
 def load(folder: Path, space: Space, data: Data, scope: Scope, scoring: Scoring) -> ElasticRes2Net:
     """Return the shared weights of a folder.
 
-    Raise `UserError` if their training has not ended, or if they belong to another space or validation split.
+    Raise `UserError` if the weights' training has not ended, or if they belong to another space or validation split.
     """
     if not (folder / ABOUT_FILE).is_file():
         raise UserError(f"`supernet`: {str(folder)!r} holds no {ABOUT_FILE}; accepted: the folder of search.supernet")
@@ -161,7 +161,7 @@ def _check_same(folder: Path, scope: Scope, scoring: Scoring, space: Space, name
 
 
 def _restore(trainer: SupernetTrainer, folder: Path) -> list[dict[str, Any]]:
-    """Restore the trainer from the checkpoint, if there is one; return the rows of its epochs."""
+    """Restore the trainer from the checkpoint, if there is one; return a row for each epoch so far."""
     path = folder / CHECKPOINT_FILE
     if not path.is_file():
         return []
@@ -176,7 +176,7 @@ def _restore(trainer: SupernetTrainer, folder: Path) -> list[dict[str, Any]]:
 def _run(
     trainer: SupernetTrainer, archs: list[Arch], rows: list[dict[str, Any]], folder: Path, console: Console
 ) -> None:
-    """Train the epochs that are left; print a line and write a checkpoint after each."""
+    """Train the epochs that are left; after each epoch, print a line and write a checkpoint."""
     total = trainer.config.epochs
     columns = (TextColumn("supernet"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bar:

@@ -12,7 +12,7 @@ _TIME = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def parse_count(text: str | int, field: str) -> int:
-    """Return 20000000 for `20M`; raise `UserError`, which names the field, for any other text."""
+    """Return a text's count: 20000000 for `20M`. If the text is no count, raise `UserError` with the field's name."""
     value = _parse(str(text), _COUNT)
     if value is None or value < 1:
         raise UserError(f"`{field}`: {text!r} is not a count; accepted: a number above 0, with K, M or G (say 300M)")
@@ -20,7 +20,7 @@ def parse_count(text: str | int, field: str) -> int:
 
 
 def parse_seconds(text: str | float, field: str) -> float:
-    """Return 21600.0 for `6h`; raise `UserError`, which names the field, for any other text."""
+    """Return a text's seconds: 21600.0 for `6h`. If the text is no time, raise `UserError` with the field's name."""
     value = _parse(str(text), _TIME)
     if not value:
         raise UserError(f"`{field}`: {text!r} is not a time; accepted: a number above 0, with s, m, h or d (say 90m)")
@@ -32,11 +32,11 @@ def _parse(text: str, units: dict[str, int]) -> float | None:
     if not match or match[2] not in units:
         return None
     value = float(match[1]) * units[match[2]]
-    return value if math.isfinite(value) else None  # hundreds of digits overflow
+    return value if math.isfinite(value) else None  # hundreds of digits overflow to infinity
 
 
 def format_count(value: float) -> str:
-    """Return three digits and a unit: `4.16G`, `20.0M`, `512`."""
+    """Return a count as three digits and a unit: `4.16G`, `20.0M`, `512`."""
     value = float(f"{value:.3g}")  # rounded first: 999,999 is a million
     for unit, size in (("T", 10**12), ("G", 10**9), ("M", 10**6), ("K", 10**3)):
         if value >= size:
@@ -47,7 +47,7 @@ def format_count(value: float) -> str:
 
 
 def format_seconds(value: float) -> str:
-    """Return `2 h 05 min`, `3 min 20 s`, `12 s`."""
+    """Return seconds as text: `2 h 05 min`, `3 min 20 s`, `12 s`."""
     seconds = max(0, round(value))
     if seconds >= 3600:
         return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"

@@ -32,9 +32,9 @@ from trainers.train import Trainer, TrainingFailed
 class Job:
     """Everything that a worker needs to run a trial.
 
-    evaluator: the name of the way to score the network, as the `Work` knows it (see `SharedWork`).
+    evaluator: how to score the network: a name that the `Work` knows, such as the three of `SharedWork`.
     rungs: the epochs after which a checkpoint is made.
-    checkpoint: the last checkpoint of an earlier trial of the network, to resume from.
+    checkpoint: the last checkpoint from earlier trials of the same network; the trial resumes from it.
     """
 
     number: int
@@ -63,8 +63,8 @@ class Report:
     node: Ray's id of the node that runs the trial.
     reason: the reason of the failure, if the trial failed.
     lost: whether a retry may succeed (a worker died, other trials held the memory). All other failures would recur.
-    weights: the weights as safetensors, after the last epoch.
-    checkpoint: the checkpoint, after the epochs in the job's `rungs`.
+    weights: the trained weights as safetensors; only the report of the last epoch has them.
+    checkpoint: the trial's checkpoint; only reports of epochs in the job's `rungs` have one.
     note: a remark about the trial, such as that it was resumed.
     """
 
@@ -92,11 +92,11 @@ class Work(Protocol):
 
 
 def train_trial(job: Job, data: Data, start: Callable[[Arch], nn.Module] | None = None) -> Iterator[Report]:
-    """Train the job's network and yield a report after each epoch; the last one carries the weights.
+    """Train the job's network and yield a report after each epoch; the last report carries the weights.
 
     start: returns the network to train; by default a network with random weights.
 
-    If the job has a checkpoint, the reports in it come first. Later reports equal those of an uninterrupted trial.
+    If the job has a checkpoint, the reports that it stores come first. Later reports equal an uninterrupted trial's.
     """
     trainer, reports, note = _begin(job, data, start or create)
     host, seconds = socket.gethostname(), reports[-1].seconds if reports else 0.0
@@ -114,7 +114,7 @@ def train_trial(job: Job, data: Data, start: Callable[[Arch], nn.Module] | None 
 
 
 def _begin(job: Job, data: Data, start: Callable[[Arch], nn.Module]) -> tuple[Trainer, list[Report], str | None]:
-    """Return the trainer, restored from the job's checkpoint if there is one, the reports so far, and a note."""
+    """Return the trainer, the reports so far and a note. If the job has a checkpoint, restore the trainer from it."""
 
     def anew() -> Trainer:
         torch.manual_seed(job.config.seed)
@@ -132,7 +132,7 @@ def _begin(job: Job, data: Data, start: Callable[[Arch], nn.Module]) -> tuple[Tr
 
 
 def _checkpoint(job: Job, trainer: Trainer, reports: list[Report]) -> bytes:
-    """Return a checkpoint from which a later trial of the same network can resume, as `torch.save` writes it."""
+    """Return a checkpoint as the bytes of `torch.save`. A later trial of the same network can resume from it."""
     rows = [asdict(replace(report, note=None)) for report in reports]
     buffer = io.BytesIO()
     torch.save({"job": _identity(job), "trainer": trainer.state_dict(), "reports": rows}, buffer)
@@ -159,7 +159,8 @@ def _identity(job: Job) -> dict[str, object]:
 class SharedWork:
     """Score trials with shared weights. Each process holds one copy of the weights.
 
-    A job names how its network is scored: trained from scratch, tuned from its slice, or estimated by its slice.
+    `Job.evaluator` names how the network is scored: by training from scratch, by tuning the network's slice of the
+    shared weights, or by an estimate with that slice.
     """
 
     def __init__(self, model: ElasticRes2Net) -> None:
@@ -176,7 +177,7 @@ class SharedWork:
 
     def _estimate(self, job: Job, data: Data) -> Iterator[Report]:
         begun = time.monotonic()
-        if self._scorer is None:  # a process keeps its calibration and validation images for all its jobs
+        if self._scorer is None:  # once per process: a scorer loads calibration and validation images
             self._scorer = Scorer(self.model, data, job.config)
         scores = self._scorer(job.arch)
         yield Report(1, scores.top1, scores.loss, seconds=time.monotonic() - begun, host=socket.gethostname())
@@ -196,7 +197,7 @@ def guarded(work: Work, job: Job, data: Data) -> Iterator[Report]:
 
 
 def reason_of(error: BaseException, job: Job, data: Data) -> str:
-    """Return the reason of a failure on one line for the study, with its place in the code unless the kind is known."""
+    """Return a failure's reason on one line for the study. For an unknown kind of error, add the place in the code."""
     if isinstance(error, TrainingFailed):
         return str(error)
     if out_of_memory(error):

@@ -7,8 +7,8 @@ size, mirrored with probability 1/2, as normalised float32 on the CPU. Both have
 threads or the worker processes of the `DataLoader`. They run in turns within one process.
 
 On one shared core of an EPYC, our loader returned 2.3 times as many images per second of processor time from files of
-500 x 375 pixels (84 KB), and 2.1 times as many from 2000 x 1500 (1.1 MB), n = 3 epochs each. Entropy decoding of the
-JPEGs takes two thirds of the decoding time, decoding takes two thirds of our time, and both loaders share that cost.
+500 x 375 pixels (84 KB), and 2.1 times as many from 2000 x 1500 (1.1 MB), n = 3 epochs each. Decoding
+takes two thirds of our loader's time; two thirds of that is entropy decoding, which costs both loaders the same.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ except ImportError:  # Windows has no such module
 PROG = "python -m studies.bench_data"
 # Width, height and JPEG quality. The small files resemble ImageNet's: about as many pixels, and 110 KB on average.
 KINDS = {"small": (500, 375, 92), "large": (2000, 1500, 90)}
-OBJECTS = 12  # in a generated photograph
+OBJECTS = 12  # number of objects in a generated photograph
 ROUGHNESS = 0.76  # amplitude of clouds relative to clouds of twice the size
 GRAIN = 9.0  # standard deviation of the noise on each pixel, in 0..255
 
@@ -136,7 +136,7 @@ def photograph(width: int, height: int, quality: int, rng: np.random.Generator) 
 
 
 def report(name: str, files: Files, args: argparse.Namespace) -> None:
-    """Time both loaders on a set of files and print its row."""
+    """Time both loaders on a set of files and print the set's row."""
     sizes = [(files.root / path).stat().st_size for path in set(files.paths)]
     plain, ours = time_both(files, args)
     seen = [[len(files) / statistics.median(t[i] for t in times) for times in (plain, ours)] for i in (0, 1)]
@@ -150,7 +150,7 @@ def report(name: str, files: Files, args: argparse.Namespace) -> None:
 
 
 def time_both(files: Files, args: argparse.Namespace) -> tuple[list[Seconds], list[Seconds]]:
-    """Return the times of each epoch of the plain loader and of ours, in turns; the first of each is dropped."""
+    """Return the times of each epoch of the plain loader and of ours, in turns, without the first epoch of each."""
     torch.manual_seed(0)
     plain = DataLoader(Plain(files), args.batch_size, shuffle=True, num_workers=args.workers)
     ours = Stream(files, MEAN, STD, torch.device("cpu"), args.workers)

@@ -2,9 +2,10 @@
 
     python -m studies.bench_evaluator --seeds 3 --out studies/results/evaluators-shapes
 
-For each seed, two searches train shared weights, score members with them and train a few networks of the front: from
-scratch, or tuned from their slices. The third search trains every network from scratch. Its `--time` is the wall time
-of the slower of the other two. The hypervolumes compare trained networks only, on the validation split.
+For each seed, two searches train shared weights and score members with these weights. Then the first search trains a
+few networks of the front from scratch; the second tunes them from their slices. A third search trains every network
+from scratch, for the wall time of the slower of the other two searches. The hypervolumes compare trained networks only,
+on the validation split.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ def _row(name: str, seed: int, seconds: float, result: Result) -> dict[str, obje
 
 
 def compare(args: argparse.Namespace, seed: int, folder: Path, console: Console) -> tuple[list[dict], pd.DataFrame]:
-    """Run the three searches of a seed; return a row for each and the points of their fronts."""
+    """Run the three searches of a seed; return a row for each search and the points of all fronts."""
     names = ("space", "data", "data_dir", "train_images", "epochs", "supernet_epochs", "confirm")
     base = Settings(**{n: getattr(args, n) for n in names}, seed=seed, executor="local")
     data = base.scope.load_data(console)
@@ -108,7 +109,7 @@ def plot(fronts: pd.DataFrame, title: str, low: float, high: float) -> bytes:
     figure = new_figure()
     ax = figure.add_subplot()
     for key, part in fronts.groupby(["search", "seed"]):
-        assert isinstance(key, tuple)  # of two columns
+        assert isinstance(key, tuple)  # the keys come from two columns
         name, seed = str(key[0]), key[1]
         x, y = [*part.macs.astype(float), high], [*part.val_top1, part.val_top1.iloc[-1]]
         label = name if seed == fronts.seed.min() else None

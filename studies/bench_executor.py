@@ -3,8 +3,8 @@
     python -m studies.bench_executor --trials 10 1000 5000 --sampler random
 
 A trial is proposed, screened, run, written to SQLite with its attributes and `arch.json`, and told to Optuna. One
-search runs for each executor. It prints a row at each size in `--trials`: seconds of the last tenth of its trials, and
-the driver's memory. No row counts a worker's first trial: the start of Ray and of its workers has columns of its own.
+search runs for each executor. At each size in `--trials` it prints a row: the seconds of the last tenth of the trials,
+and the driver's memory. Rows leave out each worker's first trial, because starting Ray and workers has its own columns.
 With both executors, the last line is the ratio of their seconds per trial at the largest size.
 """
 
@@ -45,8 +45,11 @@ Execute = Callable[[Driver, Data, Work], None]
 class Row:
     """One executor's figures at a size of the study.
 
-    ray: seconds until Ray runs. start: seconds until each worker has run a trial, `ray` included. trials: ended trials.
-    seconds: time of the last `n` of them. memory: MB of the driver.
+    ray: the seconds until Ray runs.
+    start: the seconds until each worker has run a trial, `ray` included.
+    trials: the number of ended trials.
+    seconds: the time of the last `n` ended trials.
+    memory: the driver's memory in MB.
     """
 
     executor: str
@@ -73,7 +76,7 @@ def bench(args: argparse.Namespace) -> None:
         raise UserError(f"`trials`: {sizes[0]}; accepted: more than {workers}, one warm-up trial per worker")
     settings = Settings(
         space="scale_card_depth_width",
-        per_stage=True,  # so large that repeats are rare
+        per_stage=True,  # makes the space so large that repeats are rare
         trials=sizes[-1],
         epochs=args.epochs,
         sampler=args.sampler,

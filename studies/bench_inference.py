@@ -3,15 +3,16 @@
     python -m studies.bench_inference --batches 1 8 --rounds 15
 
 "plain" is `studies/plain.py`: NCHW, fp32, eager. "ours" is `res2net.optimize` in fp32; "bf16" is the same in bf16. Each
-round runs every network every way once, so that a ratio compares neighbours in time. The last column is our fp32 time
-over that of the first network. A training step is a forward pass, a backward pass and SGD. Our step is the trainer's:
-channels last, with the crop and the flip of the images. The plain step gets a batch that is ready.
+round runs every network once in every way, so that a ratio compares times measured close together. The last column is
+our fp32 time divided by our fp32 time of the first network. A training step is a forward pass, a backward pass and SGD.
+Our step is the trainer's: channels last, with the crop and the flip of the images. The plain step gets a ready batch.
 
-Two cores of a Xeon with AMX, batch 8, n = 9 rounds, the five default networks: fp32 is 1.51 to 1.60 times as fast, bf16
-6.0 to 7.2 times, the largest logit difference 8e-5; a training step 2.05 to 2.52 times (n = 3). Since then, blocks
-write their splits in place, which saves 3 % for 26w4s and 14w8s (n = 17). Convolutions of oneDNN take nine tenths of
-our fp32 time. 26w4s takes 1.2 times as long as resnet50, mostly in oneDNN: it has more 1x1 products, and 3x3
-convolutions of 26 channels reach two thirds of the rate of 64 channels.
+On two cores of a Xeon with AMX, with batch 8 and n = 9 rounds, the five default networks run 1.51 to 1.60 times as fast
+as plain in fp32, and 6.0 to 7.2 times in bf16. The largest logit difference is 8e-5. Our training step is 2.05 to 2.52
+times as fast (n = 3). After these measurements, blocks began to write their splits in place, which saves 3 % for 26w4s
+and 14w8s (n = 17). Convolutions of oneDNN take nine tenths of our fp32 time. 26w4s takes 1.2 times as long as resnet50,
+mostly in oneDNN: 26w4s has more 1x1 products, and its 3x3 convolutions of 26 channels reach two thirds of the rate of
+64 channels.
 """
 
 from __future__ import annotations
@@ -128,7 +129,7 @@ def ratio(a: Sequence[float], b: Sequence[float]) -> str:
 
 
 def time_all(runs: Mapping[tuple[str, str], Run], rounds: int, title: str) -> Times:
-    """Run all in turns; return each one's ms per round, after two untimed rounds."""
+    """Run all `runs` in turns; return the ms of each run in each round, after two untimed rounds."""
     times: Times = {key: [] for key in runs}
     for i in range(-2, rounds):
         progress(f"{title}: round {max(i, 0) + 1} of {rounds}")

@@ -3,9 +3,9 @@
     python -m studies.bench_scheduler studies/results/rank-shapes-long --out studies/results/scheduler-shapes
 
 The folder is an output of `studies.rank`: stand-alone trained networks with their accuracy after each epoch. A replay
-gives the networks in random order to workers, which finish one epoch each in turn. At every rung it asks
-`search.scheduler.continues`, as a search does. The result is the hypervolume of fully trained networks as a function of
-the epochs spent on all networks.
+gives the networks in random order to workers, which finish one epoch each in turn. At every rung, the replay
+asks `search.scheduler.continues`, as a search does. The result is the hypervolume of fully trained networks as a
+function of the epochs spent on all networks.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from trainers.meta import environment
 
 PROG = "python -m studies.bench_scheduler"
 COLOURS = {"pareto-asha": "tab:red", "asha": "tab:blue", "none": "0.45"}
-SHARES = (0.9, 0.95, 0.99, 1.0)  # of the hypervolume of all networks, fully trained
+SHARES = (0.9, 0.95, 0.99, 1.0)  # targets: shares of the hypervolume of all fully trained networks
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class Replay:
 
 
 def read(folder: Path, run: str) -> list[Curve]:
-    """Return the members' curves of a run; raise `UserError` if some are missing."""
+    """Return the members' curves of one `run` of `studies.rank`; raise `UserError` if some are missing."""
     try:
         members = pd.read_csv(folder / "members.csv", index_col="key")
         curves = pd.read_csv(folder / "curves.csv")
@@ -90,7 +90,7 @@ def replay(curves: Sequence[Curve], scheduler: str, eta: int, min_epochs: int, w
 
 
 def _goes_on(reached: dict[int, list[Curve]], curve: Curve, epoch: int, scheduler: str, eta: int) -> bool:
-    """Return whether a network continues after `epoch`; add it to the rung, if there is one."""
+    """Return whether a network continues after `epoch`. If the epoch is a rung, add the network to the rung."""
     if epoch not in reached:
         return True
     rung = reached[epoch]
@@ -99,7 +99,7 @@ def _goes_on(reached: dict[int, list[Curve]], curve: Curve, epoch: int, schedule
 
 
 def spent_until(values: np.ndarray, target: float) -> float:
-    """Return the epochs spent until the hypervolume reached `target`; infinity if it never did."""
+    """Return the epochs spent until the hypervolume reached `target`; infinity if it never reached the target."""
     at = np.flatnonzero(values >= target - 1e-9)
     return float(at[0] + 1) if len(at) else float("inf")
 

@@ -2,11 +2,11 @@
 
     python -m studies.bench_study --trials 10 1000 5000
 
-A driver fills one study on disk with random proposals, in a space so large that repeats are rare. At each size it
-prints the medians of its last trials. Then a copy of the study is opened, continued by TPE and written as a report. The
-last line is the ratio of the medians at the largest and the smallest size. Memory is the process's, after a first
-report has loaded the libraries: only its growth counts. CPU time has a column of its own, because the clock says little
-on a busy machine.
+A driver fills one study on disk with random proposals, in a space so large that repeats are rare. At each size, the
+benchmark prints the medians of the last trials. Then a copy of the study is opened, continued by TPE and written as a
+report. The last line is the ratio of the medians at the largest and the smallest size. Memory is that of the process,
+after a first report has loaded the libraries: only the growth from then on counts. CPU time has a column of its own,
+because the clock says little on a busy machine.
 """
 
 from __future__ import annotations

@@ -137,7 +137,7 @@ class Alone:
 
 
 def scored_a_second(scorer: Scorer, allowed: Space, n: int) -> float:
-    """Return members scored per second, one by one; they are drawn evenly over MACs."""
+    """Return how many members, drawn evenly over MACs, are scored per second, one by one."""
     rng = random.Random(0)
     members = members_of(allowed)
     archs = [members.sample(rng) for _ in range(n)]

@@ -114,7 +114,7 @@ def parser() -> Parser:
 
 
 def report(rows: Sequence[tuple[str, BaseArch, int]], args: argparse.Namespace) -> None:
-    """Time both sides on each network and print its row."""
+    """Time both sides on each network and print a row for each."""
     hardware = environment()["hardware"]
     where = f"{args.workers} worker processes" if args.workers else "the same process"
     cards = f", {', '.join(hardware['gpus'])}" if args.device != "cpu" else ""
@@ -170,7 +170,7 @@ def timed(f: Callable[[], object]) -> Seconds:
 
 
 def random_data(n: int, val: int = 0, size: int = SIZE) -> Data:
-    """Return images of noise: the speed does not depend on their content. The first `val` also serve for validation."""
+    """Return images of noise: content does not affect speed. The first `val` images also serve for validation."""
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (n, 3, size, size), np.uint8), rng.integers(0, CLASSES, n)
     classes = tuple(map(str, range(CLASSES)))

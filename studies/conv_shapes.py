@@ -38,12 +38,12 @@ from studies.bench import check_positive
 PROG = "python -m studies.conv_shapes"
 AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
 MACHINES: dict[str, dict[str, str]] = {"as it is": {}, "AVX2": AVX2}
-# Image sizes of each base: the usual one, and one whose last maps have one pixel. ImageNet's layers are the same at
-# small images, which take less time; 17 gives odd maps.
+# Two image sizes for each base: a usual one, and one whose last maps have one pixel. ImageNet's layers are the same for
+# small images, and small images take less time. Size 17 gives maps with odd sides.
 IMAGE_SIZES = {"micro": (8, 32), "cifar": (4, 32), "imagenet": (17, 64)}
 BATCHES = (2, 32)
-TOLERANCE = 1e-3  # of the largest value; the rounding of fp32 reaches 1e-5
-CRASH_REPEATS = 20  # while bisecting: a corrupted heap may survive a few steps
+TOLERANCE = 1e-3  # relative to the largest value; the rounding of fp32 reaches 1e-5
+CRASH_REPEATS = 20  # repeats of a shape while bisecting: a corrupted heap may survive a few steps
 CHUNK_TIMEOUT = 300  # seconds; oneDNN's known fault can also hang
 
 
@@ -70,7 +70,7 @@ class Shape:
         return cls(kind, conv.in_channels, conv.out_channels, kernel, stride, padding, dilation, conv.groups, size)
 
     def build(self, plain: bool) -> nn.Conv2d:
-        """Return the convolution, of its own class or of PyTorch's."""
+        """Return the convolution, of the class `kind`; if `plain`, of PyTorch's class."""
         kind = nn.Conv2d if plain else getattr(res2net.model, self.kind, nn.Conv2d)
         geometry = (self.kernel, self.stride, self.padding, self.dilation, self.groups)
         return kind(self.c_in, self.c_out, *geometry, bias=False)
@@ -187,20 +187,20 @@ def try_shapes(text: str) -> None:
     torch.set_num_threads(task["threads"])
     for number, values in enumerate(task["shapes"]):
         shape = Shape(*values)
-        print(json.dumps({"starts": number}), flush=True)  # the last line names the shape that crashed
+        print(json.dumps({"starts": number}), flush=True)  # after a crash, the last line names the shape
         batches = [b for b in BATCHES if b == min(BATCHES) or b * shape.macs <= task["most_macs"]]
         found = [difference(shape, batch, task["repeats"], task["plain"]) for batch in batches]
-        # NaN compares as no difference, so it is counted as infinite.
+        # A NaN is counted as infinite, because `max` could pass over it.
         worst = max(f if f == f else float("inf") for f in found)
         print(json.dumps({"difference": worst, "runs": len(batches)}), flush=True)
 
 
-# ---- Chunks, and the search for the guilty -------------------------------------------------------------------------
+# ---- Chunks, and the search for guilty shapes ----------------------------------------------------------------------
 
 
 @dataclass(slots=True)
 class Findings:
-    """What one machine's shapes gave: runs (shape and batch), shapes that crash, and shapes with wrong results."""
+    """The findings on one machine: the number of runs (shape and batch), shapes that crash, and wrong shapes."""
 
     runs: int = 0
     crashes: list[Shape] = field(default_factory=list)
@@ -218,7 +218,7 @@ class Runner:
     plain: bool = False
 
     def chunk(self, shapes: Sequence[Shape], repeats: int) -> tuple[list[dict[str, Any]], bool]:
-        """Run shapes in one subprocess; return the lines that it printed, and whether it survived."""
+        """Run shapes in one subprocess; return the lines that the process printed, and whether it survived."""
         task = {"shapes": [astuple(s) for s in shapes], "threads": self.threads, "repeats": repeats}
         task |= {"most_macs": self.most_macs, "plain": self.plain}
         environment = os.environ | self.variables
@@ -244,7 +244,7 @@ class Runner:
         return _lines(done.stdout), done.returncode == 0
 
     def run(self, shapes: Sequence[Shape], findings: Findings) -> None:
-        """Run shapes and add to the findings; shapes after a crash run in further subprocesses."""
+        """Run shapes and add their results to the findings. After a crash, a new subprocess runs the other shapes."""
         while shapes:
             lines, survived = self.chunk(shapes, 2)
             results = [line for line in lines if "difference" in line]
@@ -261,7 +261,7 @@ class Runner:
             shapes = shapes[len(started) :]
 
     def guilty(self, shapes: Sequence[Shape]) -> list[Shape]:
-        """Return the shapes that crash alone, by bisection; the last shape is suspected first."""
+        """Return the shapes that crash on their own, found by bisection; the last shape is tried first."""
         last = list(shapes[-1:])
         if not self.chunk(last, CRASH_REPEATS)[1]:
             return last
@@ -314,7 +314,7 @@ def parser() -> Parser:
     out.add_argument(
         "--most-macs", type=int, default=300_000_000, help="MACs of a batch beyond which the larger batch is left out"
     )
-    out.add_argument("--chunk", action="store_true", help=argparse.SUPPRESS)  # starts a subprocess's part
+    out.add_argument("--chunk", action="store_true", help=argparse.SUPPRESS)  # our subprocesses set it
     return out
 
 

@@ -14,7 +14,7 @@ from res2net.arch import BaseArch
 
 
 class PlainBlock(nn.Module):
-    """Bottleneck block: of ResNet for scale 1, of Res2Net for larger scales."""
+    """The bottleneck block of ResNet (scale 1) or Res2Net (larger scales)."""
 
     def __init__(self, stage: Stage, c_in: int, first: bool) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class PlainBlock(nn.Module):
         return self.relu(out)
 
     def splits(self, x: Tensor) -> Tensor:
-        """Return the joined splits: equation 1, but the last split is passed on, as in the authors' code."""
+        """Return the joined splits by the paper's equation 1. As in the authors' code, the last is not convolved."""
         parts = torch.split(x, self.width, 1)
         outs: list[Tensor] = []
         y = parts[0]
@@ -80,7 +80,7 @@ class PlainRes2Net(nn.Module):
 
     @staticmethod
     def check(arch: BaseArch) -> None:
-        """Raise `UserError` for a network of another kind."""
+        """Raise `UserError` for a network that these modules do not cover."""
         kind = Arch(arch.stages, num_classes=arch.num_classes)
         if arch != kind or not arch.num_classes:
             raise UserError(f"{arch}: accepted: networks of the residual line with an ImageNet stem and classes")

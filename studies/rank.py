@@ -3,7 +3,7 @@
     python -m studies.rank --data shapes --out studies/results/rank-shapes
 
 Members of a space are trained stand-alone with one recipe and two seeds. The accuracies of the first seed are the truth
-to predict. Their correlation with the accuracies of the second seed is the ceiling: noise allows no more. Rank
+to predict. Their correlation with the second seed's accuracies is the ceiling: noise allows no higher one. Rank
 correlations (Kendall's tau-b, Spearman's rho) have 95 % bootstrap intervals over the members. The folder keeps every
 finished training, so the same command resumes after a stop.
 """
@@ -111,7 +111,7 @@ def interval(f: Callable[[np.ndarray, np.ndarray], float], a: np.ndarray, b: np.
 
 
 def correlations(members: pd.DataFrame) -> pd.DataFrame:
-    """Return a row for each complete score: tau and rho against stand-alone accuracy, with intervals."""
+    """Return a row for each score that all members have: tau and rho against stand-alone accuracy, with intervals."""
     truth, rows = members[TRUTH].to_numpy(float), []
     for name, label in NAMES.items():
         if name not in members or bool(members[name].isna().any()):
@@ -159,7 +159,7 @@ def alone(arch: Arch, config: Config) -> list[float]:
 
 
 def shared(arch: Arch, config: Config) -> list[float]:
-    """Return the top-1 (%) with the shared weights, as a list of one."""
+    """Return the top-1 (%) with the shared weights, as a list of one value."""
     scorer = _state["scorer"]
     assert isinstance(scorer, Scorer)
     return [scorer(arch)[1]]
@@ -204,9 +204,9 @@ class Study:
     def fill(
         self, column: str, work: Callable[[Arch, Config], list[float]], config_of: Callable, initial: Initial
     ) -> None:
-        """Compute the missing values of a column and write the tables after each.
+        """Compute the missing values of a column; write the tables after each value.
 
-        The largest members come first: one that started last would leave the other processes idle.
+        The largest members come first: a large one that started last would leave the other processes idle.
         """
         if column not in self.frame:
             self.frame[column] = math.nan

@@ -35,9 +35,9 @@ def is_cluster(address: str | None) -> bool:
 
 @contextlib.contextmanager
 def ray_at(address: str | None, bytes_of_data: int = 0) -> Iterator[None]:
-    """Join the cluster at the address, or start Ray on this machine. A process that has joined Ray keeps its Ray.
+    """Use Ray inside the block: the cluster at the address, or a new Ray here. A process already in Ray keeps that Ray.
 
-    bytes_of_data: the size of the data set. Ray's object store holds it twice: the driver's copy and the workers'.
+    bytes_of_data: the size of the data set. Ray's object store holds two copies: the driver's and the workers'.
     """
     if ray.is_initialized():
         yield
@@ -65,7 +65,7 @@ def _leave_quietly() -> None:
     `_exit` with the process's exit code before the destructors run. By then Python has run its own handlers and
     flushed its files.
     """
-    # Only glibc has it; elsewhere the crash was not seen.
+    # Only glibc has `on_exit`. Without glibc, the crash was not seen.
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "on_exit"):
         libc.on_exit(libc._exit, None)
 
@@ -84,7 +84,7 @@ def _start(bytes_of_data: int) -> None:
 
 
 def _join(address: str) -> None:
-    """Join a running cluster; raise `UserError` within seconds if there is none, where Ray would try for minutes."""
+    """Join a running cluster. If none answers, raise `UserError` within seconds: Ray itself would try for minutes."""
     try:
         if "://" in address:  # a Ray client would run Tune, and so the driver, in another process
             raise ValueError("no head's address")
@@ -103,8 +103,8 @@ def _join(address: str) -> None:
 def _wants_token(address: str) -> bool:
     """Return whether the cluster requires a token; raise `ConnectionError` unless a Ray of our version answers.
 
-    This must be known before joining. A search with a token can join a cluster without tokens, but no worker process
-    of its trials can then start.
+    This must be known before joining. A search with a token can join a cluster without tokens, but then the workers
+    cannot start.
     """
     command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
     problem = ""
@@ -147,7 +147,7 @@ def check_room(resources: Resources) -> float:
 
 
 def places(cpus: int, gpus: float) -> int:
-    """Return how many trials fit on the nodes. A trial runs on one node; a fraction of a GPU lies on one GPU."""
+    """Return how many trials fit on the nodes at once. A trial uses one node; a fraction of a GPU lies on one GPU."""
     total = 0
     for node in _nodes():
         there = node.get("GPU", 0)
@@ -157,7 +157,7 @@ def places(cpus: int, gpus: float) -> int:
 
 
 def _nodes() -> list[dict[str, float]]:
-    """Return the cores and GPUs of each node of the joined cluster; without one, those of this machine."""
+    """Return the cores and GPUs of each node of the joined cluster. Without a cluster, this machine is the one node."""
     if ray.is_initialized():
         return [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return [{"CPU": cores(), "GPU": torch.cuda.device_count()}]

@@ -19,8 +19,8 @@ from ray._private.authentication.authentication_token_setup import maybe_enable_
 def on_loopback_alone() -> Iterator[None]:
     """Make a Ray that starts inside the block listen on loopback only.
 
-    Ray listens on loopback where it does not support clusters, so the block claims that it does not. Passing 127.0.0.1
-    as the address does not help: Ray replaces it with the machine's address.
+    Ray without support for clusters listens on loopback only, so this function switches the support off. Passing
+    127.0.0.1 as the address does not help: Ray replaces it with the machine's address.
     """
     supported, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
     try:
@@ -41,5 +41,5 @@ def host_and_port(address: str) -> tuple[str, int]:
 
 
 def use_token() -> None:
-    """Make Ray send the token in `~/.ray/auth_token`. By itself, Ray does so only for the address `auto`."""
+    """Make Ray send the token in `~/.ray/auth_token`. Ray itself sends the token only with the address `auto`."""
     maybe_enable_token_auth_if_token_available(warn_if_disabled=False)

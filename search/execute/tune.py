@@ -44,7 +44,7 @@ TUNE_ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune's new output draws boxes over our display
 }
 HEAD_SECONDS = 15.0  # a head that has not answered for this long counts as dead
-LOOK_SECONDS = 2.0  # between two checks of the cluster
+LOOK_SECONDS = 2.0  # time between two checks of the cluster
 REPORT_FIELDS = [f.name for f in fields(Report)]
 
 
@@ -59,7 +59,7 @@ class TrialActor(tune.Trainable):
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Start the next job."""
-        # Popped, because Tune copies the whole config into each result.
+        # The checkpoint is popped, because Tune copies the whole config into each result.
         job = Job.from_json(new_config["job"], self.config.pop("checkpoint", None))
         self._reports = guarded(self._work, job, self._data)
         return True
@@ -70,7 +70,7 @@ class TrialActor(tune.Trainable):
 
 
 class _Forgetful:
-    """An object that pickles without its state: Tune pickles it only for its own resume, which is never used."""
+    """An object that is pickled without its state. Tune pickles objects only for Tune's resume, which is never used."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
@@ -182,8 +182,8 @@ def execute(driver: Driver, data: Data, work: Work, resources: Resources) -> Non
     """Run jobs until the driver has no more: `workers` at a time, or as many as fit on the cluster.
 
     If the cluster's head is found dead, release the running trials for a resume, and raise `UserError`. While Tune
-    waits for a trial, the head is not checked. Then Ray ends the process within about a minute of the head's death, and
-    a resume takes over its trials.
+    waits for a trial, the head is not checked. If the head dies then, Ray ends this process within about a minute, and
+    a resume takes over the trials.
     """
     cpus = resources.cpus_per_trial
     with ray_at(resources.ray_address, sum(s.images.nbytes for s in (data.train, data.val) if isinstance(s, Split))):
@@ -223,7 +223,7 @@ def execute(driver: Driver, data: Data, work: Work, resources: Resources) -> Non
 
 
 def check(resources: Resources) -> None:
-    """Raise `UserError` if the cluster does not answer, or if it (without one, this machine) lacks the resources."""
+    """Raise `UserError` if the cluster does not answer, or if the cluster (else this machine) lacks the resources."""
     if is_cluster(resources.ray_address):
         with ray_at(resources.ray_address):
             check_room(resources)
@@ -233,7 +233,7 @@ def check(resources: Resources) -> None:
 
 @contextlib.contextmanager
 def _released() -> Iterator[None]:
-    """Release Tune's placement groups after an error: a cluster that outlives the search would keep them reserved."""
+    """After an error in the block, release Tune's placement groups: a longer-lived cluster would keep them reserved."""
     before = set(placement_group_table())
     try:
         yield
@@ -247,7 +247,7 @@ def _released() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Hide Tune's tracebacks of workers that died: the study has the reason, and the display shows it."""
+    """Inside the block, hide Tune's tracebacks of dead workers: the study has the reason, and the display shows it."""
     logger = logging.getLogger("ray.tune")
     before = logger.level
     logger.setLevel(logging.CRITICAL)

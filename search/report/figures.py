@@ -56,7 +56,7 @@ def png(figure: Figure) -> bytes:
 
 
 def pareto_figure(trials: pd.DataFrame, ledger: Ledger, title: str, settings: Settings) -> Figure:
-    """Draw all scored networks, coloured by scale, with the front, the name of its knee, and the limits."""
+    """Draw all scored networks, coloured by scale, with the front, the knee's name, and the limits."""
     objective = settings.scope.cost
     figure = new_figure()
     ax = figure.add_subplot()
@@ -118,7 +118,7 @@ def _name_knee(ax: Axes, ledger: Ledger, objective: Objective) -> None:
 
 
 def curves_figure(records: Sequence[Record], ledger: Ledger, title: str, settings: Settings) -> Figure:
-    """Draw each trial's accuracy after each epoch, coloured by cost, and where the scheduler stopped it."""
+    """Draw each trial's accuracy after each epoch, coloured by cost. Crosses mark trials that the scheduler stopped."""
     import numpy as np
     from matplotlib.collections import LineCollection
     from matplotlib.colors import LogNorm, Normalize

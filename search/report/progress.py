@@ -33,7 +33,7 @@ class Progress(Protocol):
 
 
 class Silent:
-    """Show nothing."""
+    """A display that shows nothing."""
 
     console = Console(quiet=True)
 
@@ -96,7 +96,7 @@ class Display:
         self._live = Live(console=self.console, get_renderable=self._picture, refresh_per_second=4, transient=True)
         self._live.start()
 
-    def changed(self) -> None: ...  # it redraws by itself
+    def changed(self) -> None: ...  # the display redraws itself
 
     def stop(self) -> None:
         """Remove the picture."""
@@ -130,7 +130,7 @@ class Display:
         done = spent - self._before + under_way
         guesses = [driver.seconds_left] if driver.seconds_left is not None else []
         to_do = driver.settings.budget.trials - self._before - done
-        if done > 0.2 and to_do > 0:  # confirmations take longer than estimates: they get no guess
+        if done > 0.2 and to_do > 0:  # no guess for confirmations: they take longer than estimates
             guesses.append(elapsed / done * to_do)
         return f"{format_seconds(min(guesses))} left" if guesses else f"{format_seconds(elapsed)} so far"
 
@@ -169,7 +169,7 @@ def front_table(records: Sequence[Record], ledger: Ledger) -> Table:
 
 
 def _table(*columns: tuple[str, bool]) -> Table:
-    """Return an empty table. columns: each a name, and whether its values are aligned to the right."""
+    """Return an empty table. columns: for each column, a name and whether values are aligned to the right."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for name, right in columns:
         table.add_column(name, justify="right" if right else "left", no_wrap=True)
@@ -177,5 +177,5 @@ def _table(*columns: tuple[str, bool]) -> Table:
 
 
 def default(console: Console) -> Progress:
-    """Return the live display on a terminal, lines elsewhere."""
+    """Return the default display: a live one on a terminal, else one line per trial."""
     return Display(console) if console.is_terminal else Lines(console)

@@ -42,13 +42,13 @@ def trials_frame(records: Sequence[Record], ledger: Ledger) -> pd.DataFrame:
 
 
 def front_frame(trials: pd.DataFrame, objective: Objective) -> pd.DataFrame:
-    """Return the front's rows, cheapest first, without the columns that are the same for all of them."""
+    """Return the front's rows, cheapest first, without columns on a trial's course (`outcome`, `retry_of`, ...)."""
     chosen = trials.loc[trials.front].sort_values(by=objective.name).reset_index(drop=True)
     return chosen.drop(columns=["state", "outcome", "front", "retry_of", "repeat_of", "confirms", "reason", "note"])
 
 
 def cost_range(space: Space, settings: Settings) -> tuple[float, float]:
-    """Return the range of costs for the hypervolume: the range of the space within the limits."""
+    """Return the hypervolume's range of costs: the space's within the limits, or that of networks at equal MACs."""
     objective, matched = settings.scope.cost, settings.scope.matching.range()
     if matched and objective == MACS:
         return matched
@@ -59,12 +59,12 @@ def cost_range(space: Space, settings: Settings) -> tuple[float, float]:
 
 
 def hypervolume_of(ledger: Ledger, space: Space, settings: Settings) -> float:
-    """Return the front's best accuracy (%) averaged over budgets of cost: see `search.front.hypervolume`."""
+    """Return the front's hypervolume in %: see `search.front.hypervolume`."""
     return ledger.hypervolume(*cost_range(space, settings))
 
 
 def mean_scale(trials: pd.DataFrame) -> pd.Series:
-    """Return each network's scale, averaged over its stages; NaN where the space does not search it."""
+    """Return each network's scale, averaged over its stages; NaN if the space does not search the scale."""
     names = [c for c in trials.columns if c == "scale" or c.startswith("scale_")]
     return trials[names].astype(float).mean(axis=1) if names else pd.Series(math.nan, index=trials.index)
 

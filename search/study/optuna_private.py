@@ -1,7 +1,7 @@
 """Every use of a private part of Optuna. `tests/search/study/test_optuna_private.py` says what breaks without each.
 
-1. `Study._get_trials`: samplers call it for the trials that they learn from. `BoundedStudy` replaces it, so that they
-   see a bounded number of trials.
+1. `Study._get_trials`: returns the trials that a sampler learns from. `BoundedStudy` replaces this method, so that a
+   sampler sees a bounded number of trials.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Samplers propose the next network. Each proposal gets a new sampler, made from a seed.
 
-So the study stores no random state, and a resumed search makes the proposals of one that never stopped. A new sampler
-is one entry of `SAMPLERS`; users pass a factory `seed -> sampler`, or name one as `my_package:NAME`.
+So the study stores no random state, and a resumed search makes the same proposals as an uninterrupted one. To add a
+sampler, add an entry to `SAMPLERS`. Users pass a factory `seed -> sampler`, or a factory's path `my_package:NAME`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class BoundedTPE(optuna.samplers.TPESampler):
     view: BoundedStudy | None = None
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, Any]:
-        """Return all parameters. Every trial has the same ones, so no trial needs to be read."""
+        """Return all parameters. Every trial has the same parameters, so no trial needs to be read."""
         return self.view.space if self.view else super().infer_relative_search_space(study, trial)
 
     def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, Any]) -> dict[str, Any]:
@@ -46,7 +46,7 @@ SAMPLERS: dict[str, Factory] = {
 
 
 def factory(name: str) -> Factory:
-    """Return the factory of a sampler's name or import path; raise `UserError` if there is none."""
+    """Return the sampler factory of a name or an import path; raise `UserError` if there is none."""
     if name in SAMPLERS:
         return SAMPLERS[name]
     if ":" not in name:

@@ -1,7 +1,7 @@
 """The storage of a study: SQLite in a run's folder, or a PostgreSQL database.
 
-Only one driver writes a study in SQLite, because its folder is locked. Several drivers may write a study in PostgreSQL
-(see `turns`).
+Only one driver writes a study in SQLite, because it locks the run's folder. Several drivers may write a study in
+PostgreSQL (see `turns`).
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def open_storage(url: str) -> RDBStorage:
 
 
 def _open_server(url: str) -> RDBStorage:
-    """Open a PostgreSQL database. The first driver makes the tables; a lock keeps out drivers that start with it."""
+    """Open a PostgreSQL database. The first driver makes the tables; drivers that start at the same time wait."""
     connect = {"connect_timeout": CONNECT_SECONDS, "keepalives_idle": 30, "application_name": "res2net-search"}
     try:
         engine = sqlalchemy.create_engine(server_url(url), connect_args=connect, poolclass=sqlalchemy.NullPool)
@@ -99,14 +99,14 @@ def fold_log(storage: RDBStorage) -> None:
 
 @contextlib.contextmanager
 def stable() -> Iterator[None]:
-    """Hide Optuna's warnings of experimental features: its version is pinned, and tests cover the features in use."""
+    """Inside the block, hide Optuna's warnings of experimental features: Optuna is pinned, and tests cover its use."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         yield
 
 
 def create_study(storage: RDBStorage, name: str, directions: Mapping[str, Direction]) -> optuna.Study:
-    """Return the study of a name, created if there is none. directions: the direction of each objective, by name."""
+    """Return the study of a name; create a missing one. directions: the direction of each objective, by name."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(
         storage=storage, study_name=name, directions=list(directions.values()), load_if_exists=True
@@ -119,7 +119,7 @@ def create_study(storage: RDBStorage, name: str, directions: Mapping[str, Direct
 
 @contextlib.contextmanager
 def connection_watched(url: str | None) -> Iterator[None]:
-    """Turn a lost database connection into a one-line `UserError`, also where Ray has wrapped the error.
+    """Inside the block, turn a lost database connection into a one-line `UserError`, even if Ray wraps the error.
 
     url: the server's URL; None for SQLite, whose errors are raised unchanged.
     """

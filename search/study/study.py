@@ -1,4 +1,4 @@
-"""The study of a search: ask for proposals, record results, read trials. All decisions are made by its callers."""
+"""The study of a search: ask for proposals, record results, read trials. Its callers make all decisions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from search.study.turns import Turns, new_driver
 
 @contextlib.contextmanager
 def own() -> Iterator[None]:
-    """Turn Optuna's error about an ended trial into `TakenOver`: only another driver can have ended the trial."""
+    """Inside the block, turn Optuna's error about an ended trial into `TakenOver`: only another driver can end it."""
     try:
         yield
     except optuna.exceptions.UpdateFinishedTrialError:
@@ -69,7 +69,7 @@ class Study:
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Keep other drivers from making decisions inside the block, so that ours rest on current trials."""
+        """Keep other drivers from deciding during the block, so that this driver decides on current trials."""
         if self._turns is None:
             yield
             return
@@ -78,10 +78,10 @@ class Study:
             try:
                 yield
             finally:
-                self._stale = True  # others may write from now on
+                self._stale = True  # other drivers may write from now on
 
     def ask(self) -> Proposal:
-        """Return the next proposal. Its seed follows from the study alone, so a resumed search proposes the same."""
+        """Return the next proposal. The study alone gives the sampler's seed, so a resumed search proposes the same."""
         self._read()
         waiting = sum(self._trials[n].state == TrialState.WAITING for n in self._open)
         # The seed ignores orphans, whose networks run again, so that later proposals are the same as without them.
@@ -92,7 +92,7 @@ class Study:
         self.optuna_study.sampler = sampler
         self._stale = True
         trial = self.optuna_study.ask(self._distributions)
-        _ = trial.relative_params  # here NSGA-II records the generation, also of enqueued trials
+        _ = trial.relative_params  # makes NSGA-II record the generation, for enqueued trials too
         self._take(trial)
         attrs = trial.user_attrs
         return Proposal(
@@ -108,14 +108,14 @@ class Study:
         self._live[number] = trial, self.storage.get_trial_id_from_study_id_trial_number(self._id, number)
 
     def enqueue(self, params: Mapping[str, int], **attrs: Any) -> None:
-        """Enqueue a proposal, to come before the sampler's. attrs: fields of `Proposal`; None values are left out."""
+        """Enqueue a proposal; `ask` returns it before new ones. attrs: fields of `Proposal`; a None is left out."""
         if attrs.get("retry_of") is not None:
             attrs["confirms"] = self.record(attrs["retry_of"]).attrs.get("confirms")
         self._stale = True
         self.optuna_study.enqueue_trial(dict(params), user_attrs={k: v for k, v in attrs.items() if v is not None})
 
     def describe(self, proposal: Proposal, arch: Arch, costs: Mapping[str, float], violations: list[float]) -> None:
-        """Record a trial's network, its costs, and by how much it breaks each limit.
+        """Record a trial's network, its costs, and by how much the network breaks each limit.
 
         The first two costs are attributes of their own, for people who compare trials on the dashboard. The other costs
         are stored with the network.
@@ -152,7 +152,7 @@ class Study:
         self._end(number, TrialState.COMPLETE, outcome, attrs, [float(v) for v in values])
 
     def infeasible(self, number: int, reason: str) -> None:
-        """End a trial whose network breaks a limit. TPE learns from it, other samplers do not."""
+        """End a trial whose network breaks a limit. Only TPE learns from such trials."""
         self._end(number, TrialState.PRUNED, INFEASIBLE, {"reason": reason})
 
     def stop(self, number: int, violations: list[float], reason: str, **attrs: Any) -> None:
@@ -173,7 +173,7 @@ class Study:
             del self._live[number]
 
     def forget(self, number: int) -> None:
-        """Drop a trial that another driver has taken over from this driver's trials."""
+        """Remove from this driver's trials a trial that another driver has taken over."""
         self._live.pop(number, None)
 
     def adopt(self, number: int) -> None:
@@ -226,7 +226,7 @@ class Study:
         return [record_of(t) for t in self._trials]
 
     def _read(self) -> None:
-        """Read new and changed trials, unless nobody can have written. Optuna does not fetch ended trials again."""
+        """Read new and changed trials, if any driver may have written some. Optuna fetches ended trials only once."""
         if not self._stale:
             return
         known, self._trials = len(self._trials), self.optuna_study.get_trials(deepcopy=False)

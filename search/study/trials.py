@@ -36,7 +36,7 @@ class Proposal:
     """A trial to run: its number and parameters.
 
     retry_of: the trial that ran the same network before. confirms: the estimate that this trial confirms.
-    alone: whether it must run while its driver runs nothing else.
+    alone: whether its driver may run nothing else meanwhile, because its network is a suspect (`Ledger.suspects`).
     """
 
     number: int
@@ -68,7 +68,7 @@ class Record:
 
     @property
     def key(self) -> str:
-        """The network's key; empty if the trial ended before it was described."""
+        """The network's key; empty if the trial ended before `Study.describe`."""
         return self.attrs.get("key", "")
 
     @property
@@ -88,7 +88,7 @@ def record_of(trial: FrozenTrial) -> Record:
     for name in TABLES:
         attrs |= attrs.pop(name, {})
     outcome = attrs.pop("outcome", None)
-    if outcome is None or not trial.state.is_finished():  # a kill between the outcome and the end leaves it unended
+    if outcome is None or not trial.state.is_finished():  # a kill can come between the outcome and the end
         outcome = trial.state.name.lower()
     values = trial.values if trial.state == TrialState.COMPLETE else None
     return Record(

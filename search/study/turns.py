@@ -25,15 +25,15 @@ def new_driver() -> int:
 
 
 class Turns:
-    """Turns among the drivers of one study.
+    """Turns among the drivers of one study; a `with` block is one turn.
 
-    By keepalives, the server notices within half a minute that a driver's machine is gone. The connection must not go
+    TCP keepalives tell the server within half a minute that a driver's machine is gone. The connection must not go
     through a pooler of statements or transactions, which would lose the locks.
     """
 
     def __init__(self, engine: sqlalchemy.Engine, study: int, driver: int) -> None:
         self._connection = engine.connect().execution_options(isolation_level="AUTOCOMMIT")
-        self._connection.detach()  # from the pool, so that closing the connection ends it
+        self._connection.detach()  # outside the pool, so that `close` ends the connection
         self._study, self._depth = study, 0
         for name, value in (("idle", 10), ("interval", 5), ("count", 4)):
             self._run(f"SET tcp_keepalives_{name} = {value}")
@@ -86,7 +86,7 @@ def join(
             raise UserError(f"`storage`: there is no study {name!r} in {url}; accepted: where the search was begun")
         study = create_study(storage, name, directions)
         turns = Turns(storage.engine, storage.get_study_id_from_name(name), new_driver())
-        with contextlib.closing(turns), turns:  # of two drivers that create it at once, the first describes it
+        with contextlib.closing(turns), turns:  # if two drivers create the study at once, the first describes it
             if SEARCH not in study.user_attrs:
                 study.set_user_attr(SEARCH, dict(search))
             return study.user_attrs[SEARCH]
