@@ -110,7 +110,11 @@ class Ledger:
         self._suspect(record)
 
     def _suspect(self, record: Record) -> None:
-        """Update the suspects. An orphan's network without a retry is a suspect until a trial gives it a result."""
+        """Update the suspects with a record.
+
+        The network of an orphaned trial that has no retry becomes a suspect. It stays one until a trial of the network
+        is scored, estimated, stopped or failed.
+        """
         if record.outcome == ORPHAN and record.key and record.number not in self.retried:
             self.suspects[record.key] = record
         elif record.outcome in (SCORED, ESTIMATED, STOPPED, FAILED):

@@ -44,7 +44,7 @@ IMAGE_SIZES = {"micro": (8, 32), "cifar": (4, 32), "imagenet": (17, 64)}
 BATCHES = (2, 32)
 TOLERANCE = 1e-3  # relative to the largest value; the rounding of fp32 reaches 1e-5
 CRASH_REPEATS = 20  # repeats of a shape while bisecting: a corrupted heap may survive a few steps
-CHUNK_TIMEOUT = 300  # seconds; oneDNN's known fault can also hang
+CHUNK_TIMEOUT = 300  # seconds; oneDNN#6035 can hang a subprocess instead of crashing it
 
 
 @dataclass(frozen=True, slots=True, order=True)

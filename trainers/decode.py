@@ -47,7 +47,7 @@ class View:
     Decoding keeps the centre square of the resized box.
     """
 
-    left: int  # left to height: in pixels of the image
+    left: int  # `left`, `top`, `width`, `height`: the box, in pixels of the image
     top: int
     width: int
     height: int

@@ -218,6 +218,6 @@ class _Floats:
         # Let torch allocate the buffer: torch's alignment suits vector instructions, but numpy's may be only 16 bytes.
         buffer = torch.empty(shape, dtype=torch.float32).numpy() if free is None else self._lent.pop(free)[0]
         view = buffer[:]
-        if len(self._lent) < KEPT:  # a buffer that is not listed is freed with its batch
+        if len(self._lent) < KEPT:  # beyond KEPT, a buffer is freed with its batch
             self._lent.append((buffer, weakref.ref(view)))
         return torch.from_numpy(view)

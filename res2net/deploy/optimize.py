@@ -163,10 +163,10 @@ def recast(model: nn.Module, onednn: bool) -> None:
 def merged(block: Bottle2neck) -> nn.Conv2d:
     """Return the middle of a stage's first block as one grouped convolution.
 
-    This is possible because the splits of a first block do not read each other's results. The result has the groups of
-    every split's convolution, side by side. A split that is average-pooled becomes a convolution too, with weights of
-    1/9 on its own channel and 0 elsewhere. That convolution multiplies more than the pool does, but it costs less time
-    than splitting and concatenating the map.
+    This is possible because the splits of a first block do not read each other's results. The result stacks the groups
+    of all splits' convolutions. An average-pooled split becomes a convolution too, with weights of 1/9 on its own
+    channel and 0 elsewhere. This adds multiplications, but saves the copies that splitting and concatenating the map
+    would take.
     """
     pairs = cast("list[tuple[nn.Conv2d, nn.BatchNorm2d]]", list(zip(block.convs, block.bns, strict=True)))
     convs = [fuse_conv_bn_eval(conv, bn) for conv, bn in pairs]

@@ -143,8 +143,11 @@ class TestSearch:
         work = SharedWork.__call__
         monkeypatch.setattr(SharedWork, "__call__", lambda self, job, data: jobs.append(job) or work(self, job, data))
         result = search(settings.replace(confirm_by="tune", lr=0.1), tmp_path / "run")
-        assert [(j.evaluator, j.config.lr) for j in jobs if j.evaluator != "supernet"] == [("inherit", 0.02)] * 2
-        assert len(of(tmp_path / "run", SCORED)) == 2
+        picks = picked(settings, of(tmp_path / "run", ESTIMATED), 2)  # one, where one network dominates all others
+        assert [(j.evaluator, j.config.lr) for j in jobs if j.evaluator != "supernet"] == [("inherit", 0.02)] * len(
+            picks
+        )
+        assert len(of(tmp_path / "run", SCORED)) == len(picks) > 0
         assert set(result.front.key) <= {j.arch.key() for j in jobs if j.evaluator == "inherit"}
         card = (tmp_path / "run" / "best" / "README.md").read_text()
         assert "weights that all networks of the space share" in card

@@ -11,7 +11,7 @@ import numpy as np
 
 from res2net.errors import UserError
 
-MIN_SIZE = 8  # pixels along a side; smaller images leave nothing after the strides of a network
+MIN_SIZE = 8  # pixels along a side; below it, most maps of a network would be a single pixel
 IMAGENET_SIZE = 128  # pixels along a side; smallest images whose search base is `imagenet` (`DataSet.base`)
 
 

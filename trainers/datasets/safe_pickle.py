@@ -52,8 +52,8 @@ def _encode(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
-# A pickle may name any callable of any module, but CIFAR's official files name only the callables below. Each callable
-# has a stand-in, because numpy's own loading code trusts the shapes and types in the file.
+# A pickle may name any callable of any module, but CIFAR's official files name only the callables below. A stand-in
+# replaces each of these, because the real numpy code trusts the shapes and types in the file.
 _STAND_INS = {
     ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
     ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
