@@ -242,6 +242,7 @@ def test_feature_maps_of_cifar_networks_have_strides_1_to_4() -> None:
     assert map_sizes(model, 32, 32) == [(256, 32, 32), (512, 16, 16), (1024, 8, 8)]
 
 
+@pytest.mark.slow
 @given(arch=st.from_type(Arch), height=st.integers(1, 70), width=st.integers(1, 70))
 def test_any_image_size_is_taken_and_rounded_up(arch: Arch, height: int, width: int) -> None:
     with torch.device("meta"):

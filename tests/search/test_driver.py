@@ -219,6 +219,7 @@ class TestFailures:
         assert len({r.key for r in of(tmp_path, SCORED)}) == ALL - 1
         assert driver.ledger.spent == ALL
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("error", "tries"), [(RuntimeError("no luck"), 1), pytest.param(MemoryError(), 1 + RETRIES, marks=SLOW)]
     )
@@ -287,6 +288,7 @@ class TestFailures:
             assert driver.study.record(job.number).attrs["reason"] == "the worker died: SIGKILL"
             assert driver.ledger.counts[FAILED] == 1
 
+    @pytest.mark.slow
     def test_a_worker_lost_after_nothing_new_was_left_is_tried_again(
         self, open_driver: Callable, make_settings: Callable
     ) -> None:
@@ -410,6 +412,7 @@ class TestResume:
         assert [(r.attrs["retry_of"], r.outcome) for r in retried] == [(1, SCORED)]
         assert len(of(tmp_path, SCORED)) == 3
 
+    @pytest.mark.slow
     def test_a_network_that_was_interrupted_is_asked_again_however_often(
         self, open_driver: Callable, run_driver: Callable, make_settings: Callable, tmp_path: Path
     ) -> None:
@@ -596,6 +599,7 @@ class TestSuspects:
         self.killed(run_driver, settings, work)
         return work.tried[0]
 
+    @pytest.mark.slow
     def test_nothing_starts_beside_it_and_it_starts_beside_nothing(
         self, settings: Settings, suspect: str, open_driver: Callable
     ) -> None:
@@ -628,6 +632,7 @@ class TestSuspects:
         (repeated,) = [r for r in of(tmp_path, REPEATED) if r.key == suspect]
         assert repeated.attrs["reason"] == f"the same network is to run last as trial {record.number}"
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("stopped", ["killed before anything", "among others", "interrupted", "out of time"])
     def test_a_resume_in_between_loses_nothing(
         self,

@@ -114,6 +114,7 @@ class TestFolder:
             assert text in card
         assert str(tmp_path) not in card
 
+    @pytest.mark.slow
     def test_hardware_and_code_are_those_of_the_trial_s_session(
         self, data: Data, tiny_space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -153,6 +154,7 @@ class TestFolder:
         assert [p.name for p in tmp_path.iterdir()] == [mine.name]
         assert mine.read_text() == "mine"
 
+    @pytest.mark.slow
     def test_weights_that_were_dropped(self, data: Data, tiny_space: Path, tmp_path: Path) -> None:
         settings = Settings(space=str(tiny_space), executor="local", trials=2, epochs=1)
         finished(tmp_path / "run", data, settings, Synthetic(weights=True))

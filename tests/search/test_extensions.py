@@ -106,6 +106,7 @@ class TestSampler:
         assert first
         assert {r.params["scale"] for r in first} == {4}
 
+    @pytest.mark.slow
     def test_a_factory_may_be_passed_to_a_search(
         self, loaded: Data, make_settings: Callable[..., Settings], tmp_path: Path
     ) -> None:

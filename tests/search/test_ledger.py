@@ -100,6 +100,7 @@ def searched(settings: Settings, open_driver: Callable, tmp_path: Path) -> list[
     return list(read(tmp_path))
 
 
+@pytest.mark.slow
 def test_at_any_moment_the_drivers_books_are_a_fold_of_the_records_however_they_are_split(
     searched: list[Record], settings: Settings
 ) -> None:

@@ -156,6 +156,7 @@ class TestAnObjectiveOfTheUsers:
         assert list(again.front.key) == list(expected)
         assert again.hypervolume == pytest.approx(result.hypervolume)
 
+    @pytest.mark.slow
     def test_a_resume_compares_it(
         self, module: str, loaded: Data, make_settings: Callable[..., Settings], tmp_path: Path
     ) -> None:

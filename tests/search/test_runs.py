@@ -77,6 +77,7 @@ class TestFolder:
         assert session.keys() == {"started", "versions", "hardware", "commit"}
         assert {"python", "torch", "optuna"} <= session["versions"].keys()
 
+    @pytest.mark.slow
     def test_each_session_is_added(self, run: Callable, make_settings: Callable, tmp_path: Path) -> None:
         run(make_settings(trials=2), tmp_path)
         first = runs.read(tmp_path)
@@ -233,6 +234,7 @@ class TestLoad:
             call(tmp_path)
 
 
+@pytest.mark.slow
 class TestImageSize:
     """The data's images have 8 pixels a side; the base or the file of a space says 32, or 224."""
 

@@ -18,6 +18,7 @@ from studies.synthetic import Synthetic
 from trainers.datasets.data import Data
 
 
+@pytest.mark.slow
 class TestSqlite(StorageContract):
     @pytest.fixture
     def open_(self, tmp_path: Path) -> Open:

@@ -106,6 +106,7 @@ class TestEverySampler:
         assert first + ask_and_answer(resumed, 3) == expected
         resumed.close()
 
+    @pytest.mark.slow
     def test_after_an_orphan_proposals_are_as_if_it_had_not_died(
         self, study: Study, sampler: str, tmp_path: Path
     ) -> None:

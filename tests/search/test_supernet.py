@@ -136,6 +136,7 @@ class TestSearch:
         assert {r.attrs["epochs"] for r in estimates} == {0}
         assert load(tmp_path / "run" / "best").arch in [r.arch for r in confirmed]
 
+    @pytest.mark.slow
     def test_the_picked_can_be_tuned_from_their_slices(
         self, settings: Settings, loaded: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -153,6 +154,7 @@ class TestSearch:
         assert "weights that all networks of the space share" in card
         assert "lr 0.02" in card
 
+    @pytest.mark.slow
     def test_scores_are_those_of_the_supernet_whatever_the_order(
         self, settings: Settings, loaded: Data, tmp_path: Path
     ) -> None:
@@ -183,6 +185,7 @@ class TestSearch:
         search(settings, tmp_path / "run")
         assert of(tmp_path / "run", SCORED) == confirmed
 
+    @pytest.mark.slow
     def test_weights_that_were_brought_along_are_used(self, settings: Settings, loaded: Data, tmp_path: Path) -> None:
         trained(settings, loaded, tmp_path / "s")
         search(settings.replace(supernet=str(tmp_path / "s"), confirm=0), tmp_path / "run")
@@ -223,6 +226,7 @@ class TestSearch:
         assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_inherit_starts_from_the_slice(settings: Settings, data: Data) -> None:
     space = settings.scope.get_space(10, data.image_size)
     model, arch = ElasticRes2Net(space), space.largest()

@@ -33,6 +33,7 @@ def test_a_shape_builds_the_convolution_that_it_describes(shape: Shape) -> None:
     assert type(shape.build(plain=True)) is nn.Conv2d
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variables", [{}, AVX2], ids=["as it is", "AVX2"])
 def test_a_handful_of_shapes_is_right(variables: dict[str, str]) -> None:
     findings = Findings()

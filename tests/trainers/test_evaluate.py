@@ -83,6 +83,7 @@ class TestScores:
 
 @pytest.mark.usefixtures("small")
 class TestPython:
+    @pytest.mark.slow
     def test_returns_the_scores_that_the_command_prints(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         scores = evaluate_folder(EvaluateConfig(folder, device="cpu", precision="fp32"))
         assert capsys.readouterr().out == ""

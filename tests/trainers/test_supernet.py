@@ -83,6 +83,7 @@ class TestTraining:
         for name, value in whole.model.state_dict().items():
             assert torch.equal(value, second.model.state_dict()[name]), name
 
+    @pytest.mark.slow
     def test_it_learns_an_easy_data_set(self) -> None:
         d = data()
         for split in (d.train, d.val):  # one brightness for each class

@@ -83,6 +83,7 @@ def test_without_onednn_too(arch: BaseArch, height: int, width: int) -> None:
     check(model, optimize(model), images(2, arch.in_channels, height, width).double(), 1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("onednn", [True, False])
 @pytest.mark.parametrize("name", SOME_FAST)
 def test_named_networks(name: str, onednn: bool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,6 +100,7 @@ def test_dilated_networks(output_stride: int, shortcut: str) -> None:
     check(model, optimize(model), images(2, 3, 33, 47))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["res2net50_26w_4s", "res2net_dla60", "blres2net50"])
 @pytest.mark.parametrize("wanted", [None, (0, 2), (1,)])
 def test_backbones(name: str, wanted: tuple[int, ...] | None) -> None:
@@ -123,6 +125,7 @@ def test_batches_and_sizes_take_turns() -> None:
             torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_it_is_deterministic() -> None:
     model, x = new("res2net50_14w_8s"), images(2, 3, 64, 64)
     first, second = optimize(model), optimize(model)
@@ -168,6 +171,7 @@ def test_on_a_gpu(name: str, bf16: bool) -> None:
 # ---- How it computes it --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "sums", "relus"),
     [("resnet50", 0, 0), ("dla60", 0, 0), ("blresnet50", 3, 3), ("res2net50_26w_4s", 0, 0)],

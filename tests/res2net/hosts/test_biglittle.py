@@ -75,6 +75,7 @@ def test_maps_have_strides_4_to_32() -> None:
     assert model.num_features == 2048
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wanted", [(0, 1, 2, 3), (0, 2), (1,), (-1,)])
 def test_as_a_backbone(wanted: tuple[int, ...]) -> None:
     torch.manual_seed(0)
@@ -153,6 +154,7 @@ class Oracle:
         return [*found, self.run(f"layer{len(self.arch.stages)}", last, last.depth, x, last.stride).relu()]
 
 
+@pytest.mark.slow
 @given(arch=st.from_type(BigLittleArch), height=st.integers(1, 40), width=st.integers(1, 40))
 @example(arch=SMALL, height=32, width=33)
 def test_the_branches_are_the_paper_s(arch: BigLittleArch, height: int, width: int) -> None:

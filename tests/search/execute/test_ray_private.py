@@ -95,6 +95,7 @@ print(ray_private.head_address("auto") == ray_private.host_and_port(ray.get_runt
             assert run(code, RAY_TMPDIR=folder) == "True"
 
 
+@pytest.mark.slow
 class TestToken:
     """`maybe_enable_token_auth_if_token_available`: without it, no search joins a cluster that wants a token."""
 
