@@ -106,10 +106,13 @@ def _name_knee(ax: Axes, ledger: Ledger, objective: Objective) -> None:
     cost = ledger.cost(top)
     places = [objective.axis(ledger.cost(r)) for r in ledger.candidates()[0]]
     is_left = objective.axis(cost) < (min(places) + max(places)) / 2
+    heights = [r.val_top1 or 0.0 for r in ledger.candidates()[0]]
+    # A text below a point of the lowest quarter would leave the axes.
+    is_low = (top.val_top1 or 0.0) < (3 * min(heights) + max(heights)) / 4
     ax.annotate(
         f"knee: {top.attrs['arch']}\n{top.val_top1:.1f} % at {objective.format(cost)}",
         (float(cost), top.val_top1 or 0.0),
-        xytext=(14, -34),
+        xytext=(14, 10 if is_low else -34),
         textcoords="offset points",
         ha="left" if is_left else "right",
         fontsize=8,
