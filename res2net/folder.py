@@ -29,14 +29,18 @@ def check_replaceable(folder: Path, what: str) -> None:
     """
     if not folder.exists():
         return
-    foreign = (
-        sorted(p.name for p in folder.iterdir() if p.name not in MODEL_FILES) if folder.is_dir() else [folder.name]
-    )
+    names = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else [folder.name]
+    foreign = [name for name in names if name not in MODEL_FILES and not _is_half_written(name)]
     if foreign:
         raise UserError(
             f"{what}: {str(folder)!r} holds {foreign[0]!r}, which does not belong to a model folder; "
             "accepted: a new folder, an empty one, or a model folder"
         )
+
+
+def _is_half_written(name: str) -> bool:
+    """Return whether a file is a temporary one of `write_atomic`, which a killed process left behind."""
+    return name.endswith(".tmp") and any(name.startswith(f".{own}.") for own in (*MODEL_FILES, CHECKPOINT_FILE))
 
 
 def weights_bytes(model: nn.Module) -> bytes:

@@ -246,3 +246,14 @@ def test_a_link_to_a_folder_is_followed_or_refused(tmp_path: Path) -> None:
         save(trained(SMALL), tmp_path / "link")
     assert (tmp_path / "link").is_symlink()
     assert not [name for name in listing(tmp_path) if name.startswith(".")]
+
+
+def test_files_that_a_killed_process_was_writing_belong_to_a_model_folder(tmp_path: Path) -> None:
+    """A training that was killed while it wrote its first checkpoint must resume."""
+    (tmp_path / "log.csv").write_text("epoch\n")
+    (tmp_path / ".checkpoint.pt.123.tmp").write_bytes(b"half")
+    (tmp_path / ".model.safetensors.4.tmp").write_bytes(b"half")
+    folders.check_replaceable(tmp_path, "`out`")
+    (tmp_path / ".notes.4.tmp").write_text("somebody's own")
+    with pytest.raises(UserError, match=r"holds '.notes.4.tmp'"):
+        folders.check_replaceable(tmp_path, "`out`")
