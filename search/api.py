@@ -27,7 +27,7 @@ from search.report.progress import Progress, Silent
 from search.report.tables import front_frame, hypervolume_of, trials_frame
 from search.settings import Settings
 from search.study.sampler import Factory, factory
-from search.study.storage import Direction, connection_watched, read, sqlite_url
+from search.study.storage import Direction, connection_watched, sqlite_url
 from search.study.study import Study
 from search.study.turns import join
 from search.worker import Job, Work
@@ -82,7 +82,7 @@ def load(folder: str | Path) -> Result:
     """Return the result stored in a run's folder; write nothing. Raise `UserError` if the folder holds no run."""
     folder = Path(folder)
     settings, space = runs.settings_of(folder), runs.space_of(folder)
-    records = list(read(folder, settings.resources.storage, settings.resources.study))
+    records = runs.records_of(folder)
     books = Ledger.of(settings.rules, records)
     trials = trials_frame(records, books)
     front, value = front_frame(trials, settings.scope.cost), hypervolume_of(books, space, settings)

@@ -22,7 +22,7 @@ from search import runs
 from search.ledger import Ledger
 from search.objectives import COSTS, MACS, PARAMS
 from search.settings import Settings
-from search.study.storage import home_of, read
+from search.study.storage import home_of
 from search.study.trials import SCORED, Record
 from search.units import parse_count
 from trainers.card import code, machine, model_card
@@ -36,8 +36,7 @@ SHOWN = (MACS.name, PARAMS.name)  # costs on the model card and in `training.jso
 
 def ledger_of(folder: Path) -> Ledger:
     """Return the ledger of a run."""
-    settings = runs.settings_of(folder)
-    return Ledger.of(settings.rules, read(folder, settings.resources.storage, settings.resources.study))
+    return Ledger.of(runs.settings_of(folder).rules, runs.records_of(folder))
 
 
 def choose(folder: Path, pick: str, under: float | None = None) -> Record:

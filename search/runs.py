@@ -18,6 +18,8 @@ from res2net.errors import UserError
 from res2net.files import write_atomic
 from search.lock import LOCK_FILE
 from search.settings import FREE, FREE_OF_DRIVERS, Settings
+from search.study import storage
+from search.study.trials import Record
 from space import Space
 from trainers.datasets.data import Data, get
 from trainers.meta import environment
@@ -52,6 +54,12 @@ def read(folder: Path) -> dict[str, Any]:
 def settings_of(folder: Path) -> Settings:
     """Return the settings of a run. For unknown settings, raise `UserError` with the version that wrote `run.json`."""
     return _value(folder, "settings", Settings.from_dict)
+
+
+def records_of(folder: Path) -> list[Record]:
+    """Return the records of a run's trials, from its folder or its shared study."""
+    where = settings_of(folder).resources
+    return list(storage.read(folder, where.storage, where.study))
 
 
 def space_of(folder: Path) -> Space:

@@ -14,7 +14,6 @@ from search import runs
 from search.ledger import Ledger
 from search.report.files import write
 from search.report.progress import front_table
-from search.study.storage import read
 
 
 def build_parser() -> Parser:
@@ -27,7 +26,7 @@ def build_parser() -> Parser:
 def _main(args: argparse.Namespace) -> None:
     folder: Path = args.run
     settings, space = runs.settings_of(folder), runs.space_of(folder)
-    records = list(read(folder, settings.resources.storage, settings.resources.study))
+    records = runs.records_of(folder)
     books = Ledger.of(settings.rules, records)
     write(folder, records, books, space, settings)
     console = Console()
