@@ -15,7 +15,8 @@ from res2net.errors import UserError, unknown
 
 EXPANSION = 4
 RESIDUAL = "residual"
-STEMS = ("imagenet", "deep", "cifar")
+STEMS = ("imagenet", "deep", "cifar", "strided")
+STEM_STRIDES = {"imagenet": 4, "deep": 4, "cifar": 1, "strided": 2}
 FIRST_BLOCKS = ("pool", "conv")
 SHORTCUTS = ("conv", "avgpool")
 
@@ -156,6 +157,7 @@ class Arch(BaseArch):
         `imagenet`: a 7x7 convolution of stride 2, then a max-pool.
         `deep`: three 3x3 convolutions, then a max-pool, as in the released variant v1b.
         `cifar`: one 3x3 convolution of stride 1.
+        `strided`: one 3x3 convolution of stride 2, for small images and small budgets.
     first_block: the treatment of the last split in each stage's first block, if the block has several splits.
         `pool`: average-pool this split and convolve the others, as in the released code.
         `conv`: convolve all splits. Only this choice gives the sizes of Table 4.
@@ -188,7 +190,7 @@ class Arch(BaseArch):
 
     @property
     def stem_stride(self) -> int:
-        return 1 if self.stem == "cifar" else 4
+        return STEM_STRIDES[self.stem]
 
     def canonical(self) -> Arch:
         """Return an equivalent architecture in which every field without an effect has its default.

@@ -208,8 +208,8 @@ def shortcut(arch: Arch, stage: Stage, c_in: int, dilation: int = 1, dense: bool
 def stem_conv(arch: Arch) -> nn.Module:
     """Return the stem's convolutions, without the last batch norm."""
     c_in, c = arch.in_channels, arch.stem_channels
-    if arch.stem == "cifar":
-        return conv3x3(c_in, c)
+    if arch.stem in ("cifar", "strided"):
+        return conv3x3(c_in, c, arch.stem_stride)
     if arch.stem == "imagenet":
         return nn.Conv2d(c_in, c, 7, 2, 3, bias=False)
     half = c // 2
@@ -238,7 +238,7 @@ class Res2Net(Network):
         self.levels = levels(arch, output_stride)
         self.conv1 = stem_conv(arch)
         self.bn1 = nn.BatchNorm2d(arch.stem_channels)
-        self.maxpool = nn.Identity() if arch.stem == "cifar" else nn.MaxPool2d(3, 2, 1)
+        self.maxpool = nn.MaxPool2d(3, 2, 1) if arch.stem in ("imagenet", "deep") else nn.Identity()
         c_in = arch.stem_channels
         for i, stage in enumerate(arch.stages, 1):
             kind = Bottleneck if stage.scale == 1 else Bottle2neck

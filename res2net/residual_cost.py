@@ -24,6 +24,8 @@ def stem(arch: Arch, image_size: int) -> tuple[Cost, int]:
     if arch.stem == "cifar":
         return conv(arch.in_channels, c, 3, image_size), image_size
     size = down(image_size, 2)
+    if arch.stem == "strided":
+        return conv(arch.in_channels, c, 3, size), size
     if arch.stem == "imagenet":
         return conv(arch.in_channels, c, 7, size), down(size, 2)
     half = c // 2

@@ -94,7 +94,7 @@ def _images(model: nn.Module, image_size: int | tuple[int, int] | None) -> Calla
     """Return a function that takes a batch size and returns random images of the exported size."""
     arch: Any = (model.body if isinstance(model, Backbone) else model).arch
     if image_size is None:
-        image_size = 32 if getattr(arch, "stem", "") == "cifar" else 224
+        image_size = 32 if getattr(arch, "stem", "") in ("cifar", "strided") else 224
     sides = image_size if isinstance(image_size, tuple | list) else (image_size, image_size)
     if len(sides) != 2 or any(type(n) is not int or n < 1 for n in sides):
         raise UserError(f"`image_size`: {image_size!r}; accepted: a whole number of at least 1, or (height, width)")

@@ -98,7 +98,7 @@ FIELDS = {
     "first_block": ("pool", "conv"),
     "shortcut": ("conv", "avgpool"),
     "se": (0, 4),
-    "stem": ("cifar", "deep"),
+    "stem": ("cifar", "strided"),
     "num_classes": (1, 2),
 }
 

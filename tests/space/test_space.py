@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import space
-from res2net.arch import Arch, Stage
+from res2net.arch import STEMS, Arch, Stage
 from res2net.cost import cost
 from res2net.errors import UserError
 from res2net.named import named
@@ -42,7 +42,7 @@ def skeletons(draw: st.DrawFn) -> Skeleton:
         strides=per_stage(st.integers(1, 2)),
         pattern=per_stage(st.integers(1, 4)),
         **{name: draw(values) for name, values in VALUES.items()},
-        stem=draw(st.sampled_from(("cifar", "imagenet", "deep"))),
+        stem=draw(st.sampled_from(STEMS)),
         stem_channels=16,
         first_block=draw(st.sampled_from(("pool", "conv"))),
         shortcut=draw(st.sampled_from(("conv", "avgpool"))),
