@@ -14,6 +14,7 @@ The keys of a field's metadata:
     positional: whether the field is a positional argument.
     choices: a function that returns the accepted names.
     parse: a function `(text, field name) -> value` that reads a text such as 20M or 6h.
+    shown: the default as the help shows it, if its own text does not suit.
     common: whether `--help` shows the option. `--help-all` shows all options.
 """
 
@@ -66,7 +67,8 @@ def add_options(
     """
     groups: dict[str, Adder] = {}
     for field, kind in found:
-        assert kind in SIMPLE, f"field {field.name!r} has type {kind}; an option may have {SIMPLE}"
+        parses = "parse" in field.metadata
+        assert parses or kind in SIMPLE, f"field {field.name!r} has type {kind}; an option may have {SIMPLE}"
         how: dict[str, Any] = {"default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
         if everything or field.metadata.get("common"):
             how["help"] = describe(field, (notes or {}).get(field.name, ""), (choices or {}).get(field.name))
@@ -74,7 +76,7 @@ def add_options(
             how["action"] = "store_true"
         else:
             how["metavar"] = field.metadata.get("metavar")
-            if "parse" not in field.metadata and kind is not str:
+            if not parses and kind is not str:
                 how["type"] = kind
         title = field.metadata.get("group")
         if title and title not in groups and isinstance(target, argparse.ArgumentParser):
@@ -104,6 +106,7 @@ def describe(field: Field[Any], note: str = "", choices: Sequence[str] | None = 
     if "default:" in text or field.default is MISSING:
         return text
     default = "none" if field.default is None else "off" if field.default is False else field.default
+    default = field.metadata.get("shown", default)
     return f"{text} (default: {default}{note})"
 
 

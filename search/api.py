@@ -5,17 +5,18 @@ from __future__ import annotations
 import contextlib
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from search import export, runs
+from res2net.errors import UserError
+from search import calibration, export, runs
 from search.checkpoints import Checkpoints
 from search.driver import Driver
-from search.execute import executor_of
+from search.execute import Executor, executor_of
 from search.ledger import Ledger
 from search.lock import locked
 from search.objectives import ACCURACY
@@ -29,7 +30,9 @@ from search.settings import Settings
 from search.study.sampler import Factory, factory
 from search.study.storage import Direction, connection_watched, sqlite_url
 from search.study.study import Study
+from search.study.trials import Record
 from search.study.turns import join
+from search.timetable import Timetable
 from search.worker import Job, Work
 from space import Space
 from trainers.datasets.data import Data
@@ -41,6 +44,7 @@ if TYPE_CHECKING:  # matplotlib takes a second to import
 # that reports take at most REPORT_SHARE of the driver's time.
 REPORT_SECONDS = 30.0
 REPORT_SHARE = 0.03
+RESERVE = 2.0  # seconds of the setting `time` that are kept for the last tables, plots and `best/`
 # The dashboard's plot shows only the front and the last SHOWN trials: each 2 KB of the plot cost one transaction.
 SHOWN = 500
 
@@ -86,8 +90,14 @@ def load(folder: str | Path) -> Result:
     books = Ledger.of(settings.rules, records)
     trials = trials_frame(records, books)
     front, value = front_frame(trials, settings.scope.cost), hypervolume_of(books, space, settings)
-    left = books.spent < settings.budget.trials
+    left = _unfinished(settings, books, records)
     return Result(folder, settings, space, trials, front, value, books, why_stopped="loaded", unfinished=left)
+
+
+def _unfinished(settings: Settings, books: Ledger, records: Sequence[Record]) -> bool:
+    """Return whether trials are left. Missing confirmations do not count: every resume runs them anyway."""
+    trials = settings.budget.trials
+    return any(r.state == "WAITING" for r in records) if trials is None else books.spent < trials
 
 
 def search(
@@ -96,6 +106,7 @@ def search(
     progress: Progress | None = None,
     work: Work | None = None,
     sampler: Factory | None = None,
+    begun: float | None = None,
 ) -> Result:
     """Search a space as the settings say, and return the result.
 
@@ -103,11 +114,48 @@ def search(
     progress: the display of the search; None shows nothing.
     work: the function that workers run for each job; None takes the evaluator's function.
     sampler: a factory `seed -> sampler` in place of the settings' sampler. A resumed search must pass it again.
+    begun: the time (`time.monotonic`) from which the setting `time` counts; None takes the time of the call.
 
     Before anything is written, raise `UserError` if settings, data and folder contradict each other.
     Ctrl-C (KeyboardInterrupt) ends the search in good order: `Result.interrupted` is True, and the same call resumes.
     """
+    begun = time.monotonic() if begun is None else begun
     folder = Path(out) if out is not None else Path("runs") / runs.new_name(settings)
+    data, space, executor = _checked(settings, folder, progress)
+    settings = _with_study_name(settings, folder)
+    runs.check(folder, settings, space)
+    storage, name = settings.resources.storage, settings.resources.study
+    if storage and name:
+        new = not (folder / runs.RUN_FILE).exists()
+        described = runs.described(settings, space)
+        runs.check_study(join(storage, name, directions(settings), described, new), settings, space)
+    with runs.disk_watched(folder), locked(folder), connection_watched(storage):
+        table = None
+        if settings.planned:
+            table = _timetable(settings, folder, space, data, begun, executor.places())
+        plan = None if table is None else calibration.recorded(table)
+        number = runs.open_run(folder, settings, space, data.describe(), plan)
+        here = {"host": socket.gethostname(), "folder": str(folder.absolute())}
+        url, name = storage or sqlite_url(folder), name or folder.absolute().name
+        study = open_study(url, name, settings, space, here, sampler)
+        session = _Session(number, settings, folder, space, data, progress or Silent(), study, table, begun)
+        with contextlib.closing(study):
+            return session.run(executor.execute, work)
+
+
+def plan_of(
+    settings: Settings, out: str | Path | None = None, progress: Progress | None = None, begun: float | None = None
+) -> Timetable:
+    """Return the timetable that `search` would follow; write nothing. Raise `UserError` as `search` does."""
+    folder = Path(out) if out is not None else Path("runs") / runs.new_name(settings)
+    if not settings.planned:
+        raise UserError("`dry_run`: this search has no plan; accepted: with `time`, without `trials` and `epochs`")
+    data, space, executor = _checked(settings, folder, progress)
+    return _timetable(settings, folder, space, data, time.monotonic() if begun is None else begun, executor.places())
+
+
+def _checked(settings: Settings, folder: Path, progress: Progress | None) -> tuple[Data, Space, Executor]:
+    """Return the data, the space and the executor. Raise `UserError` for settings that they do not fit."""
     data = settings.scope.load_data(progress.console if progress else None)
     space = runs.space_for(folder, settings, data)
     scope = settings.scope
@@ -118,21 +166,19 @@ def search(
     settings.evaluator.check_weights(space, data)
     executor = executor_of(settings.resources)
     executor.check()
-    settings = _with_study_name(settings, folder)
-    runs.check(folder, settings, space)
-    storage, name = settings.resources.storage, settings.resources.study
-    if storage and name:
-        new = not (folder / runs.RUN_FILE).exists()
-        described = runs.described(settings, space)
-        runs.check_study(join(storage, name, directions(settings), described, new), settings, space)
-    with runs.disk_watched(folder), locked(folder), connection_watched(storage):
-        number = runs.open_run(folder, settings, space, data.describe())
-        here = {"host": socket.gethostname(), "folder": str(folder.absolute())}
-        url, name = storage or sqlite_url(folder), name or folder.absolute().name
-        study = open_study(url, name, settings, space, here, sampler)
-        session = _Session(number, settings, folder, space, data, progress or Silent(), study)
-        with contextlib.closing(study):
-            return session.run(executor.execute, work)
+    return data, space, executor
+
+
+def _timetable(settings: Settings, folder: Path, space: Space, data: Data, begun: float, workers: int) -> Timetable:
+    """Return the timetable: that of the run's last session if the session left the time that is given, else a new one."""
+    known = runs.records_of(folder) if (folder / runs.RUN_FILE).exists() else []
+    books = Ledger.of(settings.rules, known)
+    sessions = runs.read(folder)["sessions"] if known else []
+    seconds = settings.budget.time or 0.0
+    if sessions and sessions[-1].get("plan") and seconds <= runs.time_left(folder):
+        return calibration.restored(sessions[-1]["plan"], settings, space, data, books)
+    left = seconds - RESERVE - (time.monotonic() - begun)
+    return calibration.timetable(settings, space, data, books, left, workers, len(sessions))
 
 
 def directions(settings: Settings) -> dict[str, Direction]:
@@ -165,15 +211,28 @@ class _Session:
     """One call of `search`: it runs a driver and writes the run's folder."""
 
     def __init__(
-        self, number: int, settings: Settings, folder: Path, space: Space, data: Data, progress: Progress, study: Study
+        self,
+        number: int,
+        settings: Settings,
+        folder: Path,
+        space: Space,
+        data: Data,
+        progress: Progress,
+        study: Study,
+        table: Timetable | None,
+        begun: float,
     ) -> None:
+        self.number, self.begun = number, begun
         self.settings, self.folder, self.space, self.data = settings, folder, space, data
         self.progress, self.study = progress, study
-        self.driver = Driver(settings, space, study, self._keep, self._changed, number, Checkpoints(folder))
+        seconds = settings.budget.time
+        ends = None if seconds is None else begun + seconds - RESERVE
+        checkpoints = Checkpoints(folder)
+        self.driver = Driver(settings, space, study, self._keep, self._changed, number, checkpoints, table, ends)
         self.report_at = time.monotonic() + REPORT_SECONDS
 
     def run(self, execute: Callable[[Driver, Data, Work], None], work: Work | None) -> Result:
-        begun, interrupted = time.monotonic(), False
+        interrupted = False
         try:
             if work is None:
                 work = self.settings.evaluator.prepare(self.space, self.data, self.folder, self.progress.console)
@@ -184,6 +243,7 @@ class _Session:
             self.driver.release_all("the search was interrupted")
         trials, books = self._report(), self.driver.ledger
         self._export_best()
+        runs.note_spent(self.folder, self.number, time.monotonic() - self.begun)
         return Result(
             self.folder,
             self.settings,
@@ -192,11 +252,10 @@ class _Session:
             front_frame(trials, self.settings.scope.cost),
             hypervolume_of(books, self.space, self.settings),
             books,
-            time.monotonic() - begun,
+            time.monotonic() - self.begun,
             "interrupted" if interrupted else self.driver.why_stopped or "all trials are done",
             interrupted,
-            # Only the setting `trials` counts for `unfinished`. Every resume runs missing confirmations anyway.
-            books.spent < self.settings.budget.trials,
+            _unfinished(self.settings, books, self.study.records()),
         )
 
     def _export_best(self) -> None:
@@ -227,6 +286,7 @@ class _Session:
         begun = time.monotonic()
         if begun > self.report_at:
             self._report()
+            runs.note_spent(self.folder, self.number, begun - self.begun)
             now = time.monotonic()
             self.report_at = now + max(REPORT_SECONDS, (now - begun) / REPORT_SHARE)
 

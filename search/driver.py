@@ -18,6 +18,7 @@ from search.scheduler import continues
 from search.settings import Settings
 from search.study.study import Study
 from search.study.trials import ESTIMATED, FAILED, ORPHAN, SCORED, Record, TakenOver
+from search.timetable import Timetable
 from search.worker import Job, Report
 from space import Space
 
@@ -26,14 +27,25 @@ from space import Space
 class Running:
     """A running trial, for the driver and the display.
 
-    estimate: whether the trial's score is an estimate. earlier: earlier trials of the same network, newest first.
+    estimate: whether the trial's score is an estimate.
+    budget: the trial's full budget in epochs.
+    earlier: earlier trials of the same network, newest first.
+    begun, at: the times (`time.monotonic`) of the start and of the last report.
     """
 
     job: Job
     accepted: Accepted
     estimate: bool
+    budget: float
     reports: list[Report] = field(default_factory=list)
     earlier: list[int] = field(default_factory=list)
+    begun: float = field(default_factory=time.monotonic)
+    at: float = field(default_factory=time.monotonic)
+
+    def note(self, report: Report) -> None:
+        """Add a report, without its weights and its checkpoint."""
+        self.at = time.monotonic()
+        self.reports.append(replace(report, weights=None, checkpoint=None))
 
     @property
     def cost(self) -> float:
@@ -49,6 +61,7 @@ class Driver:
 
     on_scored: called before a trial's score is recorded, with the job and the trained weights (None without any).
     checkpoints: the newest checkpoint of each trial that may still resume, by trial number.
+    timetable: what to train and for how long, if the search is planned. ends: the time (`time.monotonic`) of its end.
     session: this session's index in `run.json`. Each trial records the index, to find the hardware and the commit.
     """
 
@@ -61,6 +74,8 @@ class Driver:
         on_change: Callable[[], None] = lambda: None,
         session: int = 0,
         checkpoints: MutableMapping[int, bytes] | None = None,
+        timetable: Timetable | None = None,
+        ends: float | None = None,
     ) -> None:
         self.checkpoints = {} if checkpoints is None else checkpoints
         self.settings, self.space, self.study = settings, space, study
@@ -71,14 +86,17 @@ class Driver:
         self.proposals = Proposals(settings, space, study, self.ledger, self._refresh)
         self.running: dict[int, Running] = {}
         self.why_stopped = ""
-        self.started = time.monotonic()
+        limit = settings.budget.time
+        self.ends = ends if ends is not None or limit is None else time.monotonic() + limit
+        self.timetable = timetable
         self._recover()
+        if timetable is not None:
+            timetable.resume([*self.ledger.history, *self.study.unended()])
 
     @property
     def seconds_left(self) -> float | None:
-        """The seconds until the limit of the setting `time`; None without a limit."""
-        limit = self.settings.budget.time
-        return None if limit is None else limit - (time.monotonic() - self.started)
+        """The seconds until the end of the search's time; None without a limit."""
+        return None if self.ends is None else self.ends - time.monotonic()
 
     # ---- What to run next ------------------------------------------------------------------------------------------
 
@@ -89,7 +107,8 @@ class Driver:
             self._take_over()
             if self._runs_alone():
                 return None
-            return self._next_new() or self._next_confirmation() or self._next_suspect()
+            new = self._next_new if self.timetable is None else self._next_planned
+            return new() or self._next_confirmation() or self._next_suspect()
 
     def _runs_alone(self) -> bool:
         """Return whether a suspect runs alone, or waits until this driver's trials end. Then no other trial may start.
@@ -104,13 +123,45 @@ class Driver:
         under_way = [*self.study.running(), *self.ledger.suspects.values()]
         searching = sum("confirms" not in r.attrs for r in under_way)
         nothing = self.why_stopped and not self.study.waiting()  # another driver may have enqueued a retry
-        if nothing or self.ledger.spent + searching >= self.settings.budget.trials or self._no_time():
+        trials = self.settings.budget.trials or 0
+        if nothing or self.ledger.spent + searching >= trials or self._no_time():
             return None
         found = self.proposals.new()
         if isinstance(found, str):
             self.why_stopped = found
             return None
         return self._start(found)
+
+    def _next_planned(self) -> Job | None:
+        """Return the job of the plan's next network, or of a network that the sampler proposes in the time left."""
+        timetable, left = self.timetable, self.seconds_left
+        assert timetable is not None and left is not None
+        while left > 0:
+            if not self.study.waiting():  # a retry waits if another driver has enqueued one
+                found = timetable.next(left, self._busy(timetable))
+                if found is not None:
+                    timetable.started.add(found[0])
+                    place = [timetable.session, found[0]]
+                    self.study.enqueue(found[1].params, plan=place, budget=round(found[1].epochs, 2))
+                elif not timetable.explores(left):
+                    break
+            accepted = self.proposals.ask() if self.study.waiting() else self.proposals.new()
+            if isinstance(accepted, str):
+                self.why_stopped = accepted
+                return None
+            if accepted is not None and (job := self._start(accepted)) is not None:
+                return job
+        self.why_stopped = "the time is up"
+        return None
+
+    def _busy(self, timetable: Timetable) -> list[float]:
+        """Return the expected seconds until each running trial of this driver ends."""
+        pace, now = timetable.now, time.monotonic()
+        out = []
+        for trial in self.running.values():
+            epochs = trial.budget - (trial.reports[-1].epoch if trial.reports else 0)
+            out.append(max(0.0, epochs * pace.of(trial.cost) - (now - trial.at)))
+        return out
 
     def _next_confirmation(self) -> Job | None:
         """Return the job that trains the next network of the estimates' front; None while estimates still run."""
@@ -131,7 +182,8 @@ class Driver:
     def _next_suspect(self) -> Job | None:
         """Return the job of a suspect (see `_take_over`). A suspect runs last, while this driver runs nothing else."""
         while True:
-            done = self.ledger.spent >= self.settings.budget.trials
+            trials = self.settings.budget.trials
+            done = trials is not None and self.ledger.spent >= trials
             suspects = [r for r in self.ledger.suspects.values() if not done or "confirms" in r.attrs]
             if self.running or not suspects or self._no_time():
                 return None
@@ -141,14 +193,30 @@ class Driver:
             if (accepted := self.proposals.ask()) is not None:
                 return self._start(accepted)
 
-    def _start(self, accepted: Accepted) -> Job:
-        """Return the job of an accepted proposal, with the last checkpoint of the network's earlier trials."""
+    def _start(self, accepted: Accepted) -> Job | None:
+        """Return the job of an accepted proposal, with the last checkpoint of the network's earlier trials.
+
+        In a planned search, return None if the time left is too short for the network. Its trial is then released.
+        """
         number, is_new = accepted.proposal.number, accepted.proposal.confirms is None
         job = (self.evaluator.job if is_new else self.evaluator.confirmation)(number, accepted.arch)
+        budget: float | None = job.config.epochs
+        if self.timetable is not None:
+            budget = accepted.proposal.budget or self.timetable.epochs(accepted.cost, self.seconds_left or 0.0)
+            if budget is None:
+                self.study.infeasible(number, "the time left is too short for it")
+                self._refresh()
+                return None
+            if accepted.proposal.budget is None:
+                self.study.annotate(number, {"budget": (budget := round(budget, 2))})
+            config = self.timetable.config(job.config, budget)
+            job = replace(job, config=config, rungs=self.settings.budget.rungs(config.epochs))
         earlier = self._earlier(number)
-        self.running[number] = Running(job, accepted, is_new and self.evaluator.estimates, earlier=earlier)
+        estimate = is_new and self.evaluator.estimates
+        self.running[number] = Running(job, accepted, estimate, budget or 0.0, earlier=earlier)
         self.on_change()
-        return replace(job, checkpoint=next((self.checkpoints[n] for n in earlier if n in self.checkpoints), None))
+        checkpoint = next((self.checkpoints[n] for n in earlier if n in self.checkpoints), None)
+        return replace(job, checkpoint=checkpoint, seconds=self.seconds_left)
 
     def _no_time(self) -> bool:
         """Return whether the time left is too short for a trial of median length; if so, set `why_stopped`."""
@@ -172,14 +240,24 @@ class Driver:
 
     def _on_report(self, number: int, report: Report) -> bool:
         trial = self.running[number]
-        trial.reports.append(replace(report, weights=None, checkpoint=None))
+        trial.note(report)
         reason = report.reason
-        if reason is None and not (math.isfinite(report.val_top1) and math.isfinite(report.val_loss)):
+        if (
+            reason is None
+            and not report.paused
+            and not (math.isfinite(report.val_top1) and math.isfinite(report.val_loss))
+        ):
             reason = (
                 f"after epoch {report.epoch} the accuracy is {report.val_top1}, the validation loss {report.val_loss}"
             )
         if reason is not None:
             self._fail(number, reason, report.lost)
+            return False
+        if report.paused:
+            if report.checkpoint is not None:
+                self.checkpoints[number] = report.checkpoint
+            self.release(number, f"the time was up after epoch {report.epoch}")
+            self.why_stopped = "the time is up"
             return False
         if report.note is not None and len(trial.reports) == 1:
             self.study.annotate(number, {"note": report.note})
@@ -210,11 +288,16 @@ class Driver:
         rung = books.rungs[report.epoch]
         quality, cost = zip(*rung.values(), strict=True)
         budget = self.settings.budget
-        return continues(budget.scheduler, budget.eta, quality, cost, list(rung).index(key), self.objective.log)
+        scheduler = budget.scheduler
+        if self.timetable is not None:  # the plan's own networks are never stopped
+            scheduler = "none" if trial.accepted.proposal.plan is not None else "pareto-asha"
+        return continues(scheduler, budget.eta, quality, cost, list(rung).index(key), self.objective.log)
 
     def _score(self, number: int, report: Report) -> None:
         trial = self.running.pop(number)
-        attrs = self._earned(0 if trial.estimate else report.epoch, report)
+        if self.timetable is not None and not trial.earlier:
+            self.timetable.note(trial.cost, trial.budget, time.monotonic() - trial.begun)
+        attrs = self._earned(0 if trial.estimate else trial.budget, report)
         self.on_scored(trial.job, report.weights)  # before the score: no kill may leave a score without weights
         outcome = ESTIMATED if trial.estimate else SCORED
         self.study.complete(number, (report.val_top1, trial.cost), outcome, **attrs)
@@ -226,7 +309,7 @@ class Driver:
         trial, of = self.running.pop(number), len(self.ledger.rungs[report.epoch])
         # The missing share of the budget is recorded as a violated limit. So TPE learns from the trial, and fronts
         # leave the trial out. Without a violated limit, a pruned trial would crash Optuna's TPE.
-        lacking = 1 - report.epoch / trial.job.config.epochs
+        lacking = 1 - report.epoch / trial.budget
         violations = [*self.limits.violations(trial.job.arch, self.space.image_size), lacking]
         reason = f"after epoch {report.epoch} not among the best 1/{self.settings.budget.eta} of {of}"
         self.study.stop(number, violations, reason, **self._earned(report.epoch, report))
@@ -234,7 +317,7 @@ class Driver:
         self._refresh()
         self.on_change()
 
-    def _earned(self, epochs: int, report: Report) -> dict[str, object]:
+    def _earned(self, epochs: float, report: Report) -> dict[str, object]:
         """Return the attributes of a trial that spent budget: epochs, seconds, speed and machine."""
         training = {
             "images_per_second": round(report.images_per_second, 1),

@@ -19,6 +19,7 @@ from search.groups import Budget, Resources, Scope, Scoring
 from search.worker import Job, SharedWork, Work, train_trial
 from space import Space
 from trainers.datasets.data import Data
+from trainers.recipes import RECIPES
 
 SHARED = "weights that all networks of the space share"
 TUNED = 5  # ratio of two peak learning rates: that of the shared weights to that of tuning a slice
@@ -34,9 +35,11 @@ class Evaluator:
 
     defaults: the evaluator's own defaults for some settings.
     estimates: whether scores are estimates. If they are, networks on the estimates' front are confirmed by training.
+    plans: whether the planner can choose networks and epochs from the time alone.
     """
 
     defaults: ClassVar[Mapping[str, Any]] = {}
+    plans: ClassVar[bool] = True
     estimates: ClassVar[bool] = False
 
     def __init__(self, scope: Scope, scoring: Scoring, budget: Budget) -> None:
@@ -81,7 +84,8 @@ class Evaluator:
 class Inherit(Evaluator):
     """Start each network from its slice of the shared weights, and tune it for the full budget."""
 
-    defaults: ClassVar[Mapping[str, Any]] = {"lr": 0.02}
+    defaults: ClassVar[Mapping[str, Any]] = {"lr": 0.02, "recipe": RECIPES["fast"]}
+    plans: ClassVar[bool] = False
 
     @property
     def origin(self) -> str:
@@ -121,7 +125,7 @@ class Inherit(Evaluator):
     @property
     def supernet_lr(self) -> float:
         """The peak learning rate of the shared weights; the setting `lr` is for the trials."""
-        return Scoring().lr
+        return RECIPES["fast"].lr
 
     def job(self, number: int, arch: Arch) -> Job:
         """Return the job that tunes a network from its slice."""
@@ -131,7 +135,7 @@ class Inherit(Evaluator):
 class Supernet(Inherit):
     """Score each network by its slice of the shared weights, in a second or two; confirm the front by training."""
 
-    defaults: ClassVar[Mapping[str, Any]] = {"trials": 200}
+    defaults: ClassVar[Mapping[str, Any]] = {"trials": 200, "recipe": RECIPES["fast"]}
     estimates: ClassVar[bool] = True
 
     @property

@@ -6,7 +6,7 @@ The metadata of a field describe the field's command-line option; `res2net.optio
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -22,7 +22,7 @@ from search.study.sampler import SAMPLERS, factory
 from search.units import parse_count, parse_seconds
 from space import Space
 from trainers.datasets.data import Data
-from trainers.recipes import Config
+from trainers.recipes import RECIPES, Config, parse_recipe, shortened
 
 EXECUTORS = ("tune", "local")
 CONFIRM_BY = ("tune", "scratch")
@@ -102,13 +102,31 @@ class Scope:
         return Matching(self.match_macs)
 
     def get_space(self, num_classes: int, image_size: int | None = None, in_channels: int | None = None) -> Space:
-        """Return the space over the setting `base`. By default, the base is the one that suits the data set.
+        """Return the space over the setting `base`.
 
+        By default, the base is the one that suits the data set. With a limit on the cost, it is the base whose members
+        within the limit span the most octaves (doublings of the cost). Raise `UserError` if no base has such a member.
         image_size: the side, in pixels, of the images for which costs are counted; None takes the base's size.
         """
-        base = self.base or trainers.datasets.data.get(self.data).base(image_size)
         known = {"num_classes": num_classes, "image_size": image_size, "in_channels": in_channels}
-        return spaces.get(self.space, base, self.per_stage, **known)
+
+        def over(base: str) -> Space:
+            return spaces.get(self.space, base, self.per_stage, **known)
+
+        usual = trainers.datasets.data.get(self.data).base(image_size)
+        most = self.limits.of(self.cost).most
+        if self.base is not None or most is None:
+            return over(self.base or usual)
+        found = {space.base: space for space in map(over, (usual, *spaces.bases_like(usual)))}
+        ranges = {base: self.cost.range(space) for base, space in found.items()}
+        octaves = {b: self.cost.axis(min(high, most)) - self.cost.axis(low) for b, (low, high) in ranges.items()}
+        best = max(octaves, key=lambda b: octaves[b])
+        if octaves[best] < 0:
+            least = ", ".join(f"at least {self.cost.format(low)} ({b})" for b, (low, _) in ranges.items())
+            raise UserError(
+                f"`max_{self.cost.name}`: no base has a network within {self.cost.format(most)}; accepted: {least}"
+            )
+        return found[best]
 
     def load_data(self, console: Console | None = None) -> Data:
         """Return the data set without its test split. console: shows the progress of a long decoding."""
@@ -127,9 +145,18 @@ class Scoring:
     """How a network gets its score."""
 
     evaluator: str = option("scratch", "how a trial gets its score: {choices}, or my_package:NAME", "NAME", common=True)
-    epochs: int = option(2, "the full budget of a trial, in epochs", "N", common=True)
-    batch_size: int = option(64, "images per step", "N")
-    lr: float = option(0.1, "the peak learning rate", "X")
+    epochs: int | None = option(
+        None, "the full budget of a trial, in epochs (default: planned from --time, else 2)", "N", common=True
+    )
+    recipe: Config = option(
+        RECIPES["short"],
+        f"how trials are trained: {', '.join(RECIPES)}, or a YAML file that changes a recipe",
+        "NAME",
+        parse=parse_recipe,
+        shown="short",
+    )
+    batch_size: int | None = option(None, "images per step (default: the recipe's)", "N")
+    lr: float | None = option(None, "the peak learning rate (default: the recipe's)", "X")
     supernet: str | None = option(
         None, "the folder of shared weights from search.supernet (default: train them first)", "DIR"
     )
@@ -143,17 +170,20 @@ class Scoring:
     )
 
     def __post_init__(self) -> None:
+        if isinstance(self.recipe, Mapping):  # from JSON
+            object.__setattr__(self, "recipe", Config(**self.recipe))
         _check_choice("confirm_by", self.confirm_by, CONFIRM_BY)
         check_least("epochs", self.epochs)
         check_least("supernet_epochs", self.supernet_epochs)
         check_least("batch_size", self.batch_size)
         check_least("confirm", self.confirm, 0)
-        if not 0 < self.lr < math.inf:
+        if self.lr is not None and not 0 < self.lr < math.inf:
             raise UserError(f"`lr`: {self.lr} is out of range; accepted: a finite number above 0")
 
     def train_config(self, seed: int) -> Config:
-        """Return the training configuration of a trial."""
-        return Config(epochs=self.epochs, batch_size=self.batch_size, lr=self.lr, seed=seed)
+        """Return the training configuration of a trial: the recipe with the settings' epochs, batch size and rate."""
+        changes = {k: v for k, v in (("batch_size", self.batch_size), ("lr", self.lr)) if v is not None}
+        return shortened(self.recipe, self.epochs or self.recipe.epochs, seed=seed, **changes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,9 +193,15 @@ class Budget:
     sampler: str = option(
         "tpe", "how networks are proposed: {choices}, or my_package:NAME", "NAME", choices=lambda: tuple(SAMPLERS)
     )
-    trials: int = option(12, "number of networks to score in all", "N", common=True)
+    trials: int | None = option(
+        None, "number of networks to score in all (default: planned from --time, else 12)", "N", common=True
+    )
     time: float | None = option(
-        None, "stop after this time (90s, 30m, 6h; default: no limit)", "T", parse=parse_seconds, common=True
+        None,
+        "how long the search may take, with everything (90s, 30m, 6h; default: 3m, or no limit with --trials)",
+        "T",
+        parse=parse_seconds,
+        common=True,
     )
     scheduler: str = option(
         "none", "which trials stop early: {choices}", "NAME", choices=lambda: SCHEDULERS, common=True

@@ -24,13 +24,13 @@ class Rules:
     """The settings that the ledger needs, beside the records.
 
     objective: the cost objective.
-    epochs: the full budget of a trial.
+    epochs: the full budget of a trial; None if each trial has its own.
     rungs: the epochs after which trials are compared; empty for estimates, which take a single step.
     estimates: whether the evaluator's scores are estimates, confirmed by training.
     """
 
     objective: Objective
-    epochs: int
+    epochs: int | None
     rungs: tuple[int, ...] = ()
     estimates: bool = False
 
@@ -96,7 +96,9 @@ class Ledger:
         outcome = record.outcome
         self.counts[outcome] += 1
         if outcome == SCORED:
-            self.scored[record.key] = record
+            known = self.scored.get(record.key)
+            if known is None or record.attrs.get("epochs", 0) >= known.attrs.get("epochs", 0):
+                self.scored[record.key] = record
         elif outcome == ESTIMATED:
             self.estimated[record.key] = record
         elif outcome == STOPPED:
@@ -137,9 +139,9 @@ class Ledger:
 
     def qualifies(self, record: Record) -> bool:
         """Return whether a record may be on a front: trained for the full budget, or an estimate."""
-        return record.outcome == ESTIMATED or (
-            record.outcome == SCORED and record.attrs.get("epochs", self.rules.epochs) == self.rules.epochs
-        )
+        if record.outcome != SCORED or self.rules.epochs is None:
+            return record.outcome in (SCORED, ESTIMATED)
+        return record.attrs.get("epochs", self.rules.epochs) == self.rules.epochs
 
     @property
     def front(self) -> list[Record]:

@@ -81,7 +81,7 @@ class Proposals:
             return None
         costs = {o.name: o.of(arch, self.space.image_size) for o in (*COSTS.values(), self.objective)}
         violations = self.limits.violations(arch, self.space.image_size)
-        if self.settings.budget.scheduler != "none":
+        if self.settings.budget.scheduler != "none" or self.settings.planned:
             # The missing share of the budget, which is above 0 for stopped trials (`Driver._stop`). It is 0 for others,
             # because some of Optuna's samplers refuse trials with different numbers of violations.
             violations.append(0.0)
@@ -98,11 +98,13 @@ class Proposals:
         earlier = books.scored.get(key)
         if earlier is None and proposal.confirms is None:
             earlier = books.estimated.get(key)
-        if earlier is not None and earlier.val_top1 is not None:
+        longer = proposal.budget is not None and earlier is not None and proposal.budget > earlier.attrs["epochs"]
+        if earlier is not None and earlier.val_top1 is not None and not longer:
             answer = {"repeat_of": earlier.number, "epochs": earlier.attrs["epochs"]}
             self.study.complete(proposal.number, (earlier.val_top1, accepted.cost), REPEATED, **answer)
             return True
-        twin = next((r.number for r in self.study.running() if r.key == key and r.number != proposal.number), None)
+        others = (r for r in self.study.running() if r.key == key and r.number != proposal.number)
+        twin = next((r.number for r in others if r.attrs.get("budget") == proposal.budget), None)
         if twin is not None:
             self.study.fail(proposal.number, REPEATED, f"the same network runs as trial {twin}")
             return True

@@ -7,11 +7,13 @@ import shlex
 import signal
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import psutil
 from rich.console import Console
 
 import trainers.datasets.data
@@ -19,7 +21,7 @@ from res2net.commands import Parser, run_main
 from res2net.errors import UserError
 from res2net.options import HelpAll, add_options, fields_of, parsed, written
 from search import runs
-from search.api import Result, search
+from search.api import Result, plan_of, search
 from search.evaluators import EVALUATORS
 from search.groups import Budget, Resources, Scope, Scoring
 from search.report import dashboard, progress
@@ -62,6 +64,7 @@ def build_parser(everything: bool = False) -> Parser:
         if title == "data":
             group.add_argument("--download", action="store_true", help="download the data set into --data-dir first")
         if title == "where":
+            group.add_argument("--dry-run", action="store_true", help="print the plan of a search by --time, and end")
             group.add_argument(
                 "--out", type=Path, metavar="DIR", help="the run's folder (default: a new one under runs/)"
             )
@@ -80,12 +83,24 @@ def _notes() -> dict[str, str]:
 def settings_of(options: dict[str, Any], out: Path | None) -> Settings:
     """Return the settings: from the options, else from the search in `out`, else the defaults.
 
-    `time` limits a single call. A resumed search has no time limit unless the options set a new one.
+    `time` limits a single call. A resumed search has no time limit unless the options set a new one. A planned search
+    takes the time that its last call left.
     """
     values = parsed(options, (Scope, Scoring, Budget, Resources))
-    if out is not None and (out / runs.RUN_FILE).is_file():
-        return runs.settings_of(out).replace(**({"time": None} | values))
-    return Settings(**values)
+    if out is None or not (out / runs.RUN_FILE).is_file():
+        return Settings(**values)
+    recorded = runs.settings_of(out)
+    left = runs.time_left(out) if recorded.planned and "trials" not in values else None
+    if left is not None and left < 1 and "time" not in values:
+        raise UserError(
+            f"`time`: the search in {str(out)!r} has used its time; accepted: how much longer to search (5m)"
+        )
+    return recorded.replace(**({"time": left} | values))
+
+
+def _age() -> float:
+    """Return the seconds since this process began: `--time` counts the start of Python and the imports too."""
+    return time.time() - psutil.Process().create_time()
 
 
 def _interrupt(*_: object) -> None:
@@ -93,17 +108,22 @@ def _interrupt(*_: object) -> None:
 
 
 def _main(args: argparse.Namespace) -> int:
+    begun = time.monotonic() - _age()
     options = vars(args)
     if threading.current_thread() is threading.main_thread():  # Python sets signal handlers only in this thread
         signal.signal(signal.SIGTERM, _interrupt)
-    out, download = options.pop("out", None), options.pop("download", False)
+    out, download, dry_run = options.pop("out", None), options.pop("download", False), options.pop("dry_run", False)
     settings = settings_of({k: v for k, v in options.items() if k in GROUP_OF}, out)
     if download:
         if settings.scope.data_dir is None:
             raise UserError("`download`: needs `data_dir`, the folder to put the data set in")
         trainers.datasets.data.download(settings.scope.data, settings.scope.data_dir)
     console = Console()
-    result = search(settings, out, progress.default(console))
+    if dry_run:
+        for line in progress.plan_lines(plan_of(settings, out, progress.default(console), begun), settings):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+        return 0
+    result = search(settings, out, progress.default(console), begun=begun)
     show(console, result)
     return 130 if result.interrupted else 0
 
@@ -126,7 +146,9 @@ def _commands(result: Result) -> list[tuple[str, str]]:
     """Return the commands that a user may run next, each with a label."""
     folder, settings, books = result.folder, result.settings, result.ledger
     path = str(folder)
-    more = [] if result.unfinished else ["--trials", str(2 * settings.budget.trials)]
+    more = [] if result.unfinished else ["--trials", str(2 * (settings.budget.trials or 0))]
+    if settings.planned:
+        more = ["--time", f"{settings.budget.time:.0f}s"]
     data = written(settings.values(), ("data", "data_dir", "image_size"))
     lines = [("resume", _python("search.run", "--out", path, *more))]
     if books.front:

@@ -89,6 +89,8 @@ def space_for(folder: Path, settings: Settings, data: Data) -> Space:
     A resumed search whose YAML file is gone uses the space in `run.json`.
     """
     path = settings.scope.space
+    if settings.scope.base is None and (folder / RUN_FILE).exists():  # its default may have been another one
+        settings = settings.replace(base=space_of(folder).base)
     if path.endswith((".yaml", ".yml")) and not Path(path).exists() and (folder / RUN_FILE).exists():
         return space_of(folder)
     return settings.scope.get_space(data.num_classes, data.image_size, data.in_channels)
@@ -127,8 +129,13 @@ def _refuse(where: str, different: list[str], before: Space, settings: Settings,
         raise UserError(f"{where} holds a search with {'; '.join(different)}; accepted: the same settings, or {new}")
 
 
-def open_run(folder: Path, settings: Settings, space: Space, data: dict[str, Any]) -> int:
-    """Write `run.json`, or add this session to it; return the session's number, from 0."""
+def open_run(
+    folder: Path, settings: Settings, space: Space, data: dict[str, Any], plan: dict[str, Any] | None = None
+) -> int:
+    """Write `run.json`, or add this session to it; return the session's number, from 0.
+
+    plan: the plan of this session, and the measurements that it was made from.
+    """
     for path in _unfinished(folder):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
@@ -139,13 +146,28 @@ def open_run(folder: Path, settings: Settings, space: Space, data: dict[str, Any
         "space": space.to_dict(),
         "data": data,
         "created": old["created"],
-        "sessions": [*old["sessions"], {"started": now, **environment()}],
+        "sessions": [*old["sessions"], {"started": now, **environment(), "time": settings.budget.time, "plan": plan}],
     }
     # `run.json` is written first. After a kill, a folder with files but without `run.json` would be refused.
     write_atomic(folder / RUN_FILE, json.dumps(content, indent=2) + "\n")
     (folder / WEIGHTS).mkdir(exist_ok=True)
     (folder / ARTIFACTS).mkdir(exist_ok=True)
     return len(old["sessions"])
+
+
+def note_spent(folder: Path, number: int, seconds: float) -> None:
+    """Record the seconds that a session has taken so far."""
+    content = read(folder)
+    content["sessions"][number]["spent"] = round(seconds, 1)
+    write_atomic(folder / RUN_FILE, json.dumps(content, indent=2) + "\n")
+
+
+def time_left(folder: Path) -> float:
+    """Return the seconds that the last session of a run left of its time; 0 without a run or a time."""
+    if not (folder / RUN_FILE).exists():
+        return 0.0
+    last = read(folder)["sessions"][-1]
+    return max(0.0, (last.get("time") or 0.0) - last.get("spent", 0.0))
 
 
 def _unfinished(folder: Path) -> list[Path]:

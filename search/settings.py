@@ -11,9 +11,14 @@ from res2net.errors import UserError, unknown
 from search.evaluators import Evaluator, evaluator_class
 from search.groups import Budget, Resources, Scope, Scoring
 from search.ledger import Rules
+from trainers.recipes import RECIPES
 
 GROUPS: dict[str, type] = {"scope": Scope, "scoring": Scoring, "budget": Budget, "resources": Resources}
 GROUP_OF: dict[str, str] = {f.name: group for group, cls in GROUPS.items() for f in fields(cls)}
+
+TRIALS, EPOCHS = 12, 2  # the defaults of a search that is not planned
+TIME = 180.0  # the default time of a search, in seconds
+MOST_EPOCHS = 200  # rungs of planned searches end here
 
 # The settings that may change when a search resumes. They say how long and where the search runs, not what it searches
 # or how it scores networks.
@@ -58,16 +63,44 @@ class Settings:
             given = {k: v for k, v in values.items() if GROUP_OF.get(k) == group}
             base = values.get(group)
             object.__setattr__(self, group, cls(**given) if base is None else dataclasses.replace(base, **given))
+        self._complete()
         self._check()
+
+    def _complete(self) -> None:
+        """Fill in the settings whose default depends on other settings.
+
+        A search is planned from its time unless the user says how many networks to score, for how many epochs, or how
+        to stop trials early.
+        """
+        scoring, budget, recipe = self.scoring, self.budget, self.scoring.recipe
+        scoring = dataclasses.replace(
+            scoring,
+            batch_size=recipe.batch_size if scoring.batch_size is None else scoring.batch_size,
+            lr=recipe.lr if scoring.lr is None else scoring.lr,
+        )
+        asked = budget.trials is not None or scoring.epochs is not None or budget.scheduler != "none"
+        if asked or not evaluator_class(scoring.evaluator).plans:
+            scoring = dataclasses.replace(scoring, epochs=EPOCHS if scoring.epochs is None else scoring.epochs)
+            budget = dataclasses.replace(budget, trials=TRIALS if budget.trials is None else budget.trials)
+        elif budget.time is None:
+            budget = dataclasses.replace(budget, time=TIME)
+        object.__setattr__(self, "scoring", scoring)
+        object.__setattr__(self, "budget", budget)
+
+    @property
+    def planned(self) -> bool:
+        """Whether the planner chooses the networks and their epochs from the time."""
+        return self.budget.trials is None
 
     def _check(self) -> None:
         """Raise `UserError` for settings of different groups that contradict each other."""
         self.evaluator.check(self.resources)
         if self.budget.scheduler != "none" and self.evaluator.estimates:
             raise UserError("`scheduler`: shared weights score a network in a single step; accepted: none")
-        if self.budget.scheduler != "none" and self.budget.min_epochs >= self.scoring.epochs:
+        epochs = self.scoring.epochs
+        if epochs is not None and self.budget.scheduler != "none" and self.budget.min_epochs >= epochs:
             raise UserError(
-                f"`min_epochs`: {self.budget.min_epochs} leaves no rung below `epochs` {self.scoring.epochs}; "
+                f"`min_epochs`: {self.budget.min_epochs} leaves no rung below `epochs` {epochs}; "
                 "accepted: less than `epochs`, or `scheduler` none"
             )
 
@@ -80,8 +113,9 @@ class Settings:
     def rules(self) -> Rules:
         """The settings that the ledger needs."""
         estimates = self.evaluator.estimates
-        rungs = () if estimates else self.budget.rungs(self.scoring.epochs)
-        return Rules(self.scope.cost, self.scoring.epochs, rungs, estimates)
+        epochs = self.scoring.epochs
+        rungs = () if estimates else self.budget.rungs(epochs or MOST_EPOCHS)
+        return Rules(self.scope.cost, epochs, rungs, estimates)
 
     def replace(self, **changes: Any) -> Settings:
         """Return the settings with some values changed. All other values stay, even after a change of the evaluator."""
@@ -99,9 +133,10 @@ class Settings:
     def from_dict(cls, data: Mapping[str, Any]) -> Settings:
         """Return the settings from a value of `to_dict`, or from the ungrouped settings that version 0.1 wrote.
 
-        A missing setting takes its group's default: the version that wrote the value did not have that setting.
+        A missing setting takes its group's default: the version that wrote the value did not have that setting. A
+        missing recipe is that of earlier versions.
         """
-        flat = {k: v for k, v in data.items() if k not in GROUPS}
+        flat = {"recipe": RECIPES["fast"]} | {k: v for k, v in data.items() if k not in GROUPS}
         for group in GROUPS:
             flat |= data.get(group, {})
         for key in flat:

@@ -7,13 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from res2net.errors import unknown
-from space.catalogue import BASES, DEFAULT_BASE, named, names
+from space.catalogue import BASES, DEFAULT_BASE, bases_like, named, names
 from space.dimensions import DIMENSIONS
 from space.skeleton import Skeleton
 from space.space import Space
 from space.yaml_file import load
 
-__all__ = ["BASES", "DIMENSIONS", "Skeleton", "Space", "get", "names"]
+__all__ = ["BASES", "DIMENSIONS", "Skeleton", "Space", "bases_like", "get", "names"]
 
 
 def get(

@@ -172,6 +172,20 @@ def recipe(text: str, changes: Mapping[str, Any] | None = None) -> Config:
     return _changed(base, changes or {})
 
 
+def parse_recipe(text: str | Config, field: str) -> Config:
+    """Return the recipe of a name or of a YAML file's path. field: the setting, for errors."""
+    return text if isinstance(text, Config) else recipe(text)
+
+
+def shortened(config: Config, epochs: int, **changes: Any) -> Config:
+    """Return a recipe for another number of epochs. Unlike `recipe`, keep the warm-up where it fits the training.
+
+    changes: new values of other fields.
+    """
+    warmup = min(config.warmup, epochs / 2)
+    return _changed(config, {"epochs": epochs, "warmup": warmup, "steps": 0, **changes})
+
+
 def differences(ours: Config, theirs: Config) -> list[str]:
     """Return one text, such as `lr 0.2, not 0.1`, for each setting that differs between two trainings.
 

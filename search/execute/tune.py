@@ -231,6 +231,13 @@ def check(resources: Resources) -> None:
         check_room(resources)
 
 
+def room(resources: Resources) -> int:
+    """Return how many trials run at a time on this machine, or on the cluster as it is now."""
+    with ray_at(resources.ray_address) if is_cluster(resources.ray_address) else contextlib.nullcontext():
+        fits = max(1, places(resources.cpus_per_trial, check_room(resources)))
+    return min(fits, resources.workers or fits)
+
+
 @contextlib.contextmanager
 def _released() -> Iterator[None]:
     """After an error in the block, release Tune's placement groups: a longer-lived cluster would keep them reserved."""

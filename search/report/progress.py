@@ -16,7 +16,9 @@ from rich.text import Text
 from search.driver import Driver, Running
 from search.ledger import Ledger
 from search.objectives import PARAMS, Objective
+from search.settings import Settings
 from search.study.trials import ESTIMATED, FAILED, INFEASIBLE, ORPHAN, REPEATED, STOPPED, Record
+from search.timetable import Timetable
 from search.units import format_seconds
 
 FRONT_ROWS = 12
@@ -64,7 +66,7 @@ class Lines:
 
     def _line(self, record: Record) -> str:
         books, trials = self._driver.ledger, self._driver.settings.budget.trials
-        spent = f"[{books.spent:>3}/{trials}]"
+        spent = f"[{books.spent:>3}/{trials}]" if trials else f"[{format_seconds(self._driver.seconds_left or 0)} left]"
         if record.outcome == FAILED:
             return f"{spent} failed: trial {record.number}: {record.attrs['reason']}"
         if record.outcome == STOPPED:
@@ -109,7 +111,7 @@ class Display:
         return Panel(Group(self._overall(), Text(), running, Text(), front), title=self._title, title_align="left")
 
     def _overall(self) -> RenderableType:
-        books, trials = self._driver.ledger, self._driver.settings.budget.trials
+        books, trials = self._driver.ledger, _trials(self._driver)
         shown = (
             (STOPPED, "stopped early"),
             (INFEASIBLE, "over a limit"),
@@ -129,10 +131,39 @@ class Display:
         under_way = sum(len(r.reports) / r.job.config.epochs for r in list(driver.running.values()))
         done = spent - self._before + under_way
         guesses = [driver.seconds_left] if driver.seconds_left is not None else []
-        to_do = driver.settings.budget.trials - self._before - done
-        if done > 0.2 and to_do > 0:  # no guess for confirmations: they take longer than estimates
+        to_do = _trials(driver) - self._before - done
+        if (
+            done > 0.2 and to_do > 0 and driver.timetable is None
+        ):  # no guess for confirmations: they take longer than estimates
             guesses.append(elapsed / done * to_do)
         return f"{format_seconds(min(guesses))} left" if guesses else f"{format_seconds(elapsed)} so far"
+
+
+def _trials(driver: Driver) -> int:
+    """Return the number of trials of a search: those asked for, or those of the plan."""
+    if driver.timetable is None:
+        return driver.settings.budget.trials or 0
+    return max(driver.ledger.spent + len(driver.running), len(driver.timetable.plan.levels))
+
+
+def plan_lines(table: Timetable, settings: Settings) -> list[str]:
+    """Return the plan of a search as a few lines of text."""
+    plan, cost = table.plan, settings.scope.cost
+    workers = f"{plan.workers} worker{'s' if plan.workers > 1 else ''}"
+    out = [
+        f"plan: {format_seconds(plan.seconds)} of training by {workers}; the first score after "
+        f"{format_seconds(plan.first)}; expected volume {plan.volume:.0f} %, {plan.idle:.0%} idle"
+    ]
+    for level in plan.levels:
+        out.append(
+            f"  at {format_seconds(level.start):>12}: {cost.format(level.cost):>6} {cost.unit}, "
+            f"{level.epochs:5.1f} epochs in {format_seconds(level.seconds)}"
+        )
+    if plan.explore:
+        out.append(
+            f"  then about {plan.explore} networks that {settings.budget.sampler} proposes, the worst stopped early"
+        )
+    return out
 
 
 def running_table(running: Sequence[Running], objective: Objective) -> Table:

@@ -101,6 +101,8 @@ class Study:
             attrs.get("retry_of"),
             attrs.get("confirms"),
             attrs.get("alone", False),
+            tuple(attrs["plan"]) if "plan" in attrs else None,
+            attrs.get("budget"),
         )
 
     def _take(self, trial: optuna.Trial) -> None:
@@ -110,7 +112,8 @@ class Study:
     def enqueue(self, params: Mapping[str, int], **attrs: Any) -> None:
         """Enqueue a proposal; `ask` returns it before new ones. attrs: fields of `Proposal`; a None is left out."""
         if attrs.get("retry_of") is not None:
-            attrs["confirms"] = self.record(attrs["retry_of"]).attrs.get("confirms")
+            before = self.record(attrs["retry_of"]).attrs
+            attrs |= {name: before.get(name) for name in ("confirms", "plan", "budget")}
         self._stale = True
         self.optuna_study.enqueue_trial(dict(params), user_attrs={k: v for k, v in attrs.items() if v is not None})
 

@@ -37,6 +37,8 @@ class Proposal:
 
     retry_of: the trial that ran the same network before. confirms: the estimate that this trial confirms.
     alone: whether its driver may run nothing else meanwhile, because its network is a suspect (`Ledger.suspects`).
+    plan: the session that made the plan, and the index of the plan's level that this trial trains.
+    budget: the trial's epochs, if the plan sets them.
     """
 
     number: int
@@ -44,6 +46,8 @@ class Proposal:
     retry_of: int | None = None
     confirms: int | None = None
     alone: bool = False
+    plan: tuple[int, int] | None = None
+    budget: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

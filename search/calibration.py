@@ -1,0 +1,117 @@
+"""Measure how fast this machine trains, and make the timetable of a planned search."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from res2net.errors import UserError
+from res2net.factory import create
+from search.ledger import Ledger
+from search.planner import Candidate, Pace, Plan, Terms, plan
+from search.report.tables import cost_range
+from search.settings import Settings
+from search.timetable import Member, Timetable, members
+from search.units import format_seconds
+from space import Space
+from trainers.datasets.data import Data, Split
+from trainers.recipes import Config
+from trainers.train import Trainer
+
+MEASURED = 5  # networks whose speed is measured, evenly spread over the levels
+STEPS = 3  # timed steps of each network
+WARM = 2  # steps before them, which allocate memory and choose kernels
+BUSY = 1.2  # seconds of an epoch with its validation and beside other workers, over those of its steps alone
+OVERHEAD = 1.0  # seconds of a trial beside its epochs
+
+
+def measure(chosen: Sequence[Member], data: Data, settings: Settings) -> Pace:
+    """Return the pace of this machine, measured on a few of the networks for a few steps each.
+
+    chosen: by rising cost. The measurement takes seconds: the time of a search is short.
+    """
+    config = settings.scoring.train_config(settings.scope.seed)
+    picked = sorted({round(i * (len(chosen) - 1) / (MEASURED - 1)) for i in range(MEASURED)})
+    small = _few(data, (WARM + STEPS) * config.batch_size)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(settings.resources.cpus_per_trial)
+    try:
+        seconds = [_seconds_per_image(chosen[i], small, config) for i in picked]
+    finally:
+        torch.set_num_threads(threads)
+    # Smaller images take less time in proportion to their area.
+    share = 1 - config.low_res * (1 - config.low_res_scale**2)
+    epochs = tuple(s * share * BUSY * len(data.train) for s in np.maximum.accumulate(seconds))
+    return Pace(tuple(chosen[i].cost for i in picked), epochs, OVERHEAD)
+
+
+def _few(data: Data, count: int) -> Data:
+    """Return the data with the first training images only, and no validation images."""
+    train = data.train.take(np.arange(min(count, len(data.train))))
+    return replace(data, train=train, val=data.val.take(np.arange(0)))
+
+
+def _seconds_per_image(member: Member, data: Data, config: Config) -> float:
+    trainer = Trainer(create(member.arch), data, config)
+    stamps: list[float] = []
+    trainer.on_step = lambda: stamps.append(time.perf_counter())
+    trainer.epoch()  # ends with a wait for the device
+    stamps.append(time.perf_counter())
+    timed = stamps[min(WARM, len(stamps) - 2) :]
+    return (timed[-1] - timed[0]) / (len(timed) - 1) / min(config.batch_size, len(data.train))
+
+
+def terms_of(settings: Settings, space: Space, data: Data, books: Ledger) -> Terms:
+    """Return the terms of a plan: the range of costs, the images, and the front so far."""
+    low, high = cost_range(space, settings)
+    chance = 1 / data.num_classes
+    front = [(books.cost(r), max(0.0, (r.val_top1 or 0.0) / 100 - chance) / (1 - chance)) for r in books.front]
+    return Terms(low, high, len(data.train), tuple(front))
+
+
+def timetable(
+    settings: Settings, space: Space, data: Data, books: Ledger, left: float, workers: int, session: int
+) -> Timetable:
+    """Return the timetable of a new plan.
+
+    left: seconds until the training must end. session: the session that makes the plan. Raise `UserError` if the time
+    does not suffice for the cheapest network.
+    """
+    begun = time.monotonic()
+    scope = settings.scope
+    chosen = members(space, scope.limits, scope.cost, scope.seed)
+    pace = measure(chosen, data, settings)
+    left -= time.monotonic() - begun
+    terms = terms_of(settings, space, data, books)
+    candidates = [Candidate(m.params, m.cost, pace.of(m.cost)) for m in chosen]
+    made = plan(candidates, left, workers, terms, pace.overhead)
+    if not made.levels:
+        least = candidates[0].seconds + pace.overhead - left + (settings.budget.time or 0.0)
+        raise UserError(
+            f"`time`: {format_seconds(settings.budget.time or 0.0)} is too short for one epoch of the cheapest network; "
+            f"accepted: at least {format_seconds(least + 1)}"
+        )
+    return Timetable(made, pace, terms, _steps(settings, data), session)
+
+
+def _steps(settings: Settings, data: Data) -> int:
+    """Return the steps of an epoch, as `Trainer.steps_per_epoch` counts them for one process."""
+    return max(1, -(-(len(data.train) - 1) // (settings.scoring.batch_size or 1)))
+
+
+def recorded(table: Timetable) -> dict[str, Any]:
+    """Return a timetable as plain values for `run.json`."""
+    return {"session": table.session, "plan": table.plan.to_dict(), "pace": asdict(table.pace)}
+
+
+def restored(values: dict[str, Any], settings: Settings, space: Space, data: Data, books: Ledger) -> Timetable:
+    """Return the timetable that `recorded` wrote."""
+    pace = values["pace"]
+    pace = Pace(tuple(pace["costs"]), tuple(pace["seconds"]), pace["overhead"])
+    terms = terms_of(settings, space, data, books)
+    return Timetable(Plan.from_dict(values["plan"]), pace, terms, _steps(settings, data), values["session"])
