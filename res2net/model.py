@@ -266,6 +266,16 @@ class Res2Net(Network):
         self.levels = self.levels[:count]
 
 
+def zero_init_last(model: nn.Module) -> None:
+    """Set the weights of the last batch norm of every residual block to zero, so that a block starts as its shortcut.
+
+    This works for every kind of network, because all kinds use the same blocks. timm's method has the same name.
+    """
+    for module in model.modules():
+        if isinstance(module, Block):
+            nn.init.zeros_(module.bn3.weight)
+
+
 def init(module: nn.Module) -> None:
     """Initialise a convolution (He et al., arXiv 1502.01852, fan-out). Skip other modules and meta tensors."""
     if isinstance(module, nn.Conv2d) and not module.weight.is_meta:

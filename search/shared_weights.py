@@ -6,8 +6,9 @@ import contextlib
 import datetime
 import io
 import json
+import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,10 @@ SERVES = ("data", "train_images", "image_size", "seed")
 WATCHED = 3  # random members whose accuracy is shown, besides the largest and the smallest
 
 
+class TimeUp(Exception):
+    """The training of shared weights was stopped before its end. The next call of `train` resumes it."""
+
+
 def members_of(space: Space) -> Members:
     """Return the members that a supernet trains. Random ones are drawn evenly over MACs, not over combinations."""
     smallest = space.arch(space.cheapest()[0])
@@ -68,12 +73,14 @@ def train(
     console: Console | None = None,
     group: Group = ALONE,
     device: str = "auto",
+    stop: Callable[[], bool] | None = None,
 ) -> ElasticRes2Net:
     """Return the folder's shared weights: train them, resume their training, or load them once trained.
 
     The folder is written after each epoch, and a resumed training equals one that never stopped. Raise `UserError` if
     the folder holds other files, or shared weights of other settings.
     group: the processes that train together; the first process writes the folder.
+    stop: called before each step. If `stop` returns True, write a checkpoint of the current step and raise `TimeUp`.
     """
     check(folder, scope, scoring, space)
     if (folder / WEIGHTS_FILE).is_file():
@@ -88,7 +95,7 @@ def train(
         trainer = SupernetTrainer(model, data, config, members_of(space), group)
         rows = _restore(trainer, folder)
         try:
-            _run(trainer, watched(space), rows, folder, console or Console(quiet=True))
+            _run(trainer, watched(space), rows, folder, console or Console(quiet=True), stop)
         except TrainingFailed as problem:
             raise UserError(f"supernet: {problem}; accepted: a lower `lr` (it is {scoring.lr})") from None
         if first:
@@ -173,30 +180,42 @@ def _restore(trainer: SupernetTrainer, folder: Path) -> list[dict[str, Any]]:
     return state["rows"]
 
 
+def _save(trainer: SupernetTrainer, rows: list[dict[str, Any]], folder: Path) -> None:
+    buffer = io.BytesIO()
+    torch.save({"trainer": trainer.state_dict(), "rows": rows}, buffer)
+    write_atomic(folder / CHECKPOINT_FILE, buffer.getvalue())
+
+
 def _run(
-    trainer: SupernetTrainer, archs: list[Arch], rows: list[dict[str, Any]], folder: Path, console: Console
+    trainer: SupernetTrainer,
+    archs: list[Arch],
+    rows: list[dict[str, Any]],
+    folder: Path,
+    console: Console,
+    stop: Callable[[], bool] | None,
 ) -> None:
     """Train the epochs that are left; after each epoch, print a line and write a checkpoint."""
     total = trainer.config.epochs
     columns = (TextColumn("supernet"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("", total=total * trainer.steps_per_epoch)
-        bar.update(task, completed=trainer.done_epochs * trainer.steps_per_epoch)
+        task = bar.add_task("", total=trainer.total_steps, completed=trainer.done_steps)
         trainer.on_step = lambda: bar.advance(task)
         size = trainer.val_images.size
         if not rows:
             names = "".join(f"{MACS.format(MACS.of(a, size)):>9}" for a in archs)
             console.print(f"epoch     loss  top-1 (%) of{names} {MACS.unit}", highlight=False)
         while trainer.done_epochs < total:
-            e = trainer.epoch()
+            e = trainer.epoch(stop)
+            if e is None:
+                _save(trainer, rows, folder)
+                raise TimeUp
             if trainer.group.rank:  # the first process scores and writes
                 continue
-            scores = [trainer.scorer(a)[1] for a in archs]
+            # These scores are only shown. After the time is up, each would make the search end seconds later.
+            scores = [math.nan if stop is not None and stop() else trainer.scorer(a)[1] for a in archs]
             shown = "".join(f"{s:9.2f}" for s in scores)
             console.print(f"{e.epoch:>2}/{total:<2}  {e.train_loss:7.4f}              {shown}", highlight=False)
             row = {"epoch": e.epoch, "loss": e.train_loss, "seconds": e.seconds}
             rows.append(row | {f"val_top1 {a}": s for a, s in zip(archs, scores, strict=True)})
             write_atomic(folder / EPOCHS_FILE, pd.DataFrame(rows).to_csv(index=False))
-            buffer = io.BytesIO()
-            torch.save({"trainer": trainer.state_dict(), "rows": rows}, buffer)
-            write_atomic(folder / CHECKPOINT_FILE, buffer.getvalue())
+            _save(trainer, rows, folder)

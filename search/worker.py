@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import socket
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -17,13 +19,13 @@ from torch import nn
 from res2net.arch import Arch
 from res2net.cost import cost
 from res2net.elastic import ElasticRes2Net
-from res2net.factory import create
 from res2net.folder import weights_bytes
 from search.units import format_count
 from trainers.datasets.data import Data
 from trainers.device import out_of_memory
 from trainers.recipes import Config
 from trainers.resume import unpack
+from trainers.start import initialised
 from trainers.supernet import Scorer
 from trainers.train import Trainer, TrainingFailed
 
@@ -35,6 +37,8 @@ class Job:
     evaluator: how to score the network: a name that the `Work` knows, such as the three of `SharedWork`.
     rungs: the epochs after which a checkpoint is made.
     checkpoint: the last checkpoint from earlier trials of the same network; the trial resumes from it.
+    seconds: the time that the worker may spend, from the moment it takes the job; None sets no limit. The training
+        stops between two steps, and the validation after an epoch may take a little longer.
     """
 
     number: int
@@ -43,29 +47,34 @@ class Job:
     evaluator: str = "scratch"
     rungs: tuple[int, ...] = ()
     checkpoint: bytes | None = None
+    seconds: float | None = None
 
     def to_json(self) -> str:
         """Return the job as JSON without its checkpoint, which travels beside it."""
         values = {"number": self.number, "arch": self.arch.to_dict(), "config": asdict(self.config)}
-        return json.dumps(values | {"evaluator": self.evaluator, "rungs": self.rungs})
+        return json.dumps(values | {"evaluator": self.evaluator, "rungs": self.rungs, "seconds": self.seconds})
 
     @classmethod
     def from_json(cls, text: str, checkpoint: bytes | None = None) -> Job:
         data = json.loads(text)
         arch, config = Arch.from_dict(data["arch"]), Config(**data["config"])
-        return cls(data["number"], arch, config, data["evaluator"], tuple(data["rungs"]), checkpoint)
+        rungs = tuple(data["rungs"])
+        return cls(data["number"], arch, config, data["evaluator"], rungs, checkpoint, data["seconds"])
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The state of a trial after an epoch. Accuracies are in %.
+    """The state of a trial after an epoch, or when its time is over. Accuracies are in %.
 
+    epoch: the epochs done.
+    seconds: the training time of all epochs so far.
     node: Ray's id of the node that runs the trial.
     reason: the reason of the failure, if the trial failed.
     lost: whether a retry may succeed (a worker died, other trials held the memory). All other failures would recur.
-    weights: the trained weights as safetensors; only the report of the last epoch has them.
-    checkpoint: the trial's checkpoint; only reports of epochs in the job's `rungs` have one.
+    weights: the scored weights as safetensors; only the report of the last epoch has them.
+    checkpoint: the trial's checkpoint; only reports of epochs in the job's `rungs` and paused reports have one.
     note: a remark about the trial, such as that it was resumed.
+    paused: whether the job's `seconds` ended before the training. A paused report is the last one and has no scores.
     """
 
     epoch: int
@@ -81,6 +90,7 @@ class Report:
     weights: bytes | None = None
     checkpoint: bytes | None = None
     note: str | None = None
+    paused: bool = False
 
 
 class Work(Protocol):
@@ -97,17 +107,22 @@ def train_trial(job: Job, data: Data, start: Callable[[Arch], nn.Module] | None 
     start: returns the network to train; by default a network with random weights.
 
     If the job has a checkpoint, the reports that it stores come first. Later reports equal an uninterrupted trial's.
+    When the job's `seconds` are over, the last report is a paused one, with a checkpoint of the current step.
     """
-    trainer, reports, note = _begin(job, data, start or create)
+    end = math.inf if job.seconds is None else time.monotonic() + job.seconds
+    trainer, reports, note = _begin(job, data, start or partial(initialised, zero_last=job.config.zero_init_last))
     host, seconds = socket.gethostname(), reports[-1].seconds if reports else 0.0
     yield from reports
     while trainer.done_epochs < job.config.epochs:
-        e = trainer.epoch()
+        e = trainer.epoch(lambda: time.monotonic() >= end)
+        if e is None:
+            yield _paused(job, trainer, reports, note)
+            return
         seconds += e.seconds
         report = Report(e.epoch, e.val_top1, e.val_loss, e.train_loss, seconds, e.images_per_second, host, note=note)
         reports.append(report)
         if e.epoch == job.config.epochs:
-            report = replace(report, weights=weights_bytes(trainer.model))
+            report = replace(report, weights=weights_bytes(trainer.scored))
         elif e.epoch in job.rungs:
             report = replace(report, checkpoint=_checkpoint(job, trainer, reports))
         yield report
@@ -127,8 +142,18 @@ def _begin(job: Job, data: Data, start: Callable[[Arch], nn.Module]) -> tuple[Tr
         reports = _restore(job, trainer)
     except Exception as error:  # torch raises many kinds for truncated and foreign files
         return anew(), [], f"started anew: its checkpoint cannot be used ({type(error).__name__}: {_first_line(error)})"
-    note = f"resumed after epoch {trainer.done_epochs}"
+    done = trainer.done_epochs
+    note = f"resumed after epoch {done}" if trainer.unfinished is None else f"resumed in epoch {done + 1}"
     return trainer, [replace(report, note=note) for report in reports], note
+
+
+def _paused(job: Job, trainer: Trainer, reports: list[Report], note: str | None) -> Report:
+    """Return the last report of a trial whose time is over."""
+    assert trainer.unfinished is not None
+    seconds = (reports[-1].seconds if reports else 0.0) + trainer.unfinished.seconds
+    checkpoint = _checkpoint(job, trainer, reports)
+    host, done = socket.gethostname(), trainer.done_epochs
+    return Report(done, seconds=seconds, host=host, checkpoint=checkpoint, note=note, paused=True)
 
 
 def _checkpoint(job: Job, trainer: Trainer, reports: list[Report]) -> bytes:
@@ -142,7 +167,8 @@ def _checkpoint(job: Job, trainer: Trainer, reports: list[Report]) -> bytes:
 def _restore(job: Job, trainer: Trainer) -> list[Report]:
     """Restore the trainer from the job's checkpoint; return the reports so far."""
     state = unpack(job.checkpoint or b"")
-    if state["job"] != _identity(job):
+    # Checkpoints of earlier versions lack newer fields of the config; `Config` adds their defaults.
+    if state["job"] | {"config": asdict(Config(**state["job"]["config"]))} != _identity(job):
         raise ValueError("it is of another network or training")
     reports = [Report(**row) for row in state["reports"]]
     if [r.epoch for r in reports] != list(range(1, state["trainer"]["done_epochs"] + 1)):
@@ -185,12 +211,12 @@ class SharedWork:
 
 def guarded(work: Work, job: Job, data: Data) -> Iterator[Report]:
     """Yield the work's reports. An exception becomes a last report with the reason, so the search continues."""
-    epoch = 0
+    epoch, paused = 0, False
     try:
         for report in work(job, data):
-            epoch = report.epoch
+            epoch, paused = report.epoch, report.paused
             yield report
-        if epoch < job.config.epochs:
+        if epoch < job.config.epochs and not paused:
             yield Report(epoch, reason=f"its reports ended after epoch {epoch} of {job.config.epochs}")
     except Exception as error:  # any failure of a trial is a result of the search
         yield Report(epoch, reason=reason_of(error, job, data), lost=out_of_memory(error))

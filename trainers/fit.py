@@ -166,7 +166,8 @@ def _fit(config: FitConfig, training: Config, task: Task, group: Group, console:
         return _finished(config.out, task)
     read_arch(config.arch)  # finds a wrong name before the data is read
     data, test = read_data(config, training, console)
-    model, arch, note = build_model(config.arch, data, task.head_size(data), config.from_scratch, config.seed)
+    head_size, zero_last = task.head_size(data), training.zero_init_last
+    model, arch, note = build_model(config.arch, data, head_size, config.from_scratch, config.seed, zero_last)
     console.print(f"{arch}: {note}", **PLAIN)
     console.print(_about(config.recipe, training, data, group, bf16), **PLAIN)
     trainer = Trainer(model, data, training, group, config.compile, config.workers, task)

@@ -22,8 +22,7 @@ def run_epochs(trainer: Trainer, run: resume.Run, folder: Path, epochs: list[Epo
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     try:
         with Progress(*columns, console=console, transient=True) as bar:
-            total = config.epochs * trainer.steps_per_epoch
-            steps = bar.add_task("steps", total=total, completed=trainer.done_epochs * trainer.steps_per_epoch)
+            steps = bar.add_task("steps", total=trainer.total_steps, completed=trainer.done_steps)
             trainer.on_step = lambda: bar.advance(steps)
             while trainer.done_epochs < config.epochs:
                 e = _epoch(trainer)
@@ -75,7 +74,7 @@ def largest_batch(trainer: Trainer) -> int | None:
             trainer.optimizer.zero_grad(set_to_none=True)
             torch.cuda.empty_cache()  # has no effect without CUDA
             x, y = next(trainer.train_images.batches(size))
-            trainer._step(x, y, 0)
+            trainer._step(x, y, trainer.total_steps - 1)  # the first steps may train on smaller images
             return size
         except Exception as error:
             if not out_of_memory(error):

@@ -22,7 +22,7 @@ import yaml
 from res2net.errors import UserError, unknown
 from trainers.device import PRECISIONS
 
-SCHEDULES = ("cosine", "step")
+SCHEDULES = ("cosine", "step", "linear", "rex", "constant")
 CROPS = ("auto", "pad", "resized")
 
 
@@ -33,7 +33,8 @@ class Config:
     batch_size: images per step, over all processes.
     lr: peak learning rate, for batches of `batch_size` images.
     decay_norms: whether weight decay also shrinks 1-D parameters (norms, biases).
-    schedule: `cosine` lowers the rate to zero; `step` divides the rate by ten at each milestone.
+    schedule: the learning rate after the warm-up. `cosine`, `linear` (arXiv 1905.04753) and `rex` (arXiv 2107.04197)
+    lower the rate to zero. `step` divides the rate by ten at each milestone. `constant` keeps the peak rate.
     warmup: epochs over which the rate first rises linearly.
     milestones: epochs at which the schedule `step` lowers the rate.
     mixup, cutmix: parameter of the Beta distribution that draws a batch's mixing share; 0 disables the method. With
@@ -43,6 +44,12 @@ class Config:
     crop: random crop of training images. `pad` shifts an image by up to `crop_padding` pixels. `resized` cuts out 8 to
     100 % of an image's area, as for ImageNet. `auto` is `resized` for image files and `pad` for images in memory.
     flip: whether images are mirrored at random.
+    steps: optimizer steps of the whole training; 0 means `epochs` full epochs. The last epoch may be shorter than the
+    others, and `epochs` must count it.
+    zero_init_last: whether the last batch norm of every residual block starts with zero weights, so that a newly
+    initialised block is the identity. Has no effect on loaded weights.
+    low_res: share of the training's steps, from the first step, that train on smaller images.
+    low_res_scale: side of the smaller images, relative to the full side.
     """
 
     epochs: int = 3
@@ -65,6 +72,11 @@ class Config:
     precision: str = "auto"
     device: str = "auto"
     seed: int = 0
+    # Newer fields stand at the end, and their defaults change nothing: files of earlier versions lack these fields.
+    steps: int = 0
+    zero_init_last: bool = False
+    low_res: float = 0.0
+    low_res_scale: float = 0.75
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "milestones", tuple(self.milestones))  # JSON gives a list
@@ -76,6 +88,12 @@ class Config:
         for name in ("weight_decay", "warmup", "crop_padding", "mixup", "cutmix"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"`{name}`: {getattr(self, name)}; accepted: a number of at least 0")
+        if self.steps < 0:
+            raise UserError(f"`steps`: {self.steps}; accepted: a whole number of at least 0")
+        if not 0 <= self.low_res <= 1:
+            raise UserError(f"`low_res`: {self.low_res}; accepted: a number from 0 to 1")
+        if not 0 < self.low_res_scale <= 1:
+            raise UserError(f"`low_res_scale`: {self.low_res_scale}; accepted: a number above 0 and at most 1")
         for name in ("momentum", "label_smoothing", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"`{name}`: {getattr(self, name)}; accepted: a number of at least 0 and below 1")
@@ -94,16 +112,41 @@ class Config:
                 "number of epochs"
             )
 
+    def steps_per_epoch(self, images: int, processes: int = 1) -> int:
+        """Return the steps of a full epoch over `images` training images."""
+        # A short last batch joins the batch before it in two cases: if a process would get no image, or if the batch
+        # has a single image. A batch norm on 1 x 1 maps cannot normalise one value.
+        spare = max(1, processes - 1)
+        return max(1, -(-(images - spare) // self.batch_size))
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """Return the steps of the whole training. Raise `UserError` if `steps` does not end in the last epoch."""
+        most = self.epochs * steps_per_epoch
+        if self.steps and not most - steps_per_epoch < self.steps <= most:
+            raise UserError(
+                f"`steps`: {self.steps}; accepted with {self.epochs} epochs of {steps_per_epoch} steps: "
+                f"{most - steps_per_epoch + 1} to {most}, or 0 for full epochs"
+            )
+        return self.steps or most
+
     def lr_at(self, step: int, steps_per_epoch: int) -> float:
         """Return the learning rate of a step. step: counts from 0 over all epochs."""
-        warmup, total = self.warmup * steps_per_epoch, self.epochs * steps_per_epoch
+        warmup, total = self.warmup * steps_per_epoch, self.total_steps(steps_per_epoch)
         if step < warmup:
             # At the full rate, the large gradients of initial weights can make a training diverge. The `+ 1` keeps the
             # first rate above 0, because a step at rate 0 would train nothing.
             return self.lr * (step + 1) / (warmup + 1)
         if self.schedule == "step":
             return self.lr * 0.1 ** sum(step >= m * steps_per_epoch for m in self.milestones)
+        if self.schedule == "constant":
+            return self.lr
         # The rate reaches zero one step after the last step, so that the last step still trains.
+        done = (step - warmup) / (total - warmup)
+        if self.schedule == "linear":
+            return self.lr * (1 - done)
+        if self.schedule == "rex":
+            return self.lr * (1 - done) / (1 - done / 2)
+        # Keep this order of operations: another order rounds differently, and old checkpoints would not resume exactly.
         return self.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))
 
 
@@ -112,6 +155,16 @@ KEYS = tuple(f.name for f in fields(Config) if f.name not in RUN_KEYS)
 
 RECIPES: Mapping[str, Config] = {
     "fast": Config(epochs=10),  # the settings of a search, with more epochs
+    "short": Config(  # for trainings of 1 to 20 epochs on small images
+        epochs=6,
+        batch_size=128,
+        lr=0.4,
+        schedule="linear",
+        warmup=0.3,
+        crop_padding=0,
+        zero_init_last=True,
+        low_res=0.5,
+    ),
     "paper-cifar": Config(  # the training of ResNeXt-29 (arXiv 1611.05431, section 5.3)
         epochs=300,
         batch_size=128,
@@ -151,7 +204,7 @@ def recipe(text: str, changes: Mapping[str, Any] | None = None) -> Config:
 
     text: the recipe's name, or the path of a YAML file.
     changes: new values of fields. A new value of `epochs` scales `warmup` and `milestones` in proportion,
-    unless `changes` sets these fields too.
+    unless `changes` sets these fields too. It also resets `steps`: the new epochs are full.
     """
     if text in RECIPES:
         return _changed(RECIPES[text], changes or {})
@@ -198,6 +251,8 @@ def differences(ours: Config, theirs: Config) -> list[str]:
 def _changed(config: Config, changes: Mapping[str, Any]) -> Config:
     changes = dict(changes)
     factor = changes.get("epochs", config.epochs) / config.epochs
+    if "epochs" in changes:
+        changes.setdefault("steps", 0)
     if factor > 0:  # `Config` rejects a wrong number of epochs
         changes.setdefault("warmup", config.warmup * factor)
         changes.setdefault("milestones", tuple(m * factor for m in config.milestones))

@@ -12,6 +12,7 @@ from res2net import create, load, named
 from res2net.arch import BaseArch
 from res2net.errors import UserError
 from res2net.folder import WEIGHTS_FILE, load_arch
+from res2net.model import zero_init_last
 from trainers.datasets.data import Data
 
 
@@ -28,8 +29,16 @@ def read_arch(source: str | Path | BaseArch) -> tuple[BaseArch, Path | None]:
     return named(str(source)), None
 
 
+def initialised(arch: BaseArch, zero_last: bool = False) -> nn.Module:
+    """Return a network with initial weights drawn from torch's global generator. zero_last: see `zero_init_last`."""
+    model = create(arch)
+    if zero_last:
+        zero_init_last(model)
+    return model
+
+
 def build_model(
-    source: str | Path | BaseArch, data: Data, head_size: int, from_scratch: bool, seed: int
+    source: str | Path | BaseArch, data: Data, head_size: int, from_scratch: bool, seed: int, zero_last: bool = False
 ) -> tuple[nn.Module, BaseArch, str]:
     """Return a network, its architecture, and a line of text about the origin of the weights.
 
@@ -38,6 +47,7 @@ def build_model(
     head_size: number of outputs of the network's head.
     from_scratch: initialise the weights even if the model folder has weights.
     seed: seed of the initial weights.
+    zero_last: whether blocks start as their shortcuts (see `zero_init_last`). Has no effect on loaded weights.
 
     Raise `UserError` if the folder's weights are for another number of colour channels.
     """
@@ -45,7 +55,7 @@ def build_model(
     arch, folder = read_arch(source)
     fitted = replace(arch, num_classes=head_size, in_channels=data.in_channels)
     if folder is None or from_scratch:
-        return create(fitted), fitted, "weights are initialised"
+        return initialised(fitted, zero_last), fitted, "weights are initialised"
     model = load(folder)
     if fitted == arch:
         return model, fitted, f"weights are loaded from {folder}"

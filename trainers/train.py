@@ -13,10 +13,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, overload
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainers.datasets.data import Data
@@ -28,6 +29,8 @@ from trainers.images import source
 from trainers.recipes import Config
 from trainers.tasks.classification import CLASSIFICATION
 from trainers.tasks.task import Scores, Task
+
+LEAST_SIDE, SIDE_STEP = 8, 4  # pixels; the side of smaller images (`low_res`) is a multiple of SIDE_STEP
 
 
 class TrainingFailed(RuntimeError):
@@ -42,7 +45,7 @@ class Epoch:
     train_loss: mean loss over the training images.
     val: scores on the validation split; NaN without a validation split.
     images_per_second: speed of training, without scoring.
-    seconds: time of training, without scoring.
+    seconds: time of training, without scoring. The time before a stop in the middle of the epoch counts too.
     """
 
     epoch: int
@@ -83,12 +86,32 @@ class Epoch:
         return cls(int(row["epoch"]), row["train_loss"], val, row["images_per_second"], row["seconds"])
 
 
+@dataclass(slots=True)
+class Unfinished:
+    """The trained part of an epoch that is not complete.
+
+    rng: state of the random generator at the start of the epoch, from which the epoch's batches are drawn.
+    sums: sum of the losses and number of images, on the device.
+    steps: steps done.
+    seconds: time of training.
+    """
+
+    rng: Tensor
+    sums: Tensor
+    steps: int = 0
+    seconds: float = 0.0
+
+
 class Trainer:
-    """Trains one network, one epoch at a time. The trainer's state can be saved between epochs and restored exactly.
+    """Trains one network, one epoch at a time. The trainer's state can be saved between steps and restored exactly.
 
     group: the processes that train the network together, each with its share of every batch.
     compiled: whether to run the network through `torch.compile`.
     workers: threads that decode image files; one per core if None.
+
+    steps_per_epoch: attribute; steps of a full epoch.
+    total_steps: attribute; steps of the whole training.
+    unfinished: attribute; the trained part of an epoch that `stop` has interrupted, else None.
     on_step: attribute; a function called before each step.
     """
 
@@ -128,11 +151,10 @@ class Trainer:
             # Use CUDA graphs: launching a small network's kernels takes longer than running them.
             mode = "reduce-overhead" if self.device.type == "cuda" else "default"
             self.net = torch.compile(self.net, mode=mode)
-        # A short last batch joins the batch before it in two cases: if a process would get no image, or if the batch
-        # has a single image. A batch norm on 1 x 1 maps cannot normalise one value.
-        spare = max(1, group.world - 1)
-        self.steps_per_epoch = max(1, -(-(len(self.train_images) - spare) // config.batch_size))
+        self.steps_per_epoch = config.steps_per_epoch(len(self.train_images), group.world)
+        self.total_steps = config.total_steps(self.steps_per_epoch)
         self.done_epochs = 0
+        self.unfinished: Unfinished | None = None
         self.on_step: Callable[[], None] = lambda: None  # for a progress bar
 
     def _param_groups(self) -> list[dict[str, Any]]:
@@ -150,23 +172,45 @@ class Trainer:
         """The network to score and to keep: the averaged network if the recipe has `ema`, else the trained network."""
         return self.model if self.ema is None else self.ema.model
 
-    def epoch(self) -> Epoch:
-        """Train one epoch and score it.
+    @property
+    def done_steps(self) -> int:
+        """Steps done so far."""
+        within = 0 if self.unfinished is None else self.unfinished.steps
+        return min(self.done_epochs * self.steps_per_epoch + within, self.total_steps)
+
+    @overload
+    def epoch(self, stop: None = None) -> Epoch: ...
+
+    @overload
+    def epoch(self, stop: Callable[[], bool]) -> Epoch | None: ...
+
+    def epoch(self, stop: Callable[[], bool] | None = None) -> Epoch | None:
+        """Train the next epoch, or the rest of an unfinished one, and score it.
+
+        stop: called before each step. If `stop` returns True, the training stops, and this method returns None.
+        `state_dict` then holds the position in the epoch. The next call trains exactly the remaining batches.
 
         Raise `TrainingFailed` if a loss is not finite. After the last epoch, also check that the weights are finite.
         """
         assert self.done_epochs < self.config.epochs, "the schedule has no further epoch"
+        assert stop is None or self.group.world == 1, "processes could stop at different steps"
         start = time.perf_counter()
-        loss = self._train_epoch()  # waits for the device's last step, so `seconds` includes it
-        seconds = time.perf_counter() - start
+        at = self.unfinished = self.unfinished or Unfinished(self.rng.get_state(), torch.zeros(2, device=self.device))
+        stopped = not self._train_rest(at, stop)
+        total, images = self.group.sum(at.sums).tolist()  # waits for the device's last step, so `seconds` includes it
+        seconds = at.seconds = at.seconds + time.perf_counter() - start
+        if stopped:
+            return None
+        self.unfinished = None
         self.done_epochs += 1
+        loss = total / images
         self._check("training", loss)
         val = self._validate()
         if len(self.val_images):
             self._check("validation", val.loss)
         if self.done_epochs == self.config.epochs:
             self._check_weights()
-        return Epoch(self.done_epochs, loss, val, len(self.train_images) / seconds, seconds)
+        return Epoch(self.done_epochs, loss, val, images / seconds, seconds)
 
     def _check(self, kind: str, loss: float) -> None:
         if not math.isfinite(loss):
@@ -181,27 +225,32 @@ class Trainer:
             if not torch.isfinite(tensor).all():
                 raise TrainingFailed(f"weight {name!r} is not finite after epoch {self.done_epochs}")
 
-    def _train_epoch(self) -> float:
-        """Train on every image once and return the mean loss."""
+    def _train_rest(self, at: Unfinished, stop: Callable[[], bool] | None) -> bool:
+        """Train the remaining steps of an epoch and update `at`. Return False if `stop` interrupted the training."""
         self.model.train()
-        parts, first = self._parts(), self.done_epochs * self.steps_per_epoch
+        first = self.done_steps
+        # Draw the order, crops and flips of all the epoch's images again, and take only the remaining batches.
+        self.rng.set_state(at.rng)
+        parts = self._parts()[at.steps :]
         batches = self.train_images.epoch(self.rng, parts, self.group.shard, self.config.flip)
-        # Sum the loss on the device. Reading the loss at each step would let the device run out of queued work.
-        total = torch.zeros(2, device=self.device)
         for step, ((x, y), part) in enumerate(zip(batches, parts, strict=True), first):
+            if stop is not None and stop():
+                return False
             # DDP averages gradients as if all processes had equal shares of the batch. The shares may differ by one
             # image, so weight each loss by the size of its share.
             weight = len(y) * self.group.world / (part.stop - part.start)
             loss = self._step(x, y, step, weight)
-            total += torch.stack([loss * len(y), torch.full_like(loss, len(y))])
-        loss, n = self.group.sum(total).tolist()
-        return loss / n
+            # Sum the loss on the device. Reading the loss at each step would let the device run out of queued work.
+            at.sums += torch.stack([loss * len(y), torch.full_like(loss, len(y))])
+            at.steps += 1
+        return True
 
     def _parts(self) -> list[slice]:
-        """Return the batches of an epoch, as slices of its random order."""
+        """Return the batches of the current epoch, as slices of its random order. The last epoch may be shorter."""
         n, size = len(self.train_images), self.config.batch_size
         starts = [step * size for step in range(self.steps_per_epoch)]
-        return [slice(a, b) for a, b in zip(starts, [*starts[1:], n], strict=True)]
+        parts = [slice(a, b) for a, b in zip(starts, [*starts[1:], n], strict=True)]
+        return parts[: self.total_steps - self.done_epochs * self.steps_per_epoch]
 
     def _step(self, x: Tensor, y: Tensor, step: int, weight: float = 1.0) -> Tensor:
         """Update the weights with one batch and return its loss. step: counts from 0 over all epochs."""
@@ -209,11 +258,19 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr_at(step, self.steps_per_epoch)
         self.optimizer.zero_grad(set_to_none=True)  # the backward pass then writes gradients instead of adding them
-        loss = self._backward(x, y, step, weight)
+        loss = self._backward(self._scaled(x, step), y, step, weight)
         self.optimizer.step()
         if self.ema is not None:
             self.ema.update(step)
         return loss
+
+    def _scaled(self, x: Tensor, step: int) -> Tensor:
+        """Return the batch with the image size of a step: smaller images in the first `low_res` of all steps."""
+        if step >= self.config.low_res * self.total_steps:
+            return x
+        full = x.shape[-1]
+        side = max(LEAST_SIDE, SIDE_STEP * round(self.config.low_res_scale * full / SIDE_STEP))
+        return x if side >= full else F.interpolate(x, size=side, mode="bilinear", align_corners=False)
 
     def _backward(self, x: Tensor, y: Tensor, step: int, weight: float = 1.0) -> Tensor:
         """Compute the gradients of `weight` times the step's loss, and return the loss."""
@@ -237,6 +294,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "rng": self.rng.get_state(),
             "done_epochs": self.done_epochs,
+            "unfinished": None if self.unfinished is None else asdict(self.unfinished),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -247,6 +305,12 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.rng.set_state(state["rng"].cpu())  # even a CUDA generator takes its state from the host
         self.done_epochs = state["done_epochs"]
+        # Checkpoints of earlier versions were written only between epochs, and lack this key.
+        at = state.get("unfinished")
+        self.unfinished = None if at is None else Unfinished(**at)
+        if self.unfinished is not None:
+            self.unfinished.rng = self.unfinished.rng.cpu()
+            self.unfinished.sums = self.unfinished.sums.to(self.device)
 
 
 def train(

@@ -56,9 +56,9 @@ def epochs(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """How many epochs each network was trained."""
     whole, trained = Trainer.epoch, Counter()
 
-    def epoch(trainer: Trainer) -> object:
+    def epoch(trainer: Trainer, stop: Callable[[], bool] | None = None) -> object:
         trained[trainer.model.arch.key()] += 1
-        return whole(trainer)
+        return whole(trainer, stop)
 
     monkeypatch.setattr(Trainer, "epoch", epoch)
     return trained

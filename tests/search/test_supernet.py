@@ -61,10 +61,10 @@ class TestTraining:
         trained(settings, data, tmp_path / "whole")
         epoch = SupernetTrainer.epoch
 
-        def interrupted(self: SupernetTrainer) -> object:
+        def interrupted(self: SupernetTrainer, stop: None) -> object:
             if self.done_epochs == 1:
                 raise KeyboardInterrupt
-            return epoch(self)
+            return epoch(self, stop)
 
         monkeypatch.setattr(SupernetTrainer, "epoch", interrupted)
         with pytest.raises(KeyboardInterrupt):
