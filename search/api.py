@@ -170,7 +170,7 @@ def _checked(settings: Settings, folder: Path, progress: Progress | None) -> tup
 
 
 def _timetable(settings: Settings, folder: Path, space: Space, data: Data, begun: float, workers: int) -> Timetable:
-    """Return the timetable: that of the run's last session if the session left the time that is given, else a new one."""
+    """Return the timetable: the last session's, if that session left the time that is given, else a new one."""
     known = runs.records_of(folder) if (folder / runs.RUN_FILE).exists() else []
     books = Ledger.of(settings.rules, known)
     sessions = runs.read(folder)["sessions"] if known else []

@@ -19,7 +19,7 @@ from search.settings import Settings
 from search.timetable import Member, Timetable, members
 from search.units import format_seconds
 from space import Space
-from trainers.datasets.data import Data, Split
+from trainers.datasets.data import Data
 from trainers.recipes import Config
 from trainers.train import Trainer
 

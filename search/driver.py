@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import math
-import statistics
 import time
 from collections.abc import Callable, Iterator, MutableMapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
+from search.choice import Choice
 from search.ledger import KILLED, RETRIES, Ledger
 from search.proposals import Accepted, Proposals
+from search.running import Running
 from search.scheduler import continues
 from search.settings import Settings
 from search.study.study import Study
@@ -21,36 +22,6 @@ from search.study.trials import ESTIMATED, FAILED, ORPHAN, SCORED, Record, Taken
 from search.timetable import Timetable
 from search.worker import Job, Report
 from space import Space
-
-
-@dataclass(slots=True)
-class Running:
-    """A running trial, for the driver and the display.
-
-    estimate: whether the trial's score is an estimate.
-    budget: the trial's full budget in epochs.
-    earlier: earlier trials of the same network, newest first.
-    begun, at: the times (`time.monotonic`) of the start and of the last report.
-    """
-
-    job: Job
-    accepted: Accepted
-    estimate: bool
-    budget: float
-    reports: list[Report] = field(default_factory=list)
-    earlier: list[int] = field(default_factory=list)
-    begun: float = field(default_factory=time.monotonic)
-    at: float = field(default_factory=time.monotonic)
-
-    def note(self, report: Report) -> None:
-        """Add a report, without its weights and its checkpoint."""
-        self.at = time.monotonic()
-        self.reports.append(replace(report, weights=None, checkpoint=None))
-
-    @property
-    def cost(self) -> float:
-        """The network's cost."""
-        return self.accepted.cost
 
 
 class Driver:
@@ -84,14 +55,19 @@ class Driver:
         self.evaluator, self.limits, self.objective = settings.evaluator, settings.scope.limits, settings.scope.cost
         self.ledger = Ledger(settings.rules)
         self.proposals = Proposals(settings, space, study, self.ledger, self._refresh)
+        self.choice = Choice(settings, study, self.ledger, self.proposals, timetable)
         self.running: dict[int, Running] = {}
-        self.why_stopped = ""
         limit = settings.budget.time
         self.ends = ends if ends is not None or limit is None else time.monotonic() + limit
         self.timetable = timetable
         self._recover()
         if timetable is not None:
             timetable.resume([*self.ledger.history, *self.study.unended()])
+
+    @property
+    def why_stopped(self) -> str:
+        """The reason why no further trial starts, in words; empty while trials may start."""
+        return self.choice.why_stopped
 
     @property
     def seconds_left(self) -> float | None:
@@ -105,130 +81,22 @@ class Driver:
         with self.study.exclusive():
             self._refresh()
             self._take_over()
-            if self._runs_alone():
-                return None
-            new = self._next_new if self.timetable is None else self._next_planned
-            return new() or self._next_confirmation() or self._next_suspect()
+            accepted = self.choice.next(self.running, self.seconds_left)
+            return None if accepted is None else self._start(accepted)
 
-    def _runs_alone(self) -> bool:
-        """Return whether a suspect runs alone, or waits until this driver's trials end. Then no other trial may start.
-
-        A suspect waits only if a driver was killed between enqueuing the suspect and starting it.
-        """
-        waits = any(r.state == "WAITING" and "alone" in r.attrs for r in self.study.unended())
-        return bool(self.running) and (waits or any(t.accepted.proposal.alone for t in self.running.values()))
-
-    def _next_new(self) -> Job | None:
-        """Return the job of the next new network; None without such a network, budget or time."""
-        under_way = [*self.study.running(), *self.ledger.suspects.values()]
-        searching = sum("confirms" not in r.attrs for r in under_way)
-        nothing = self.why_stopped and not self.study.waiting()  # another driver may have enqueued a retry
-        trials = self.settings.budget.trials or 0
-        if nothing or self.ledger.spent + searching >= trials or self._no_time():
-            return None
-        found = self.proposals.new()
-        if isinstance(found, str):
-            self.why_stopped = found
-            return None
-        return self._start(found)
-
-    def _next_planned(self) -> Job | None:
-        """Return the job of the plan's next network, or of a network that the sampler proposes in the time left."""
-        timetable, left = self.timetable, self.seconds_left
-        assert timetable is not None and left is not None
-        while left > 0:
-            if not self.study.waiting():  # a retry waits if another driver has enqueued one
-                found = timetable.next(left, self._busy(timetable))
-                if found is not None:
-                    timetable.started.add(found[0])
-                    place = [timetable.session, found[0]]
-                    self.study.enqueue(found[1].params, plan=place, budget=round(found[1].epochs, 2))
-                elif not timetable.explores(left):
-                    break
-            accepted = self.proposals.ask() if self.study.waiting() else self.proposals.new()
-            if isinstance(accepted, str):
-                self.why_stopped = accepted
-                return None
-            if accepted is not None and (job := self._start(accepted)) is not None:
-                return job
-        self.why_stopped = "the time is up"
-        return None
-
-    def _busy(self, timetable: Timetable) -> list[float]:
-        """Return the expected seconds until each running trial of this driver ends."""
-        pace, now = timetable.now, time.monotonic()
-        out = []
-        for trial in self.running.values():
-            epochs = trial.budget - (trial.reports[-1].epoch if trial.reports else 0)
-            out.append(max(0.0, epochs * pace.of(trial.cost) - (now - trial.at)))
-        return out
-
-    def _next_confirmation(self) -> Job | None:
-        """Return the job that trains the next network of the estimates' front; None while estimates still run."""
-        if not self.evaluator.estimates or any("confirms" not in r.attrs for r in self.study.running()):
-            return None
-        while True:
-            books, running = self.ledger, {r.key for r in self.study.running()}
-            tried = books.scored.keys() | books.given_up.keys() | books.suspects.keys() | running
-            picks = books.picks(self.settings.scoring.confirm)
-            pick = next((r for r in picks if r.key not in tried), None)
-            if pick is None or self._no_time():
-                return None
-            if not self.study.waiting():
-                self.study.enqueue(pick.params, confirms=pick.number)
-            if (accepted := self.proposals.ask()) is not None:
-                return self._start(accepted)
-
-    def _next_suspect(self) -> Job | None:
-        """Return the job of a suspect (see `_take_over`). A suspect runs last, while this driver runs nothing else."""
-        while True:
-            trials = self.settings.budget.trials
-            done = trials is not None and self.ledger.spent >= trials
-            suspects = [r for r in self.ledger.suspects.values() if not done or "confirms" in r.attrs]
-            if self.running or not suspects or self._no_time():
-                return None
-            if not self.study.waiting():
-                self.study.enqueue(suspects[0].params, retry_of=suspects[0].number, alone=True)
-                self._refresh()  # drops the network from the suspects: `ask` ends their trials
-            if (accepted := self.proposals.ask()) is not None:
-                return self._start(accepted)
-
-    def _start(self, accepted: Accepted) -> Job | None:
-        """Return the job of an accepted proposal, with the last checkpoint of the network's earlier trials.
-
-        In a planned search, return None if the time left is too short for the network. Its trial is then released.
-        """
+    def _start(self, accepted: Accepted) -> Job:
+        """Return the job of an accepted proposal, with the last checkpoint of the network's earlier trials."""
         number, is_new = accepted.proposal.number, accepted.proposal.confirms is None
         job = (self.evaluator.job if is_new else self.evaluator.confirmation)(number, accepted.arch)
-        budget: float | None = job.config.epochs
-        if self.timetable is not None:
-            budget = accepted.proposal.budget or self.timetable.epochs(accepted.cost, self.seconds_left or 0.0)
-            if budget is None:
-                self.study.infeasible(number, "the time left is too short for it")
-                self._refresh()
-                return None
-            if accepted.proposal.budget is None:
-                self.study.annotate(number, {"budget": (budget := round(budget, 2))})
-            config = self.timetable.config(job.config, budget)
+        if self.timetable is not None and accepted.proposal.budget is not None:
+            config = self.timetable.config(job.config, accepted.proposal.budget)
             job = replace(job, config=config, rungs=self.settings.budget.rungs(config.epochs))
         earlier = self._earlier(number)
-        estimate = is_new and self.evaluator.estimates
-        self.running[number] = Running(job, accepted, estimate, budget or 0.0, earlier=earlier)
+        estimate, budget = is_new and self.evaluator.estimates, accepted.proposal.budget or job.config.epochs
+        self.running[number] = Running(job, accepted, estimate, budget, earlier=earlier)
         self.on_change()
         checkpoint = next((self.checkpoints[n] for n in earlier if n in self.checkpoints), None)
         return replace(job, checkpoint=checkpoint, seconds=self.seconds_left)
-
-    def _no_time(self) -> bool:
-        """Return whether the time left is too short for a trial of median length; if so, set `why_stopped`."""
-        left = self.seconds_left
-        if left is None:
-            return False
-        known = [r.attrs["seconds"] for r in (self.ledger.scored or self.ledger.estimated).values()]
-        usual = statistics.median(known) if known else 0.0
-        if left > 0 and left >= usual:
-            return False
-        self.why_stopped = "the time is up"
-        return True
 
     # ---- What comes back -------------------------------------------------------------------------------------------
 
@@ -257,7 +125,7 @@ class Driver:
             if report.checkpoint is not None:
                 self.checkpoints[number] = report.checkpoint
             self.release(number, f"the time was up after epoch {report.epoch}")
-            self.why_stopped = "the time is up"
+            self.choice.why_stopped = "the time is up"
             return False
         if report.note is not None and len(trial.reports) == 1:
             self.study.annotate(number, {"note": report.note})
@@ -273,7 +141,7 @@ class Driver:
             return False
         if self.seconds_left is not None and self.seconds_left <= 0:
             self.release(number, f"the time was up after epoch {report.epoch}")
-            self.why_stopped = "the time is up"
+            self.choice.why_stopped = "the time is up"
             return False
         self.on_change()
         return True

@@ -53,7 +53,7 @@ class Evaluator:
     @property
     def lr(self) -> float:
         """The peak learning rate in the training of the final front's networks."""
-        return self.scoring.lr
+        return self.scoring.peak_lr
 
     def check(self, resources: Resources) -> None:
         """Raise `UserError` for settings that contradict the evaluator."""
@@ -78,7 +78,7 @@ class Evaluator:
     def _training(self, number: int, arch: Arch, start: str) -> Job:
         config = replace(self.scoring.train_config(trial_seed(self.scope.seed, arch)), lr=self.lr)
         # Checkpoints are written at the rungs even if no scheduler compares trials there.
-        return Job(number, arch, config, start, self.budget.rungs(self.scoring.epochs))
+        return Job(number, arch, config, start, self.budget.rungs(config.epochs))
 
 
 class Inherit(Evaluator):
@@ -150,12 +150,12 @@ class Supernet(Inherit):
     @property
     def lr(self) -> float:
         """The peak learning rate of confirmations."""
-        return self.scoring.lr / TUNED if self._tunes else self.scoring.lr
+        return self.scoring.peak_lr / TUNED if self._tunes else self.scoring.peak_lr
 
     @property
     def supernet_lr(self) -> float:
         """The peak learning rate of the shared weights."""
-        return self.scoring.lr
+        return self.scoring.peak_lr
 
     def job(self, number: int, arch: Arch) -> Job:
         """Return the job that estimates a network. All estimates share a seed, which draws the calibration images."""

@@ -27,6 +27,7 @@ from trainers.recipes import RECIPES, Config, parse_recipe, shortened
 EXECUTORS = ("tune", "local")
 CONFIRM_BY = ("tune", "scratch")
 MAX_GPUS = 16  # the most GPUs of one trial
+SHORT = RECIPES["short"]
 
 
 def option(default: Any, text: str, metavar: str | None = None, **more: Any) -> Any:
@@ -149,7 +150,7 @@ class Scoring:
         None, "the full budget of a trial, in epochs (default: planned from --time, else 2)", "N", common=True
     )
     recipe: Config = option(
-        RECIPES["short"],
+        SHORT,
         f"how trials are trained: {', '.join(RECIPES)}, or a YAML file that changes a recipe",
         "NAME",
         parse=parse_recipe,
@@ -179,6 +180,11 @@ class Scoring:
         check_least("confirm", self.confirm, 0)
         if self.lr is not None and not 0 < self.lr < math.inf:
             raise UserError(f"`lr`: {self.lr} is out of range; accepted: a finite number above 0")
+
+    @property
+    def peak_lr(self) -> float:
+        """The peak learning rate: the setting `lr`, or the recipe's."""
+        return self.recipe.lr if self.lr is None else self.lr
 
     def train_config(self, seed: int) -> Config:
         """Return the training configuration of a trial: the recipe with the settings' epochs, batch size and rate."""

@@ -8,6 +8,7 @@ The expected accuracies come from a fit (`expected`); the seconds come from a me
 from __future__ import annotations
 
 import bisect
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -192,7 +193,7 @@ def _timed(
 def _weights(chosen: Sequence[Candidate], terms: Terms) -> list[float]:
     """Return the octaves that each network covers: up to the next dearer one, or the end of the range."""
     edges = [terms.octaves(c.cost) for c in chosen] + [terms.octaves(terms.high)]
-    return [max(1e-3, b - a) for a, b in zip(edges, edges[1:], strict=False)]
+    return [max(1e-3, b - a) for a, b in itertools.pairwise(edges)]
 
 
 def _worth(candidate: Candidate, weight: float, price: float, terms: Terms) -> float:

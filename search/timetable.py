@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import random
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from res2net.arch import Arch
-from search.objectives import Limits, Objective
-from search.planner import Level, Pace, Plan, Terms, retimed
+from search.objectives import ACTIVATIONS, Limits, Objective
+from search.planner import Pace, Plan, Terms, retimed
 from search.study.trials import Record
 from space import Space
 from space.dimensions import Params
@@ -18,6 +19,14 @@ from trainers.recipes import Config, shortened
 
 LEVELS = 24  # the costs that a plan may choose from, evenly spread on the cost axis
 SAMPLED = 20_000  # spaces of at most this many combinations are enumerated; of larger ones, this many are sampled
+
+
+class Step(NamedTuple):
+    """A network to train now. place: the session that made the plan, and the level's index in it."""
+
+    params: Mapping[str, int]
+    place: tuple[int, int]
+    epochs: float
 
 
 @dataclass(slots=True)
@@ -53,8 +62,8 @@ class Timetable:
         """Correct the pace by a trial that took `seconds` for its epochs."""
         self.ratios.append(max(0.0, seconds - self.pace.overhead) / (epochs * self.pace.of(cost)))
 
-    def next(self, left: float, busy: Sequence[float]) -> tuple[int, Level] | None:
-        """Return the next level to start now, with its index; None if no level is left or fits.
+    def next(self, left: float, busy: Sequence[float]) -> Step | None:
+        """Return the next step, to start now; None if no level is left or fits. Mark its level as started.
 
         left: seconds until the end. busy: the expected seconds until each running trial ends.
         """
@@ -63,7 +72,10 @@ class Timetable:
         if not waiting:
             return None
         level = retimed([self.plan.levels[i] for i in waiting], left, free, self.terms, self.now)
-        return None if level is None else (waiting[0], level)
+        if level is None:
+            return None
+        self.started.add(waiting[0])
+        return Step(level.params, (self.session, waiting[0]), round(level.epochs, 2))
 
     def epochs(self, cost: float, left: float) -> float | None:
         """Return the epochs of a network that the sampler proposes; None if the time left does not suffice.
@@ -72,7 +84,7 @@ class Timetable:
         """
         usual = min(self.plan.levels, key=lambda level: (abs(math.log(level.cost / cost)), -level.epochs)).epochs
         fits = (left - self.pace.overhead) / self.now.of(cost)
-        return min(usual, fits) if fits > usual / 2 else None
+        return round(min(usual, fits), 2) if fits > usual / 2 else None
 
     def explores(self, left: float) -> bool:
         """Return whether the time left suffices for a network that the sampler proposes."""
@@ -103,7 +115,7 @@ def members(space: Space, limits: Limits, objective: Objective, seed: int) -> li
     step = (objective.axis(max(m.cost for m in every.values())) - low) / (LEVELS - 1) or 1.0
     for member in every.values():
         place = round((objective.axis(member.cost) - low) / step)
-        if place not in found or _preferred(member) > _preferred(found[place]):
+        if place not in found or _preferred(member, space) > _preferred(found[place], space):
             found[place] = member
     return sorted(found.values(), key=lambda m: m.cost)
 
@@ -117,7 +129,10 @@ def _all(space: Space, objective: Objective, seed: int) -> Iterable[Member]:
         yield Member(params, arch, objective.of(arch, space.image_size))
 
 
-def _preferred(member: Member) -> tuple[float, ...]:
-    """Return the rank of a member among those of about equal cost: more is better."""
-    stages = member.arch.stages
-    return (sum(s.depth for s in stages) / len(stages), -member.cost)
+def _preferred(member: Member, space: Space) -> float:
+    """Return the rank of a member among those of about equal cost: more is better.
+
+    A training's time depends on the activations more than on the MACs, and networks of equal MACs differ less in
+    accuracy than in time.
+    """
+    return -ACTIVATIONS.of(member.arch, space.image_size)

@@ -13,9 +13,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from search.driver import Driver, Running
+from search.driver import Driver
 from search.ledger import Ledger
 from search.objectives import PARAMS, Objective
+from search.running import Running
 from search.settings import Settings
 from search.study.trials import ESTIMATED, FAILED, INFEASIBLE, ORPHAN, REPEATED, STOPPED, Record
 from search.timetable import Timetable

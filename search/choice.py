@@ -1,0 +1,147 @@
+"""Choose the trial that starts next: a new network, the confirmation of an estimate, or a suspect."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+
+from search.ledger import Ledger
+from search.proposals import Accepted, Proposals
+from search.running import Running
+from search.settings import Settings
+from search.study.study import Study
+from search.timetable import Timetable
+
+
+class Choice:
+    """The choice of the next trial, from the ledger, the plan and the sampler's proposals.
+
+    timetable: the plan of a planned search.
+    why_stopped: the reason why no further trial starts, in words; empty while trials may start.
+    """
+
+    def __init__(
+        self, settings: Settings, study: Study, ledger: Ledger, proposals: Proposals, timetable: Timetable | None
+    ) -> None:
+        self.settings, self.study, self.ledger, self.proposals = settings, study, ledger, proposals
+        self.timetable, self.estimates = timetable, settings.evaluator.estimates
+        self.why_stopped = ""
+
+    def next(self, running: Mapping[int, Running], left: float | None) -> Accepted | None:
+        """Return the next trial, or None if none can start now.
+
+        running: this driver's running trials. left: seconds until the end of the search's time; None without a limit.
+        """
+        if self._runs_alone(running):
+            return None
+        new = self._planned(self.timetable, running, left or 0.0) if self.timetable is not None else self._new(left)
+        return new or self._confirmation(left) or self._suspect(running, left)
+
+    def _runs_alone(self, running: Mapping[int, Running]) -> bool:
+        """Return whether a suspect runs alone, or waits until this driver's trials end. Then no other trial may start.
+
+        A suspect waits only if a driver was killed between enqueuing the suspect and starting it.
+        """
+        waits = any(r.state == "WAITING" and "alone" in r.attrs for r in self.study.unended())
+        return bool(running) and (waits or any(t.accepted.proposal.alone for t in running.values()))
+
+    def _new(self, left: float | None) -> Accepted | None:
+        """Return the next new network; None without such a network, budget or time."""
+        under_way = [*self.study.running(), *self.ledger.suspects.values()]
+        searching = sum("confirms" not in r.attrs for r in under_way)
+        nothing = self.why_stopped and not self.study.waiting()  # another driver may have enqueued a retry
+        trials = self.settings.budget.trials or 0
+        if nothing or self.ledger.spent + searching >= trials or self._no_time(left):
+            return None
+        return self._accepted(self.proposals.new())
+
+    def _planned(self, timetable: Timetable, running: Mapping[int, Running], left: float) -> Accepted | None:
+        """Return the plan's next network, or one that the sampler proposes in the time left."""
+        ends = time.monotonic() + left
+        while (left := ends - time.monotonic()) > 0:
+            if not self.study.waiting():  # else a retry waits
+                level = timetable.next(left, busy(timetable, running))
+                if level is not None:
+                    self.study.enqueue(level.params, plan=level.place, budget=level.epochs)
+                elif not timetable.explores(left):
+                    break
+            accepted = self.proposals.ask() if self.study.waiting() else self._accepted(self.proposals.new())
+            if accepted is None and self.why_stopped:
+                return None
+            if accepted is not None and (timed := self._timed(timetable, accepted, left)) is not None:
+                return timed
+        self.why_stopped = "the time is up"
+        return None
+
+    def _timed(self, timetable: Timetable, accepted: Accepted, left: float) -> Accepted | None:
+        """Return a proposal with its epochs. End its trial and return None if the time left is too short for it."""
+        proposal = accepted.proposal
+        if proposal.budget is not None:
+            return accepted
+        epochs = timetable.epochs(accepted.cost, left)
+        if epochs is None:
+            self.study.infeasible(proposal.number, "the time left is too short for it")
+            self.proposals.refresh()
+            return None
+        self.study.annotate(proposal.number, {"budget": epochs})
+        return replace(accepted, proposal=replace(proposal, budget=epochs))
+
+    def _accepted(self, found: Accepted | str) -> Accepted | None:
+        """Return a found network. A text is the reason why there is none."""
+        if isinstance(found, str):
+            self.why_stopped = found
+            return None
+        return found
+
+    def _confirmation(self, left: float | None) -> Accepted | None:
+        """Return the confirmation of the next network of the estimates' front; None while estimates still run."""
+        if not self.estimates or any("confirms" not in r.attrs for r in self.study.running()):
+            return None
+        while True:
+            books, running = self.ledger, {r.key for r in self.study.running()}
+            tried = books.scored.keys() | books.given_up.keys() | books.suspects.keys() | running
+            picks = books.picks(self.settings.scoring.confirm)
+            pick = next((r for r in picks if r.key not in tried), None)
+            if pick is None or self._no_time(left):
+                return None
+            if not self.study.waiting():
+                self.study.enqueue(pick.params, confirms=pick.number)
+            if (accepted := self.proposals.ask()) is not None:
+                return accepted
+
+    def _suspect(self, running: Mapping[int, Running], left: float | None) -> Accepted | None:
+        """Return a suspect (`Ledger.suspects`). A suspect runs last, while this driver runs nothing else."""
+        while True:
+            trials = self.settings.budget.trials
+            done = trials is not None and self.ledger.spent >= trials
+            suspects = [r for r in self.ledger.suspects.values() if not done or "confirms" in r.attrs]
+            if running or not suspects or self._no_time(left):
+                return None
+            if not self.study.waiting():
+                self.study.enqueue(suspects[0].params, retry_of=suspects[0].number, alone=True)
+                self.proposals.refresh()  # drops the network from the suspects: `ask` ends their trials
+            if (accepted := self.proposals.ask()) is not None:
+                return accepted
+
+    def _no_time(self, left: float | None) -> bool:
+        """Return whether the time left is too short for a trial of median length; if so, set `why_stopped`."""
+        if left is None:
+            return False
+        known = [r.attrs["seconds"] for r in (self.ledger.scored or self.ledger.estimated).values()]
+        usual = statistics.median(known) if known else 0.0
+        if left > 0 and left >= usual:
+            return False
+        self.why_stopped = "the time is up"
+        return True
+
+
+def busy(timetable: Timetable, running: Mapping[int, Running]) -> list[float]:
+    """Return the expected seconds until each running trial of a planned search ends."""
+    pace, now = timetable.now, time.monotonic()
+    out = []
+    for trial in running.values():
+        epochs = trial.budget - (trial.reports[-1].epoch if trial.reports else 0)
+        out.append(max(0.0, epochs * pace.of(trial.cost) - (now - trial.at)))
+    return out
