@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
@@ -191,7 +192,7 @@ class TestTime:
 
     @pytest.fixture(autouse=True)
     def clock(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("search.worker.time.monotonic", Clock())
+        monkeypatch.setattr("search.worker.time", SimpleNamespace(monotonic=Clock()))
 
     @pytest.mark.parametrize("evaluator", ["scratch", "inherit"])
     @pytest.mark.parametrize("seconds", [1, 2, 4, 7])
