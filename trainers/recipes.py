@@ -124,7 +124,7 @@ class Config:
         most = self.epochs * steps_per_epoch
         if self.steps and not most - steps_per_epoch < self.steps <= most:
             raise UserError(
-                f"`steps`: {self.steps}; accepted with {self.epochs} epochs of {steps_per_epoch} steps: "
+                f"`recipe`: steps is {self.steps}; accepted with {self.epochs} epochs of {steps_per_epoch} steps: "
                 f"{most - steps_per_epoch + 1} to {most}, or 0 for full epochs"
             )
         return self.steps or most

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from res2net import Arch, Res2Net, Stage, create, named
 from res2net.arch import STEMS
-from res2net.model import Block, StridedPointwiseConv2d, conv1x1
+from res2net.model import Block, StridedPointwiseConv2d, conv1x1, zero_init_last
 
 SMALL = Arch((Stage(2, 4, 6, 2, 4, 1), Stage(2, 8, 6, 3, 3, 2)), stem="cifar", stem_channels=8, num_classes=5)
 
@@ -368,3 +368,35 @@ for _ in range(60):
         variables = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
         done = subprocess.run([sys.executable, "-c", program], env=os.environ | variables, timeout=120, check=False)
         assert done.returncode == 0
+
+
+class TestZeroInitLast:
+    @pytest.mark.parametrize("name", ["res2net50_26w_4s", "se_resnext29_8c64w", "res2net_dla60", "blres2net50"])
+    def test_changes_the_last_norm_of_every_block_alone(self, name: str) -> None:
+        model = create(name)
+        before = {key: value.clone() for key, value in model.state_dict().items()}
+        zero_init_last(model)
+        changed = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
+        blocks = [key for key, module in model.named_modules() if isinstance(module, Block)]
+        assert changed == {f"{key}.bn3.weight" for key in blocks}
+
+    @pytest.mark.parametrize("se", [0, 4])
+    def test_a_block_starts_as_its_shortcut(self, se: int) -> None:
+        arch = Arch(SMALL.stages, stem="cifar", stem_channels=8, num_classes=5, se=se)
+        model = create(arch).eval()
+        zero_init_last(model)
+        block = model.layer2[1]
+        x = torch.randn(2, arch.stages[1].channels, 4, 4).relu()
+        torch.testing.assert_close(block(x), x)
+
+    def test_all_weights_learn_within_a_few_steps(self) -> None:
+        torch.manual_seed(0)
+        model = create(SMALL)
+        zero_init_last(model)
+        before = {key: value.clone() for key, value in model.named_parameters()}
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(3):
+            optimizer.zero_grad()
+            F.cross_entropy(model(torch.randn(8, 3, 8, 8)), torch.arange(8) % 5).backward()
+            optimizer.step()
+        assert [key for key, value in model.named_parameters() if torch.equal(value, before[key])] == []

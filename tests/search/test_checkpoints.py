@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import pickle
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import safetensors.torch
 import torch
 
+from res2net import create
 from res2net.elastic import ElasticRes2Net
 from search.checkpoints import Checkpoints
 from search.ledger import RETRIES
@@ -20,6 +24,8 @@ from search.study.storage import read
 from search.study.trials import FAILED, ORPHAN, SCORED, STOPPED, Record
 from search.worker import Job, Report, SharedWork, Work, guarded, train_trial
 from trainers.datasets.data import Data
+from trainers.evaluate import evaluate
+from trainers.images import Images
 from trainers.recipes import Config
 from trainers.train import Trainer
 
@@ -135,8 +141,94 @@ class TestTrial:
         assert anew[0].note.startswith("started anew: its checkpoint cannot be used (")
         assert "\n" not in anew[0].note
 
-    def test_a_job_comes_back_from_json(self, job: Job) -> None:
+    @pytest.mark.parametrize("seconds", [None, 1.5])
+    def test_a_job_comes_back_from_json(self, job: Job, seconds: float | None) -> None:
+        job = replace(job, seconds=seconds)
         assert Job.from_json(job.to_json(), b"state") == replace(job, checkpoint=b"state")
+
+    def test_a_checkpoint_of_an_earlier_version_is_used(self, job: Job, data: Data) -> None:
+        """Earlier versions had fewer fields in the config, in a report and in a trainer's state."""
+        whole = list(train_trial(job, data))
+        state = torch.load(io.BytesIO(whole[0].checkpoint), weights_only=True)
+        for name in ("steps", "zero_init_last", "low_res", "low_res_scale"):
+            del state["job"]["config"][name]
+        del state["trainer"]["unfinished"], state["reports"][0]["paused"]
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        resumed = list(train_trial(replace(job, checkpoint=buffer.getvalue()), data))
+        assert untimed(resumed) == untimed(whole)
+        assert resumed[0].note == "resumed after epoch 1"
+
+    def test_averaged_weights_are_kept_where_they_were_scored(self, job: Job, data: Data) -> None:
+        job = replace(job, config=replace(job.config, ema=0.9))
+        last = list(train_trial(job, data))[-1]
+        model = create(job.arch)
+        model.load_state_dict(safetensors.torch.load(last.weights))
+        images = Images(data.val, data, torch.device("cpu"))
+        assert evaluate(model, images).top1 == last.val_top1
+        assert evaluate(model, images).loss == pytest.approx(last.val_loss, rel=0.05)  # bf16 on some machines
+
+    def test_the_recipe_decides_the_initial_weights(self, job: Job, data: Data) -> None:
+        first = [
+            next(train_trial(replace(job, config=replace(job.config, zero_init_last=zero)), data)).train_loss
+            for zero in (False, True)
+        ]
+        assert first[0] != first[1]
+
+
+class Clock:
+    """A clock that moves on by one second at each look."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        self.now += 1
+        return self.now
+
+
+class TestTime:
+    """A job's time: the trial stops between steps and resumes in the epoch. The clock moves on by 1 s a step."""
+
+    @pytest.fixture(autouse=True)
+    def clock(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("search.worker.time", SimpleNamespace(monotonic=Clock()))
+
+    @pytest.mark.parametrize("evaluator", ["scratch", "inherit"])
+    @pytest.mark.parametrize("seconds", [1, 2, 4, 7])
+    def test_a_trial_in_parts_equals_an_uninterrupted_one(
+        self, seconds: float, evaluator: str, job: Job, make_settings: Callable, data: Data
+    ) -> None:
+        job = replace(job, evaluator=evaluator)  # five epochs of two steps
+        torch.manual_seed(0)
+        work = SharedWork(ElasticRes2Net(make_settings().scope.get_space(10)))
+        whole = list(work(job, data))
+        parts, checkpoint = 0, None
+        while True:
+            reports = list(guarded(work, replace(job, seconds=seconds + 1, checkpoint=checkpoint), data))
+            assert all(report.reason is None for report in reports)
+            if not reports[-1].paused:
+                break
+            parts, checkpoint = parts + 1, reports[-1].checkpoint
+            assert [r.epoch for r in reports] == [*range(1, len(reports)), len(reports) - 1]
+            assert reports[-1].weights is None
+            assert reports[-1].seconds >= (reports[-2].seconds if len(reports) > 1 else 0)
+        assert parts == -(-10 // seconds) - 1
+        assert untimed(reports) == untimed(whole)
+
+    def test_a_paused_trial_says_where_it_resumed(self, job: Job, data: Data) -> None:
+        paused = list(train_trial(replace(job, seconds=4), data))[-1]
+        assert (paused.epoch, paused.paused, math.isnan(paused.val_top1)) == (1, True, True)
+        resumed = list(train_trial(replace(job, checkpoint=paused.checkpoint), data))
+        assert {r.note for r in resumed} == {"resumed in epoch 2"}
+        assert [r.seconds for r in resumed] == sorted(r.seconds for r in resumed)
+        assert resumed[1].seconds > paused.seconds
+
+    def test_no_time_is_a_pause_before_the_first_step(self, job: Job, data: Data) -> None:
+        (report,) = guarded(train_trial, replace(job, seconds=0), data)
+        assert (report.epoch, report.paused, report.reason) == (0, True, None)
+        resumed = list(train_trial(replace(job, checkpoint=report.checkpoint), data))
+        assert untimed(resumed) == untimed(list(train_trial(job, data)))
 
 
 class TestSearch:

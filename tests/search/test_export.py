@@ -193,13 +193,13 @@ def test_a_trial_whose_weights_are_no_numbers_fails_and_the_search_hands_back_it
     """Its losses are numbers, and no folder takes such weights: on the front, it would end the search's last export."""
     made = []
 
-    def create(arch: res2net.Arch) -> torch.nn.Module:
+    def initialised(arch: res2net.Arch, zero_last: bool) -> torch.nn.Module:
         made.append(res2net.create(arch))
         if len(made) == 2:
             next(b for n, b in made[1].named_buffers() if n.endswith("running_var")).fill_(torch.inf)
         return made[-1]
 
-    monkeypatch.setattr("search.worker.create", create)
+    monkeypatch.setattr("search.worker.initialised", initialised)
     settings = Settings(space=str(tiny_space), executor="local", trials=2, epochs=1, batch_size=20)
     result = search(settings, tmp_path)
     assert list(result.trials.outcome) == [SCORED, FAILED]
@@ -235,12 +235,10 @@ class TestTrained:
     ) -> Path:
         def watched(job: Job, data: Data) -> Iterator[Report]:
             models = []
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr("search.worker.create", lambda arch: models.append(res2net.create(arch)) or models[0])
-                for report in train_trial(job, data):
-                    if report.epoch == job.config.epochs:
-                        logits[job.number] = models[0].eval()(images).detach()
-                    yield report
+            for report in train_trial(job, data, lambda arch: models.append(res2net.create(arch)) or models[0]):
+                if report.epoch == job.config.epochs:
+                    logits[job.number] = models[0].eval()(images).detach()
+                yield report
 
         settings = Settings(space=str(tiny_space), executor="local", trials=2, epochs=2, batch_size=10)
         return finished(tmp_path_factory.mktemp("trained") / "run", data, settings, watched)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -40,9 +41,9 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return safetensors.torch.load_file(folder / shared_weights.WEIGHTS_FILE)
 
 
-def trained(settings: Settings, data: Data, folder: Path) -> ElasticRes2Net:
+def trained(settings: Settings, data: Data, folder: Path, stop: Callable[[], bool] | None = None) -> ElasticRes2Net:
     space, scoring = settings.scope.get_space(10, data.image_size), replace(settings.scoring, epochs=2)
-    return shared_weights.train(settings.scope, scoring, space, data, folder)
+    return shared_weights.train(settings.scope, scoring, space, data, folder, stop=stop)
 
 
 def loaded_from(folder: Path, settings: Settings, data: Data) -> ElasticRes2Net:
@@ -76,6 +77,25 @@ class TestTraining:
         whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
         assert all(torch.equal(whole[k], parts[k]) for k in whole.keys() | parts.keys())
         assert not (tmp_path / "parts" / shared_weights.CHECKPOINT_FILE).exists()
+        assert list(pd.read_csv(tmp_path / "parts" / shared_weights.EPOCHS_FILE).epoch) == [1, 2]
+
+    @pytest.mark.parametrize("every", [1, 3])
+    def test_a_training_whose_time_is_over_resumes_in_the_epoch(
+        self, settings: Settings, data: Data, tmp_path: Path, every: int
+    ) -> None:
+        trained(settings, data, tmp_path / "whole")
+        stops = 0
+        while True:
+            calls = itertools.count()
+            try:
+                trained(settings, data, tmp_path / "parts", lambda calls=calls: next(calls) >= every)
+                break
+            except shared_weights.TimeUp:
+                stops += 1
+                assert not (tmp_path / "parts" / shared_weights.WEIGHTS_FILE).exists()
+        assert stops > 0
+        whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+        assert all(torch.equal(whole[k], parts[k]) for k in whole.keys() | parts.keys())
         assert list(pd.read_csv(tmp_path / "parts" / shared_weights.EPOCHS_FILE).epoch) == [1, 2]
 
     @pytest.mark.parametrize(

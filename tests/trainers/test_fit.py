@@ -215,6 +215,16 @@ class TestArch:
         fresh = create(model.arch).state_dict()
         assert all(torch.equal(before[k], fresh[k]) for k in fresh)
 
+    @pytest.mark.parametrize("from_scratch", [False, True])
+    def test_zero_init_last_changes_only_initialised_weights(
+        self, run: Run, world: World, source: Path, monkeypatch: pytest.MonkeyPatch, from_scratch: bool
+    ) -> None:
+        Path("zero.yaml").write_text("zero_init_last: true\n")
+        options = ["--from-scratch"] if from_scratch else []
+        _, before = self.weights_before(run, monkeypatch, source, "--recipe", "zero.yaml", *options)
+        last = [value for key, value in before.items() if key.endswith("bn3.weight")]
+        assert {float(value.max()) for value in last} == {0.0 if from_scratch else 1.0}
+
     def test_a_folder_without_weights_is_trained_from_scratch(
         self, run: Run, world: World, source: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

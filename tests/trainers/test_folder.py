@@ -338,6 +338,12 @@ class TestStream:
         assert torch.equal(y, other[1])
         assert not torch.equal(x, taken(stream(files).epoch(rng(5), parts(21, 5)))[0])
 
+    def test_the_remaining_batches_of_an_epoch_are_those_of_the_whole(self, files: Files) -> None:
+        x, y = taken(stream(files).epoch(rng(4), parts(21, 5)))
+        rest = taken(stream(files).epoch(rng(4), parts(21, 5)[2:]))
+        assert torch.equal(rest[0], x[10:])
+        assert torch.equal(rest[1], y[10:])
+
     def test_each_image_once_and_a_new_order_each_epoch(self, files: Files) -> None:
         images, generator = stream(files), rng()
         (a, labels), (b, _) = (taken(images.epoch(generator, parts(21, 5))) for _ in range(2))

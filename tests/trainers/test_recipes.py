@@ -53,6 +53,17 @@ class TestNames:
         for step in range(0, base.epochs * steps, 97):
             assert changed.lr_at(step, changed_steps) == pytest.approx(base.lr_at(step, steps), rel=0.05)
 
+    def test_the_short_recipe_is_for_short_budgets(self) -> None:
+        config = recipe("short", {"epochs": 12})
+        assert (config.schedule, config.zero_init_last, config.low_res) == ("linear", True, 0.5)
+        assert config.warmup == pytest.approx(2 * recipe("short").warmup)
+
+    def test_other_epochs_reset_the_number_of_steps(self, tmp_path: Path) -> None:
+        path = tmp_path / "mine.yaml"
+        path.write_text("epochs: 3\nsteps: 1000\n")
+        assert recipe(str(path)).steps == 1000
+        assert recipe(str(path), {"epochs": 6}).steps == 0
+
 
 class TestFiles:
     def write(self, tmp_path: Path, text: str) -> str:
@@ -94,6 +105,9 @@ class TestFiles:
             ("schedule: step\nmilestones: [50]", ["'milestones': [50.0]", "below 10"]),
             ("mixup: -1", ["'mixup': -1"]),
             ("ema: 1", ["'ema': 1"]),
+            ("steps: 1.5", ["'steps': 1.5", "a whole number"]),
+            ("low_res: 2", ["'low_res': 2", "from 0 to 1"]),
+            ("zero_init_last: 1", ["'zero_init_last': 1", "true or false"]),
             ("- lr", ["holds a list"]),
             ("{", ["not YAML"]),
         ],

@@ -1,9 +1,10 @@
 """The trainer: batches against a naive oracle, the schedule, exact resumption, no wait for the device."""
 
+import copy
 import io
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -230,6 +231,21 @@ class TestSchedule:
         trainer.epoch()
         assert rates == [QUICK.lr_at(i, trainer.steps_per_epoch) for i in range(2 * trainer.steps_per_epoch)]
 
+    @pytest.mark.parametrize(
+        ("schedule", "rate"),
+        [
+            ("linear", lambda p: 1 - p),
+            ("rex", lambda p: (1 - p) / (0.5 + 0.5 * (1 - p))),
+            ("constant", lambda p: 1.0),
+        ],
+    )
+    def test_falls_after_the_warm_up(self, schedule: str, rate: Callable[[float], float]) -> None:
+        config = replace(QUICK, epochs=4, schedule=schedule, warmup=0.5, lr=2.0)
+        rates = [config.lr_at(step, 8) for step in range(32)]
+        assert rates[:4] == pytest.approx([0.4, 0.8, 1.2, 1.6])
+        assert rates[4:] == pytest.approx([2 * rate(i / 28) for i in range(28)])
+        assert min(rates) > 0
+
     def test_steps_down_at_the_milestones(self) -> None:
         config = replace(QUICK, epochs=4, schedule="step", milestones=(1, 2.5), warmup=0.5, lr=1.0)
         rates = [config.lr_at(step, 4) for step in range(16)]
@@ -302,6 +318,147 @@ class TestDeterminism:
             assert (a.epoch, a.train_loss, a.val_loss, a.val_top1) == (b.epoch, b.train_loss, b.val_loss, b.val_top1)
 
 
+class TestSteps:
+    """The number of steps is given, and the last epoch may be short."""
+
+    CONFIG = replace(QUICK, epochs=3, steps=7, crop_padding=0, flip=False)  # epochs of 3, 3 and 1 steps
+
+    def test_the_last_epoch_is_short(self) -> None:
+        spy = Spy()
+        trainer = Trainer(spy, data(), self.CONFIG)
+        assert (trainer.steps_per_epoch, trainer.total_steps) == (3, 7)
+        seen = []
+        while trainer.done_epochs < 3:
+            spy.seen.clear()
+            e = trainer.epoch()
+            seen.append(sum(len(x) for x in spy.seen))
+            assert e.images_per_second == pytest.approx(seen[-1] / e.seconds)
+            assert math.isfinite(e.val_loss)
+        assert seen == [20, 20, 8]
+        assert trainer.done_steps == 7
+
+    @pytest.mark.parametrize("schedule", ["cosine", "linear", "rex"])
+    def test_the_rate_ends_with_the_steps(self, schedule: str) -> None:
+        config = replace(self.CONFIG, schedule=schedule)
+        assert config.lr_at(6, 3) > 0
+        assert config.lr_at(7, 3) == pytest.approx(0, abs=1e-12)
+
+    def test_steps_of_whole_epochs_change_nothing(self) -> None:
+        models = network(), network()
+        train(models[0], data(), QUICK)
+        train(models[1], data(), replace(QUICK, steps=6))
+        assert same(*map(weights, models))
+
+    @pytest.mark.parametrize("steps", [1, 6, 10])
+    def test_steps_that_do_not_end_in_the_last_epoch_are_refused(self, steps: int) -> None:
+        said = rf"^`recipe`: steps is {steps}; accepted with 3 epochs of 3 steps: 7 to 9, or 0 for full epochs$"
+        with pytest.raises(UserError, match=said):
+            Trainer(network(), data(), replace(self.CONFIG, steps=steps))
+
+
+def stop_after(steps: int) -> Callable[[], bool]:
+    """Return a function that lets `steps` steps pass, and then says True."""
+    calls = itertools.count()
+    return lambda: next(calls) >= steps
+
+
+def stopped(make: Callable[[], Trainer], every: int) -> tuple[Trainer, list[Epoch]]:
+    """Train with a stop after every `every` steps. Each time, restore the state into a new trainer."""
+    trainer, epochs = make(), []
+    while trainer.done_epochs < trainer.config.epochs:
+        e = trainer.epoch(stop_after(every))
+        if e is not None:
+            epochs.append(e)
+            continue
+        file = io.BytesIO()
+        torch.save(trainer.state_dict(), file)
+        file.seek(0)
+        trainer = make()
+        trainer.load_state_dict(torch.load(file, weights_only=True))
+    return trainer, epochs
+
+
+class TestStop:
+    CONFIGS = (
+        replace(QUICK, epochs=2),
+        replace(QUICK, epochs=3, steps=8, ema=0.9, mixup=0.2, cutmix=1.0, schedule="linear"),
+        replace(QUICK, low_res=0.5, zero_init_last=True),
+    )
+
+    @pytest.mark.parametrize("every", [1, 2])
+    @pytest.mark.parametrize("config", CONFIGS)
+    def test_a_stopped_training_is_the_same_to_the_bit(self, config: Config, every: int) -> None:
+        whole = Trainer(network(), data(), config)
+        expected = [whole.epoch() for _ in range(config.epochs)]
+        parts, got = stopped(lambda: Trainer(network(), data(), config), every)
+        assert same(weights(parts.scored), weights(whole.scored))
+        assert same(weights(parts.model), weights(whole.model))
+        for a, b in zip(got, expected, strict=True):
+            assert (a.epoch, a.train_loss, a.val_loss, a.val_top1) == (b.epoch, b.train_loss, b.val_loss, b.val_top1)
+
+    def test_the_same_trainer_can_go_on(self) -> None:
+        whole, parts = Trainer(network(), data(), QUICK), Trainer(network(), data(), QUICK)
+        assert parts.epoch(stop_after(2)) is None
+        assert (parts.done_epochs, parts.done_steps) == (0, 2)
+        assert parts.epoch().train_loss == whole.epoch().train_loss
+        assert parts.unfinished is None
+        assert same(weights(parts.model), weights(whole.model))
+
+    def test_the_seconds_before_a_stop_count(self) -> None:
+        trainer = Trainer(network(), data(), QUICK)
+        trainer.epoch(stop_after(2))
+        before = trainer.unfinished.seconds
+        again = Trainer(network(), data(), QUICK)
+        again.load_state_dict(trainer.state_dict())
+        assert 0 < before < again.epoch().seconds
+
+    def test_a_saved_state_does_not_change_afterwards(self) -> None:
+        trainer = Trainer(network(), data(), QUICK)
+        trainer.epoch(stop_after(1))
+        unfinished = trainer.state_dict()["unfinished"]
+        sums = unfinished["sums"].clone()
+        trainer.epoch()
+        assert torch.equal(unfinished["sums"], sums)
+
+    def test_a_stop_before_the_first_step_trains_nothing(self) -> None:
+        trainer, before = Trainer(network(), data(), QUICK), weights(network())
+        assert trainer.epoch(lambda: True) is None
+        assert same(weights(trainer.model), before)
+
+    def test_the_state_of_an_earlier_version_is_restored(self) -> None:
+        first, second = Trainer(network(), data(), QUICK), Trainer(network(1), data(), QUICK)
+        first.epoch()
+        state = copy.deepcopy(first.state_dict())
+        del state["unfinished"]
+        second.load_state_dict(state)
+        assert second.epoch().train_loss == first.epoch().train_loss
+
+
+class TestSmallerImages:
+    @pytest.mark.parametrize(
+        ("size", "scale", "side"),
+        [(32, 0.75, 24), (32, 0.5, 16), (32, 0.1, 8), (30, 1.0, 30), (8, 0.75, 8), (6, 0.5, 6)],
+    )
+    def test_the_side_is_a_multiple_of_four_and_at_least_eight(self, size: int, scale: float, side: int) -> None:
+        trainer = Trainer(network(), data(), replace(QUICK, low_res=1, low_res_scale=scale))
+        x = torch.randn(2, 3, size, size).to(memory_format=torch.channels_last)
+        small = trainer._scaled(x, 0)
+        assert small.shape == (2, 3, side, side)
+        assert small.is_contiguous(memory_format=torch.channels_last)
+        constant = torch.full_like(x, 0.3)
+        torch.testing.assert_close(trainer._scaled(constant, 0), torch.full_like(small, 0.3))
+
+    def test_the_first_share_of_the_steps_sees_them(self) -> None:
+        trainer = Trainer(network(), data(), replace(QUICK, epochs=3, steps=8, low_res=0.4))
+        x = torch.zeros(1, 3, 32, 32)
+        sides = [trainer._scaled(x, step).shape[-1] for step in range(trainer.total_steps)]
+        assert sides == [24] * 4 + [32] * 4  # 0.4 * 8 = 3.2 steps
+
+    def test_none_by_default(self) -> None:
+        x = torch.zeros(1, 3, 32, 32)
+        assert Trainer(network(), data(), QUICK)._scaled(x, 0) is x
+
+
 class TestFailures:
     def test_a_loss_that_is_not_finite_ends_the_training(self) -> None:
         with pytest.raises(TrainingFailed, match=r"^training loss is nan in epoch 1 of 2$"):
@@ -340,6 +497,12 @@ class TestFailures:
             ("momentum", 1.0),
             ("label_smoothing", 1.0),
             ("label_smoothing", -0.1),
+            ("steps", -1),
+            ("low_res", -0.1),
+            ("low_res", 1.1),
+            ("low_res", math.nan),
+            ("low_res_scale", 0),
+            ("low_res_scale", 1.5),
         ],
     )
     def test_a_wrong_value_is_refused_with_the_field_s_name(self, field: str, value: float) -> None:
