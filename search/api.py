@@ -27,6 +27,7 @@ from search.report.page import interactive_front
 from search.report.progress import Progress, Silent
 from search.report.tables import front_frame, hypervolume_of, trials_frame
 from search.settings import Settings
+from search.shared_weights import TimeUp
 from search.study.sampler import Factory, factory
 from search.study.storage import Direction, connection_watched, sqlite_url
 from search.study.study import Study
@@ -235,9 +236,12 @@ class _Session:
         interrupted = False
         try:
             if work is None:
-                work = self.settings.evaluator.prepare(self.space, self.data, self.folder, self.progress.console)
+                console = self.progress.console
+                work = self.settings.evaluator.prepare(self.space, self.data, self.folder, console, self.driver.ends)
             with self._shown():
                 execute(self.driver, self.data, work)
+        except TimeUp:
+            self.driver.choice.why_stopped = "the time was up before the shared weights were trained"
         except KeyboardInterrupt:
             interrupted = True
             self.driver.release_all("the search was interrupted")

@@ -93,8 +93,8 @@ def timetable(
     if not made.levels:
         least = candidates[0].seconds + pace.overhead - left + (settings.budget.time or 0.0)
         raise UserError(
-            f"`time`: {format_seconds(settings.budget.time or 0.0)} is too short for one epoch of the cheapest network; "
-            f"accepted: at least {format_seconds(least + 1)}"
+            f"`time`: {format_seconds(settings.budget.time or 0.0)} is too short to train the cheapest network for an "
+            f"epoch; accepted: at least {format_seconds(least + 1)}"
         )
     return Timetable(made, pace, terms, _steps(settings, data), session)
 

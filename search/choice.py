@@ -14,6 +14,8 @@ from search.settings import Settings
 from search.study.study import Study
 from search.timetable import Timetable
 
+CONFIRMING = 0.3  # share of the time that is kept for training networks which shared weights have estimated
+
 
 class Choice:
     """The choice of the next trial, from the ledger, the plan and the sampler's proposals.
@@ -53,6 +55,9 @@ class Choice:
         searching = sum("confirms" not in r.attrs for r in under_way)
         nothing = self.why_stopped and not self.study.waiting()  # another driver may have enqueued a retry
         trials = self.settings.budget.trials or 0
+        if self.estimates and left is not None and left < CONFIRMING * (self.settings.budget.time or 0.0):
+            self.why_stopped = "the time is up"
+            return None
         if nothing or self.ledger.spent + searching >= trials or self._no_time(left):
             return None
         return self._accepted(self.proposals.new())

@@ -96,7 +96,7 @@ class Driver:
         self.running[number] = Running(job, accepted, estimate, budget, earlier=earlier)
         self.on_change()
         checkpoint = next((self.checkpoints[n] for n in earlier if n in self.checkpoints), None)
-        return replace(job, checkpoint=checkpoint, seconds=self.seconds_left)
+        return replace(job, checkpoint=checkpoint, seconds=self.seconds_left, fits=self.timetable is not None)
 
     # ---- What comes back -------------------------------------------------------------------------------------------
 
@@ -133,7 +133,7 @@ class Driver:
             self.checkpoints[number] = report.checkpoint
             self._drop_checkpoints(*trial.earlier)
         self.study.report(number, report.epoch, report.val_top1)
-        if report.epoch >= trial.job.config.epochs:
+        if report.epoch >= trial.job.config.epochs or report.budget is not None:
             self._score(number, report)
             return False
         if not self._continues(trial, report):
@@ -163,6 +163,8 @@ class Driver:
 
     def _score(self, number: int, report: Report) -> None:
         trial = self.running.pop(number)
+        if report.budget is not None:
+            trial.budget = report.budget
         if self.timetable is not None and not trial.earlier:
             self.timetable.note(trial.cost, trial.budget, time.monotonic() - trial.begun)
         attrs = self._earned(0 if trial.estimate else trial.budget, report)

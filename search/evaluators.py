@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -63,8 +64,13 @@ class Evaluator:
     def check_weights(self, space: Space, data: Data) -> None:
         """Raise `UserError` if the shared weights that the user names do not fit the search."""
 
-    def prepare(self, space: Space, data: Data, folder: Path, console: Console | None) -> Work:
-        """Return the `Work` for the workers. This may take long, so files that must survive a kill go to `folder`."""
+    def prepare(
+        self, space: Space, data: Data, folder: Path, console: Console | None, ends: float | None = None
+    ) -> Work:
+        """Return the `Work` for the workers. This may take long, so files that must survive a kill go to `folder`.
+
+        ends: the time (`time.monotonic`) of the search's end; None sets no limit. Raise `TimeUp` at this time.
+        """
         return train_trial
 
     def job(self, number: int, arch: Arch) -> Job:
@@ -114,13 +120,17 @@ class Inherit(Evaluator):
     def _load(self, space: Space, data: Data) -> ElasticRes2Net:
         return shared_weights.load(Path(self.scoring.supernet or ""), space, data, self.scope, self.scoring)
 
-    def prepare(self, space: Space, data: Data, folder: Path, console: Console | None) -> Work:
-        """Load the shared weights, or train them in the run's folder."""
+    def prepare(
+        self, space: Space, data: Data, folder: Path, console: Console | None, ends: float | None = None
+    ) -> Work:
+        """Load the shared weights, or train them in the run's folder. Their training takes at most half of the time."""
         if self.scoring.supernet is not None:
             return SharedWork(self._load(space, data))
         how = replace(self.scoring, epochs=self.scoring.supernet_epochs, lr=self.supernet_lr)
         there = folder / shared_weights.FOLDER
-        return SharedWork(shared_weights.train(self.scope, how, space, data, there, console))
+        now = time.monotonic()
+        half = None if ends is None else now + (ends - now) / 2
+        return SharedWork(shared_weights.train(self.scope, how, space, data, there, console, ends=half))
 
     @property
     def supernet_lr(self) -> float:

@@ -149,7 +149,7 @@ class Scoring:
     epochs: int | None = option(
         None, "the full budget of a trial, in epochs (default: planned from --time, else 2)", "N", common=True
     )
-    recipe: Config = option(
+    recipe: Config = option(  # noqa: RUF009  (`option` returns a field)
         SHORT,
         f"how trials are trained: {', '.join(RECIPES)}, or a YAML file that changes a recipe",
         "NAME",

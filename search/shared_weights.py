@@ -8,7 +8,8 @@ import io
 import json
 import math
 import random
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from res2net.folder import weights_bytes
 from search.groups import Scope, Scoring
 from search.lock import LOCK_FILE, locked
 from search.objectives import MACS
+from search.worker import Clock
 from space import Space
 from trainers.datasets.data import Data
 from trainers.ddp import ALONE, Group
@@ -73,14 +75,15 @@ def train(
     console: Console | None = None,
     group: Group = ALONE,
     device: str = "auto",
-    stop: Callable[[], bool] | None = None,
+    ends: float | None = None,
 ) -> ElasticRes2Net:
     """Return the folder's shared weights: train them, resume their training, or load them once trained.
 
     The folder is written after each epoch, and a resumed training equals one that never stopped. Raise `UserError` if
     the folder holds other files, or shared weights of other settings.
     group: the processes that train together; the first process writes the folder.
-    stop: called before each step. If `stop` returns True, write a checkpoint of the current step and raise `TimeUp`.
+    ends: the time (`time.monotonic`) by which the training must end; None sets no limit. A training that would take
+        longer is shortened. At this time, write a checkpoint of the current step and raise `TimeUp`.
     """
     check(folder, scope, scoring, space)
     if (folder / WEIGHTS_FILE).is_file():
@@ -95,7 +98,7 @@ def train(
         trainer = SupernetTrainer(model, data, config, members_of(space), group)
         rows = _restore(trainer, folder)
         try:
-            _run(trainer, watched(space), rows, folder, console or Console(quiet=True), stop)
+            _run(trainer, watched(space), rows, folder, console or Console(quiet=True), ends)
         except TrainingFailed as problem:
             raise UserError(f"supernet: {problem}; accepted: a lower `lr` (it is {scoring.lr})") from None
         if first:
@@ -192,10 +195,10 @@ def _run(
     rows: list[dict[str, Any]],
     folder: Path,
     console: Console,
-    stop: Callable[[], bool] | None,
+    ends: float | None,
 ) -> None:
     """Train the epochs that are left; after each epoch, print a line and write a checkpoint."""
-    total = trainer.config.epochs
+    total, clock = trainer.config.epochs, None if ends is None else Clock(trainer, ends, fits=True)
     columns = (TextColumn("supernet"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("", total=trainer.total_steps, completed=trainer.done_steps)
@@ -204,15 +207,15 @@ def _run(
         if not rows:
             names = "".join(f"{MACS.format(MACS.of(a, size)):>9}" for a in archs)
             console.print(f"epoch     loss  top-1 (%) of{names} {MACS.unit}", highlight=False)
-        while trainer.done_epochs < total:
-            e = trainer.epoch(stop)
+        while not trainer.finished:
+            e = trainer.epoch() if clock is None else trainer.epoch(clock.stop)
             if e is None:
                 _save(trainer, rows, folder)
                 raise TimeUp
             if trainer.group.rank:  # the first process scores and writes
                 continue
             # These scores are only shown. After the time is up, each would make the search end seconds later.
-            scores = [math.nan if stop is not None and stop() else trainer.scorer(a)[1] for a in archs]
+            scores = [math.nan if ends is not None and time.monotonic() > ends else trainer.scorer(a)[1] for a in archs]
             shown = "".join(f"{s:9.2f}" for s in scores)
             console.print(f"{e.epoch:>2}/{total:<2}  {e.train_loss:7.4f}              {shown}", highlight=False)
             row = {"epoch": e.epoch, "loss": e.train_loss, "seconds": e.seconds}

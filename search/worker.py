@@ -23,11 +23,15 @@ from res2net.folder import weights_bytes
 from search.units import format_count
 from trainers.datasets.data import Data
 from trainers.device import out_of_memory
+from trainers.epoch import TrainingFailed
 from trainers.recipes import Config
 from trainers.resume import unpack
 from trainers.start import initialised
 from trainers.supernet import Scorer
-from trainers.train import Trainer, TrainingFailed
+from trainers.train import Trainer
+
+LOOK_STEPS = 20  # steps between two looks at the time that a training needs
+SAFE = 0.97  # share of the time left that a shortened training plans to use
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +43,7 @@ class Job:
     checkpoint: the last checkpoint from earlier trials of the same network; the trial resumes from it.
     seconds: the time that the worker may spend, from the moment it takes the job; None sets no limit. The training
         stops between two steps, and the validation after an epoch may take a little longer.
+    fits: whether a training that would not end within `seconds` is shortened, so that it ends with a score.
     """
 
     number: int
@@ -48,18 +53,21 @@ class Job:
     rungs: tuple[int, ...] = ()
     checkpoint: bytes | None = None
     seconds: float | None = None
+    fits: bool = False
 
     def to_json(self) -> str:
         """Return the job as JSON without its checkpoint, which travels beside it."""
         values = {"number": self.number, "arch": self.arch.to_dict(), "config": asdict(self.config)}
-        return json.dumps(values | {"evaluator": self.evaluator, "rungs": self.rungs, "seconds": self.seconds})
+        return json.dumps(
+            values | {"evaluator": self.evaluator, "rungs": self.rungs} | {"seconds": self.seconds, "fits": self.fits}
+        )
 
     @classmethod
     def from_json(cls, text: str, checkpoint: bytes | None = None) -> Job:
         data = json.loads(text)
         arch, config = Arch.from_dict(data["arch"]), Config(**data["config"])
         rungs = tuple(data["rungs"])
-        return cls(data["number"], arch, config, data["evaluator"], rungs, checkpoint, data["seconds"])
+        return cls(data["number"], arch, config, data["evaluator"], rungs, checkpoint, data["seconds"], data["fits"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +82,7 @@ class Report:
     weights: the scored weights as safetensors; only the report of the last epoch has them.
     checkpoint: the trial's checkpoint; only reports of epochs in the job's `rungs` and paused reports have one.
     note: a remark about the trial, such as that it was resumed.
+    budget: the epochs of a complete training that was shortened to fit its time; else None.
     paused: whether the job's `seconds` ended before the training. A paused report is the last one and has no scores.
     """
 
@@ -91,6 +100,7 @@ class Report:
     checkpoint: bytes | None = None
     note: str | None = None
     paused: bool = False
+    budget: float | None = None
 
 
 class Work(Protocol):
@@ -113,19 +123,51 @@ def train_trial(job: Job, data: Data, start: Callable[[Arch], nn.Module] | None 
     trainer, reports, note = _begin(job, data, start or partial(initialised, zero_last=job.config.zero_init_last))
     host, seconds = socket.gethostname(), reports[-1].seconds if reports else 0.0
     yield from reports
-    while trainer.done_epochs < job.config.epochs:
-        e = trainer.epoch(lambda: time.monotonic() >= end)
+    clock = Clock(trainer, end, job.fits)
+    while not trainer.finished:
+        e = trainer.epoch(clock.stop)
         if e is None:
             yield _paused(job, trainer, reports, note)
             return
         seconds += e.seconds
         report = Report(e.epoch, e.val_top1, e.val_loss, e.train_loss, seconds, e.images_per_second, host, note=note)
         reports.append(report)
-        if e.epoch == job.config.epochs:
-            report = replace(report, weights=weights_bytes(trainer.scored))
+        if trainer.finished:
+            budget = None if trainer.bend is None else round(trainer.total_steps / trainer.steps_per_epoch, 2)
+            report = replace(report, weights=weights_bytes(trainer.scored), budget=budget)
         elif e.epoch in job.rungs:
             report = replace(report, checkpoint=_checkpoint(job, trainer, reports))
         yield report
+
+
+class Clock:
+    """The time of a job: it stops a training, or shortens a training so that it ends in time.
+
+    end: the time (`time.monotonic`) by which the training must end.
+    """
+
+    def __init__(self, trainer: Trainer, end: float, fits: bool) -> None:
+        self.trainer, self.end, self.fits = trainer, end, fits and end < math.inf
+        self.begun, self.at, self.calls = time.monotonic(), trainer.done_steps, 0
+        self.work = 0.0  # relative durations of the steps since the start, in full-size steps
+
+    def stop(self) -> bool:
+        """Return whether the time is over. The trainer calls this method before each step."""
+        now = time.monotonic()
+        self.calls += 1
+        if self.fits and self.calls % LOOK_STEPS == 0:
+            self._fit(now)
+        self.work += self.trainer.weight(self.at + self.calls - 1)
+        return now >= self.end
+
+    def _fit(self, now: float) -> None:
+        """Shorten the training if its remaining steps would take longer than the time left."""
+        trainer, done = self.trainer, self.trainer.done_steps
+        left = SAFE * (self.end - now) / ((now - self.begun) / self.work)  # in full-size steps
+        need = sum(map(trainer.weight, range(done, trainer.total_steps)))
+        if need > left:
+            # Smaller images belong to the first steps: a shorter training has fewer of them left, or none.
+            trainer.shorten(max(done + 1, min(trainer.total_steps, done + int(left))))
 
 
 def _begin(job: Job, data: Data, start: Callable[[Arch], nn.Module]) -> tuple[Trainer, list[Report], str | None]:
@@ -211,12 +253,12 @@ class SharedWork:
 
 def guarded(work: Work, job: Job, data: Data) -> Iterator[Report]:
     """Yield the work's reports. An exception becomes a last report with the reason, so the search continues."""
-    epoch, paused = 0, False
+    epoch, ended = 0, False
     try:
         for report in work(job, data):
-            epoch, paused = report.epoch, report.paused
+            epoch, ended = report.epoch, report.paused or report.budget is not None
             yield report
-        if epoch < job.config.epochs and not paused:
+        if epoch < job.config.epochs and not ended:
             yield Report(epoch, reason=f"its reports ended after epoch {epoch} of {job.config.epochs}")
     except Exception as error:  # any failure of a trial is a result of the search
         yield Report(epoch, reason=reason_of(error, job, data), lost=out_of_memory(error))

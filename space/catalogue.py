@@ -23,8 +23,8 @@ _SKELETONS = {
         stem_channels=4,
         shortcut="avgpool",
     ),
-    # The fastest training for the accuracy, among 30 bases that `studies/LOG.md` compares: no layer but the stem computes
-    # maps of full or half size. The stem strides, and stages have maps of 8, 4 and 2 pixels for images of 32.
+    # These networks train fastest for their accuracy, among the bases that `studies/LOG.md` compares. The stem strides,
+    # and stages have maps of 8, 4 and 2 pixels for images of 32: only the stem computes larger maps.
     "thin": Skeleton(
         planes=(8, 16, 32),
         strides=(2, 2, 2),

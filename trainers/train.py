@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any, overload
 
 import torch
@@ -24,6 +24,7 @@ from trainers.datasets.data import Data
 from trainers.ddp import ALONE, Group
 from trainers.device import autocast, device_of, placed, uses_bf16
 from trainers.ema import Ema
+from trainers.epoch import Epoch, TrainingFailed, Unfinished
 from trainers.evaluate import evaluate
 from trainers.images import source
 from trainers.recipes import Config
@@ -31,75 +32,6 @@ from trainers.tasks.classification import CLASSIFICATION
 from trainers.tasks.task import Scores, Task
 
 LEAST_SIDE, SIDE_STEP = 8, 4  # pixels; the side of smaller images (`low_res`) is a multiple of SIDE_STEP
-
-
-class TrainingFailed(RuntimeError):
-    """Training cannot continue. The text is the reason that a search records for its failed trial."""
-
-
-@dataclass(frozen=True, slots=True)
-class Epoch:
-    """The results of one epoch.
-
-    epoch: number of the epoch, from 1.
-    train_loss: mean loss over the training images.
-    val: scores on the validation split; NaN without a validation split.
-    images_per_second: speed of training, without scoring.
-    seconds: time of training, without scoring. The time before a stop in the middle of the epoch counts too.
-    """
-
-    epoch: int
-    train_loss: float
-    val: Scores
-    images_per_second: float
-    seconds: float
-
-    @property
-    def val_loss(self) -> float:
-        """The loss on the validation split."""
-        return self.val.loss
-
-    @property
-    def val_top1(self) -> float:
-        """The top-1 accuracy on the validation split in %. Only the classification task has this metric."""
-        return self.val.top1
-
-    def row(self) -> dict[str, float]:
-        """Return the epoch as a row of `log.csv`: a flat mapping from names to numbers."""
-        score, *others = [(f"val_{name}", value) for name, value in self.val._asdict().items() if name != "loss"]
-        # Keep the column order of earlier versions: readers of a log may find columns by position.
-        return {
-            "epoch": self.epoch,
-            "train_loss": self.train_loss,
-            "val_loss": self.val.loss,
-            **dict([score]),
-            "images_per_second": self.images_per_second,
-            "seconds": self.seconds,
-            **dict(others),
-        }
-
-    @classmethod
-    def from_row(cls, row: Mapping[str, float], task: Task) -> Epoch:
-        """Return the epoch of a row that `row` returned. Metrics missing from the row are NaN."""
-        names = ("loss", *(metric.name for metric in task.metrics))
-        val = task.scores(*(row.get(f"val_{name}", math.nan) for name in names))
-        return cls(int(row["epoch"]), row["train_loss"], val, row["images_per_second"], row["seconds"])
-
-
-@dataclass(slots=True)
-class Unfinished:
-    """The trained part of an epoch that is not complete.
-
-    rng: state of the random generator at the start of the epoch, from which the epoch's batches are drawn.
-    sums: sum of the losses and number of images, on the device.
-    steps: steps done.
-    seconds: time of training.
-    """
-
-    rng: Tensor
-    sums: Tensor
-    steps: int = 0
-    seconds: float = 0.0
 
 
 class Trainer:
@@ -153,6 +85,7 @@ class Trainer:
             self.net = torch.compile(self.net, mode=mode)
         self.steps_per_epoch = config.steps_per_epoch(len(self.train_images), group.world)
         self.total_steps = config.total_steps(self.steps_per_epoch)
+        self.bend: tuple[int, float] | None = None  # the step of the last `shorten`, and the learning rate there
         self.done_epochs = 0
         self.unfinished: Unfinished | None = None
         self.on_step: Callable[[], None] = lambda: None  # for a progress bar
@@ -178,6 +111,27 @@ class Trainer:
         within = 0 if self.unfinished is None else self.unfinished.steps
         return min(self.done_epochs * self.steps_per_epoch + within, self.total_steps)
 
+    @property
+    def finished(self) -> bool:
+        """Whether the training is complete."""
+        return self.done_steps >= self.total_steps and self.unfinished is None
+
+    def shorten(self, total_steps: int) -> None:
+        """End the training after fewer steps. From now on, the learning rate falls linearly to zero."""
+        assert self.done_steps < total_steps <= self.total_steps, "the training can only become shorter"
+        self.bend = self.done_steps, self._lr(self.done_steps)
+        self.total_steps = total_steps
+
+    def weight(self, step: int) -> float:
+        """Return the relative duration of a step: the area of its images, relative to the full size."""
+        return self.config.low_res_scale**2 if self._is_low_res(step) else 1.0
+
+    def _lr(self, step: int) -> float:
+        if self.bend is None:
+            return self.config.lr_at(step, self.steps_per_epoch)
+        start, lr = self.bend
+        return lr * (1 - (step - start) / (self.total_steps - start))
+
     @overload
     def epoch(self, stop: None = None) -> Epoch: ...
 
@@ -192,7 +146,7 @@ class Trainer:
 
         Raise `TrainingFailed` if a loss is not finite. After the last epoch, also check that the weights are finite.
         """
-        assert self.done_epochs < self.config.epochs, "the schedule has no further epoch"
+        assert not self.finished, "the schedule has no further step"
         assert stop is None or self.group.world == 1, "processes could stop at different steps"
         start = time.perf_counter()
         at = self.unfinished = self.unfinished or Unfinished(self.rng.get_state(), torch.zeros(2, device=self.device))
@@ -208,7 +162,7 @@ class Trainer:
         val = self._validate()
         if len(self.val_images):
             self._check("validation", val.loss)
-        if self.done_epochs == self.config.epochs:
+        if self.finished:
             self._check_weights()
         return Epoch(self.done_epochs, loss, val, images / seconds, seconds)
 
@@ -234,6 +188,8 @@ class Trainer:
         parts = self._parts()[at.steps :]
         batches = self.train_images.epoch(self.rng, parts, self.group.shard, self.config.flip)
         for step, ((x, y), part) in enumerate(zip(batches, parts, strict=True), first):
+            if step >= self.total_steps:  # `shorten` has ended the training in this epoch
+                break
             if stop is not None and stop():
                 return False
             # DDP averages gradients as if all processes had equal shares of the batch. The shares may differ by one
@@ -256,7 +212,7 @@ class Trainer:
         """Update the weights with one batch and return its loss. step: counts from 0 over all epochs."""
         self.on_step()
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.lr_at(step, self.steps_per_epoch)
+            group["lr"] = self._lr(step)
         self.optimizer.zero_grad(set_to_none=True)  # the backward pass then writes gradients instead of adding them
         loss = self._backward(self._scaled(x, step), y, step, weight)
         self.optimizer.step()
@@ -264,9 +220,12 @@ class Trainer:
             self.ema.update(step)
         return loss
 
+    def _is_low_res(self, step: int) -> bool:
+        return step < self.config.low_res * self.total_steps
+
     def _scaled(self, x: Tensor, step: int) -> Tensor:
         """Return the batch with the image size of a step: smaller images in the first `low_res` of all steps."""
-        if step >= self.config.low_res * self.total_steps:
+        if not self._is_low_res(step):
             return x
         full = x.shape[-1]
         side = max(LEAST_SIDE, SIDE_STEP * round(self.config.low_res_scale * full / SIDE_STEP))
@@ -294,6 +253,8 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "rng": self.rng.get_state(),
             "done_epochs": self.done_epochs,
+            "bend": self.bend,
+            "total_steps": self.total_steps,
             "unfinished": None if self.unfinished is None else asdict(self.unfinished),
         }
 
@@ -305,6 +266,7 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.rng.set_state(state["rng"].cpu())  # even a CUDA generator takes its state from the host
         self.done_epochs = state["done_epochs"]
+        self.bend, self.total_steps = state.get("bend"), state.get("total_steps", self.total_steps)
         # Checkpoints of earlier versions were written only between epochs, and lack this key.
         at = state.get("unfinished")
         self.unfinished = None if at is None else Unfinished(**at)

@@ -43,7 +43,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def trained(settings: Settings, data: Data, folder: Path, stop: Callable[[], bool] | None = None) -> ElasticRes2Net:
     space, scoring = settings.scope.get_space(10, data.image_size), replace(settings.scoring, epochs=2)
-    return shared_weights.train(settings.scope, scoring, space, data, folder, stop=stop)
+    return shared_weights.train(settings.scope, scoring, space, data, folder, ends=ends)
 
 
 def loaded_from(folder: Path, settings: Settings, data: Data) -> ElasticRes2Net:
