@@ -39,8 +39,9 @@ def signals() -> Iterator[None]:
 def by_formula(loaded: Data, monkeypatch: pytest.MonkeyPatch) -> None:
     """Searches on formulas, in this process."""
     whole = run.search
+    work = Synthetic(weights=True)
     monkeypatch.setattr(
-        run, "search", lambda settings, out, progress: whole(settings, out, progress, Synthetic(weights=True))
+        run, "search", lambda settings, out, progress, begun: whole(settings, out, progress, work, begun=begun)
     )
 
 
@@ -61,7 +62,8 @@ class TestMistakes:
             ("--base mirco", "--base: unknown value 'mirco'; did you mean 'micro'?"),
             ("--max-macs lots", "--max-macs: 'lots' is not a count"),
             ("--time soon", "--time: 'soon' is not a time"),
-            ("--max-macs 10", "--max-macs: nothing in space"),
+            ("--max-macs 10", "--max-macs: no base has a network within 10; accepted: at least "),
+            ("--max-macs 10 --base thin", "--max-macs: nothing in space"),
             ("--min-macs 10T", "--min-macs: nothing in space"),
             ("--max-params 10", "--max-params: nothing in space"),
             ("--max-macs 1M --min-macs 2M", "--min-macs: 2.00M is more than --max-macs 1.00M"),
@@ -195,15 +197,16 @@ class TestHelp:
 
     def test_all_shows_an_option_for_each_setting_and_no_other(self, capsys: pytest.CaptureFixture) -> None:
         shown = self.text(run.main, "--help-all", capsys)
-        commands_own = {"--help", "--download", "--out"}
+        commands_own = {"--help", "--download", "--dry-run", "--out"}
         assert shown.keys() - commands_own == {f"--{name.replace('_', '-')}" for name in GROUP_OF}
         dests = [a.dest for a in run.build_parser(everything=True)._actions]
-        assert sorted(dests) == sorted([*GROUP_OF, "help", "download", "out"])
+        assert sorted(dests) == sorted([*GROUP_OF, "help", "download", "dry_run", "out"])
 
     @pytest.mark.parametrize("name", GROUP_OF)
     def test_all_shows_each_default(self, name: str, capsys: pytest.CaptureFixture) -> None:
         text = self.text(run.main, "--help-all", capsys)[f"--{name.replace('_', '-')}"]
-        default = GROUPS[GROUP_OF[name]].__dataclass_fields__[name].default
+        field = GROUPS[GROUP_OF[name]].__dataclass_fields__[name]
+        default = field.metadata.get("shown", field.default)
         shown = r"\S.*" if default is None else "off" if default is False else re.escape(str(default))
         assert re.search(rf"default: {shown}[;)]", text), text
 
@@ -241,8 +244,9 @@ class TestHelp:
 
     def test_shows_the_defaults_that_suit_an_evaluator(self, capsys: pytest.CaptureFixture) -> None:
         shown = self.text(run.main, "--help-all", capsys)
-        assert "(default: 12; 200 with --evaluator supernet)" in shown["--trials"]
-        assert "(default: 0.1; 0.02 with --evaluator inherit)" in shown["--lr"]
+        assert "(default: planned from --time, else 12; 200 with --evaluator supernet)" in shown["--trials"]
+        assert "(default: the recipe's; 0.02 with --evaluator inherit)" in shown["--lr"]
+        assert "(default: short; fast with --evaluator supernet; fast with --evaluator inherit)" in shown["--recipe"]
 
     def test_of_the_supernet_shows_and_uses_its_own_epochs(self, capsys: pytest.CaptureFixture) -> None:
         shown = self.text(supernet.main, "--help", capsys)
@@ -303,7 +307,9 @@ class TestOutput:
             yield
 
         whole = run.search
-        monkeypatch.setattr(run, "search", lambda settings, out, progress: whole(settings, out, progress, fails))
+        monkeypatch.setattr(
+            run, "search", lambda settings, out, progress, begun: whole(settings, out, progress, fails, begun=begun)
+        )
         assert run.main(options) == 0
         out = capsys.readouterr().out
         failed = [line for line in out.splitlines() if "failed: trial" in line]
