@@ -236,7 +236,9 @@ class TestTrained:
     ) -> Path:
         def watched(job: Job, data: Data) -> Iterator[Report]:
             models = []
-            for report in train_trial(job, data, lambda arch: models.append(initialised(arch, zero_last=True)) or models[0]):
+            for report in train_trial(
+                job, data, lambda arch: models.append(initialised(arch, zero_last=True)) or models[0]
+            ):
                 if report.epoch == job.config.epochs:
                     logits[job.number] = models[0].eval()(images).detach()
                 yield report
