@@ -160,7 +160,7 @@ def _checked(settings: Settings, folder: Path, progress: Progress | None) -> tup
     data = settings.scope.load_data(progress.console if progress else None)
     space = runs.space_for(folder, settings, data)
     scope = settings.scope
-    if scope.matching.macs:
+    if scope.matching.active:
         scope.matching.check(space, scope.limits, scope.seed)
     else:
         scope.limits.check(space)

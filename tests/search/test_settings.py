@@ -133,6 +133,7 @@ class TestPlanned:
             ({"epochs": 5}, TRIALS, 5),
             ({"epochs": 9, "scheduler": "asha"}, TRIALS, 9),
             ({"scheduler": "pareto-asha"}, TRIALS, EPOCHS),
+            ({"match_macs": 4_000_000}, TRIALS, EPOCHS),
         ],
     )
     @pytest.mark.parametrize("limit", [None, 60.0])
