@@ -101,6 +101,12 @@ class TestPaceOfTheSearch:
             table.note(COSTS[0], 4.0, seconds)
         assert table.now.of(COSTS[0]) == pytest.approx(2 * PACE.of(COSTS[0]))
 
+    def test_trials_shorter_than_the_overhead_leave_a_pace(self) -> None:
+        table = timetable()
+        table.note(COSTS[0], 4.0, 0.5 * PACE.overhead)
+        assert 0 < table.now.of(COSTS[0]) < PACE.of(COSTS[0])
+        assert table.next(LEFT, []) is not None
+
     def test_a_slower_machine_gets_fewer_epochs(self) -> None:
         usual, slow = timetable(), timetable()
         slow.note(COSTS[0], 4.0, 1.0 + 3 * 4.0)
