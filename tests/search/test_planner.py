@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Sequence
@@ -115,7 +116,7 @@ def test_more_workers_never_lower_the_expected_volume(case: Case, workers: tuple
 def test_an_ordinary_search_gains_from_workers_and_says_how_idle_they_are() -> None:
     networks = ladder(12, 6, seconds=4.0)
     plans = [plan(networks, 300, n, Terms(3e5, 2e7, 45_000), 1.0) for n in WORKERS]
-    assert all(a.volume < b.volume for a, b in zip(plans, plans[1:3], strict=False))
+    assert all(a.volume < b.volume for a, b in itertools.pairwise(plans[:3]))
     for found in plans:
         busy = sum(level.seconds for level in found.levels)
         assert found.idle == pytest.approx(1 - busy / (300 * found.workers))
