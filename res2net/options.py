@@ -103,7 +103,9 @@ def describe(field: Field[Any], note: str = "", choices: Sequence[str] | None = 
     """
     own: Callable[[], Sequence[str]] = field.metadata.get("choices", tuple)
     text = field.metadata["help"].replace("{choices}", ", ".join(own() if choices is None else choices))
-    if "default:" in text or field.default is MISSING:
+    if "default:" in text:  # the help text itself ends with the default, in parentheses
+        return f"{text.removesuffix(')')}{note})" if note else text
+    if field.default is MISSING:
         return text
     default = "none" if field.default is None else "off" if field.default is False else field.default
     default = field.metadata.get("shown", default)

@@ -130,10 +130,11 @@ def search(
         new = not (folder / runs.RUN_FILE).exists()
         described = runs.described(settings, space)
         runs.check_study(join(storage, name, directions(settings), described, new), settings, space)
-    with runs.disk_watched(folder), locked(folder), connection_watched(storage):
-        table = None
-        if settings.planned:
+    table = None
+    if settings.planned:  # before the lock creates the folder: the time may be too short
+        with connection_watched(storage):
             table = _timetable(settings, folder, space, data, begun, executor.places())
+    with runs.disk_watched(folder), locked(folder), connection_watched(storage):
         plan = None if table is None else calibration.recorded(table)
         number = runs.open_run(folder, settings, space, data.describe(), plan)
         here = {"host": socket.gethostname(), "folder": str(folder.absolute())}
@@ -160,7 +161,7 @@ def _checked(settings: Settings, folder: Path, progress: Progress | None) -> tup
     data = settings.scope.load_data(progress.console if progress else None)
     space = runs.space_for(folder, settings, data)
     scope = settings.scope
-    if scope.matching.macs:
+    if scope.matching.active:
         scope.matching.check(space, scope.limits, scope.seed)
     else:
         scope.limits.check(space)

@@ -85,6 +85,11 @@ def timetable(
     begun = time.monotonic()
     scope = settings.scope
     chosen = members(space, scope.limits, scope.cost, scope.seed)
+    if not chosen:
+        name = scope.limits.bounds[0][0]
+        raise UserError(
+            f"`{name}`: no network was found in space {space.name!r} that meets all limits; accepted: wider limits"
+        )
     pace = measure(chosen, data, settings)
     left -= time.monotonic() - begun
     terms = terms_of(settings, space, data, books)

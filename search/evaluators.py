@@ -101,7 +101,7 @@ class Inherit(Evaluator):
     def check(self, resources: Resources) -> None:
         """Raise `UserError` if some networks or drivers could not use the same shared weights."""
         name = self.scoring.evaluator
-        if self.scope.matching.macs:
+        if self.scope.matching.active:
             raise UserError(
                 f"`match_macs`: its widths are not in the supernet of `evaluator` {name}; "
                 "accepted: with `evaluator` scratch"

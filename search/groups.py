@@ -209,9 +209,7 @@ class Budget:
         parse=parse_seconds,
         common=True,
     )
-    scheduler: str = option(
-        "none", "which trials stop early: {choices}", "NAME", choices=lambda: SCHEDULERS, common=True
-    )
+    scheduler: str = option("none", "which trials stop early: {choices}", "NAME", choices=lambda: SCHEDULERS)
     eta: int = option(3, "continue one trial in N at each rung", "N")
     min_epochs: int = option(1, "epochs before the first rung", "N")
 

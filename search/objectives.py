@@ -178,6 +178,11 @@ class Matching:
 
     macs: int | None = None
 
+    @property
+    def active(self) -> bool:
+        """Whether networks are compared at equal MACs."""
+        return bool(self.macs)
+
     def member(self, space: Space, params: Mapping[str, int]) -> Arch:
         """Return the network of the parameters; raise `UserError` if no width gives the network these MACs."""
         return space.at_macs(params, self.macs) if self.macs else space.arch(params)

@@ -145,15 +145,26 @@ def plan(candidates: Sequence[Candidate], seconds: float, workers: int, terms: T
 
     It has no levels if not even the cheapest network can be trained for one epoch.
     """
-    best = Plan(seconds, workers, (), 0, _volume(terms, terms.known), 1.0)
+    best = _best(candidates, seconds, [0.0] * workers, terms, overhead)
+    preview = _preview(best, candidates[0], overhead)
+    if preview is not None:
+        rest = _best(candidates, seconds, [preview.seconds] + [0.0] * (workers - 1), terms, overhead)
+        best = replace(rest, levels=(preview, *rest.levels))
+    return _with_exploration(best, overhead)
+
+
+def _best(
+    candidates: Sequence[Candidate], seconds: float, free: Sequence[float], terms: Terms, overhead: float
+) -> Plan:
+    """Return the plan of the largest volume. free: for each worker, the seconds until it is free."""
+    best = Plan(seconds, len(free), (), 0, _volume(terms, terms.known), 1.0)
     for count in range(1, min(MOST_LEVELS, len(candidates)) + 1):
         for top in range(count - 1, len(candidates)):
             chosen = _spread(candidates, count, top)
-            found = _timed(chosen, seconds, [0.0] * workers, terms, overhead)
-            if found is not None and found.volume > best.volume + 1e-9:
+            found = _timed(chosen, seconds, free, terms, overhead)
+            if found is not None and (not best.levels or found.volume > best.volume + 1e-9):
                 best = found
-    best = _with_preview(best, seconds, candidates, overhead)
-    return _with_exploration(best, terms, overhead)
+    return best
 
 
 def _spread(candidates: Sequence[Candidate], count: int, top: int) -> list[Candidate]:
@@ -228,21 +239,19 @@ def _volume(terms: Terms, points: Sequence[tuple[float, float]]) -> float:
     return 100 * total / math.log(terms.high / terms.low)
 
 
-def _with_preview(found: Plan, seconds: float, candidates: Sequence[Candidate], overhead: float) -> Plan:
-    """Return the plan with a short first training of the cheapest network, if the first score would come late."""
+def _preview(found: Plan, cheapest: Candidate, overhead: float) -> Level | None:
+    """Return a short first training of the cheapest network, if the plan's first score comes late; else None."""
     if not found.levels or found.first <= SOON:
-        return found
-    cheapest = candidates[0]
+        return None
     epochs = max(LEAST_EPOCHS, (0.6 * SOON - overhead) / cheapest.seconds)
     length = epochs * cheapest.seconds + overhead
-    if length > 0.1 * seconds:  # an epoch takes minutes: a preview would cost too much
-        return found
-    preview = Level(dict(cheapest.params), cheapest.cost, epochs, 0.0, length)
-    return replace(found, levels=(preview, *found.levels))
+    if length > 0.1 * found.seconds:  # an epoch takes minutes: a preview would cost too much
+        return None
+    return Level(dict(cheapest.params), cheapest.cost, epochs, 0.0, length)
 
 
-def _with_exploration(found: Plan, terms: Terms, overhead: float) -> Plan:
-    """Return the plan with further networks in the time that its levels leave, and with the volume they may add."""
+def _with_exploration(found: Plan, overhead: float) -> Plan:
+    """Return the plan with the number of further networks that suit the time which its levels leave."""
     if not found.levels:
         return found
     left = found.idle * found.seconds * found.workers

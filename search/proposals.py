@@ -76,7 +76,7 @@ class Proposals:
     def _screened(self, proposal: Proposal) -> Accepted | None:
         try:
             arch = self.settings.scope.matching.member(self.space, proposal.params)
-        except UserError as error:  # no width gives this shape the MACs of `match_macs`
+        except UserError as error:  # no width gives this shape the MACs to match
             self.study.infeasible(proposal.number, str(error))
             return None
         costs = {o.name: o.of(arch, self.space.image_size) for o in (*COSTS.values(), self.objective)}

@@ -27,10 +27,11 @@ from search.groups import Budget, Resources, Scope, Scoring
 from search.report import dashboard, progress
 from search.settings import GROUP_OF, Settings
 from search.units import format_seconds
+from trainers.recipes import RECIPES
 
 # The settings of three groups of the help. `build_parser` gives each group a title.
 DATA = ("data", "data_dir", "train_images", "image_size")
-HOW = ("sampler", "trials", "time", "epochs", "scheduler", "eta", "min_epochs", "batch_size", "lr", "seed")
+HOW = ("sampler", "trials", "time", "epochs", "scheduler", "eta", "min_epochs", "recipe", "batch_size", "lr", "seed")
 SCORES = ("evaluator", "supernet", "supernet_epochs", "confirm", "confirm_by")
 
 
@@ -74,9 +75,10 @@ def build_parser(everything: bool = False) -> Parser:
 def _notes() -> dict[str, str]:
     """Return the text that follows a setting's default in the help: the evaluators' own defaults for the setting."""
     out: dict[str, str] = {}
+    recipes = {recipe: name for name, recipe in RECIPES.items()}
     for name, evaluator in EVALUATORS.items():
         for key, value in evaluator.defaults.items():
-            out[key] = out.get(key, "") + f"; {value} with --evaluator {name}"
+            out[key] = out.get(key, "") + f"; {recipes.get(value, value)} with --evaluator {name}"
     return out
 
 

@@ -70,7 +70,7 @@ class Settings:
         """Fill in the settings whose default depends on other settings.
 
         A search is planned from its time unless the user says how many networks to score, for how many epochs, or how
-        to stop trials early.
+        to stop trials early. A search at equal MACs has no levels of cost to plan.
         """
         scoring, budget, recipe = self.scoring, self.budget, self.scoring.recipe
         scoring = dataclasses.replace(
@@ -79,7 +79,7 @@ class Settings:
             lr=recipe.lr if scoring.lr is None else scoring.lr,
         )
         asked = budget.trials is not None or scoring.epochs is not None or budget.scheduler != "none"
-        if asked or not evaluator_class(scoring.evaluator).plans:
+        if asked or self.scope.matching.active or not evaluator_class(scoring.evaluator).plans:
             scoring = dataclasses.replace(scoring, epochs=EPOCHS if scoring.epochs is None else scoring.epochs)
             budget = dataclasses.replace(budget, trials=TRIALS if budget.trials is None else budget.trials)
         elif budget.time is None:

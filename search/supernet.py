@@ -42,7 +42,7 @@ def build_parser() -> Parser:
 def _main(args: argparse.Namespace) -> int:
     options = vars(args)
     out = options.pop("out")
-    settings = Settings(**options)
+    settings = Settings(evaluator="supernet", **options)
     with joined("auto") as (group, device):
         console = Console(quiet=group.rank > 0)
         data = settings.scope.load_data(console)

@@ -60,7 +60,8 @@ class Timetable:
 
     def note(self, cost: float, epochs: float, seconds: float) -> None:
         """Correct the pace by a trial that took `seconds` for its epochs."""
-        self.ratios.append(max(0.0, seconds - self.pace.overhead) / (epochs * self.pace.of(cost)))
+        training = max(0.1 * seconds, seconds - self.pace.overhead)  # some trials are shorter than the overhead
+        self.ratios.append(training / (epochs * self.pace.of(cost)))
 
     def next(self, left: float, busy: Sequence[float]) -> Step | None:
         """Return the next step, to start now; None if no level is left or fits. Mark its level as started.

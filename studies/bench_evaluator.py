@@ -31,7 +31,7 @@ from search.api import Result, search
 from search.report.figures import label_counts, new_figure, png, tidy
 from search.report.progress import Lines
 from search.report.tables import cost_range
-from search.settings import Settings
+from search.settings import EPOCHS, Settings
 from studies.bench import check_positive, first_line
 from trainers.meta import environment
 
@@ -53,7 +53,7 @@ def build_parser() -> Parser:
     out.add_argument("--train-images", type=int, metavar="N", help="train on N images only")
     out.add_argument("--seeds", type=int, default=3, help="number of seeds")
     out.add_argument("--first-seed", type=int, default=0, help="first seed")
-    out.add_argument("--epochs", type=int, default=scoring.epochs, help="epochs of each trained network")
+    out.add_argument("--epochs", type=int, default=EPOCHS, help="epochs of each trained network")
     out.add_argument(
         "--supernet-epochs", type=int, default=scoring.supernet_epochs, help="epochs of the shared weights"
     )

@@ -109,7 +109,7 @@ def measure(folder: Path, settings: Settings) -> str:
     times, begun = Times(), time.perf_counter()
     with opened(copy, settings) as driver:
         start = time.perf_counter() - begun
-        run(driver, settings.budget.trials - driver.ledger.spent, times)
+        run(driver, (settings.budget.trials or 0) - driver.ledger.spent, times)
         begun = time.perf_counter()
         trials = write(copy, driver.study.records(), driver.ledger, driver.space, settings)
         written = time.perf_counter() - begun

@@ -39,7 +39,8 @@ def title_of(ledger: Ledger, space: Space, settings: Settings) -> str:
         how = "scores by shared weights"
     elif ledger.trained:
         shared = ", from shared weights" if settings.evaluator.origin else ""
-        how = f"{settings.scoring.epochs} epochs a trial{shared}"
+        epochs = "planned" if settings.planned else settings.scoring.epochs
+        how = f"{epochs} epochs a trial{shared}"
     else:
         how = "no trial done yet"
     return f"{space.name} on {settings.scope.data}: {how}, validation split"

@@ -17,8 +17,8 @@ from space import Space
 COLUMNS = ("number", "state", "outcome", "front", "val_top1", *COSTS, "epochs", "seconds", "arch")
 LAST = ("key", "retry_of", "repeat_of", "confirms", "reason", "note", "host")
 # Attributes of trials that the table leaves out.
-ONLY_IN_STUDY = ("arch_json", "val_loss", "images_per_second", "session", "driver", "node", "alone")
-WHOLE = (*COSTS, "epochs", "retry_of", "repeat_of", "confirms")  # integer columns with missing values
+ONLY_IN_STUDY = ("arch_json", "val_loss", "images_per_second", "session", "driver", "node", "alone", "plan", "budget")
+WHOLE = (*COSTS, "retry_of", "repeat_of", "confirms")  # integer columns with missing values
 
 
 def trials_frame(records: Sequence[Record], ledger: Ledger) -> pd.DataFrame:
@@ -38,6 +38,9 @@ def trials_frame(records: Sequence[Record], ledger: Ledger) -> pd.DataFrame:
     for name in WHOLE:
         frame[name] = frame[name].astype("Int64")
     frame["val_top1"] = frame["val_top1"].astype(float)
+    epochs = frame["epochs"].astype(float)  # a planned search has fractions of epochs
+    whole = all(float(n).is_integer() for n in epochs.dropna())
+    frame["epochs"] = epochs.astype("Int64") if whole else epochs
     return frame.loc[:, [*COLUMNS, *params, *LAST]]
 
 

@@ -176,6 +176,9 @@ class TestTrial:
         assert first[0] != first[1]
 
 
+LOOKS = 2  # looks at the clock beside those before each step
+
+
 class Clock:
     """A clock that moves on by one second at each look."""
 
@@ -205,7 +208,7 @@ class TestTime:
         whole = list(work(job, data))
         parts, checkpoint = 0, None
         while True:
-            reports = list(guarded(work, replace(job, seconds=seconds + 1, checkpoint=checkpoint), data))
+            reports = list(guarded(work, replace(job, seconds=seconds + LOOKS, checkpoint=checkpoint), data))
             assert all(report.reason is None for report in reports)
             if not reports[-1].paused:
                 break
@@ -217,7 +220,7 @@ class TestTime:
         assert untimed(reports) == untimed(whole)
 
     def test_a_paused_trial_says_where_it_resumed(self, job: Job, data: Data) -> None:
-        paused = list(train_trial(replace(job, seconds=4), data))[-1]
+        paused = list(train_trial(replace(job, seconds=3 + LOOKS), data))[-1]
         assert (paused.epoch, paused.paused, math.isnan(paused.val_top1)) == (1, True, True)
         resumed = list(train_trial(replace(job, checkpoint=paused.checkpoint), data))
         assert {r.note for r in resumed} == {"resumed in epoch 2"}

@@ -24,6 +24,7 @@ from search.worker import Job, Report, train_trial
 from studies.synthetic import Synthetic
 from trainers.datasets.data import Data, Split
 from trainers.images import Images
+from trainers.start import initialised
 
 
 def finished(folder: Path, data: Data, settings: Settings, work: object) -> Path:
@@ -235,7 +236,9 @@ class TestTrained:
     ) -> Path:
         def watched(job: Job, data: Data) -> Iterator[Report]:
             models = []
-            for report in train_trial(job, data, lambda arch: models.append(res2net.create(arch)) or models[0]):
+            for report in train_trial(
+                job, data, lambda arch: models.append(initialised(arch, zero_last=True)) or models[0]
+            ):
                 if report.epoch == job.config.epochs:
                     logits[job.number] = models[0].eval()(images).detach()
                 yield report

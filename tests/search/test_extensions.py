@@ -29,7 +29,7 @@ def score(job, data):
 class ByFormula(Evaluator):
     defaults = {"epochs": 1, "trials": 7}
 
-    def prepare(self, space, data, folder, console):
+    def prepare(self, space, data, folder, console, ends):
         return score
 
 NUMBER = 7

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shlex
@@ -14,13 +15,16 @@ from pathlib import Path
 
 import pytest
 
-from search import export, run, runs, supernet
+import space
+from search import export, planner, run, runs, supernet
 from search.evaluators import EVALUATORS
 from search.groups import EXECUTORS
+from search.objectives import MACS
 from search.settings import GROUP_OF, GROUPS, Settings
 from search.study.sampler import SAMPLERS
 from search.study.storage import read
 from search.study.trials import ORPHAN, SCORED
+from search.units import parse_count
 from search.worker import Job, Report
 from studies.synthetic import Synthetic
 from trainers import fit
@@ -39,8 +43,9 @@ def signals() -> Iterator[None]:
 def by_formula(loaded: Data, monkeypatch: pytest.MonkeyPatch) -> None:
     """Searches on formulas, in this process."""
     whole = run.search
+    work = Synthetic(weights=True)
     monkeypatch.setattr(
-        run, "search", lambda settings, out, progress: whole(settings, out, progress, Synthetic(weights=True))
+        run, "search", lambda settings, out, progress, begun: whole(settings, out, progress, work, begun=begun)
     )
 
 
@@ -61,7 +66,8 @@ class TestMistakes:
             ("--base mirco", "--base: unknown value 'mirco'; did you mean 'micro'?"),
             ("--max-macs lots", "--max-macs: 'lots' is not a count"),
             ("--time soon", "--time: 'soon' is not a time"),
-            ("--max-macs 10", "--max-macs: nothing in space"),
+            ("--max-macs 10", "--max-macs: no base has a network within 10; accepted: at least "),
+            ("--max-macs 10 --base thin", "--max-macs: nothing in space"),
             ("--min-macs 10T", "--min-macs: nothing in space"),
             ("--max-params 10", "--max-params: nothing in space"),
             ("--max-macs 1M --min-macs 2M", "--min-macs: 2.00M is more than --max-macs 1.00M"),
@@ -195,15 +201,16 @@ class TestHelp:
 
     def test_all_shows_an_option_for_each_setting_and_no_other(self, capsys: pytest.CaptureFixture) -> None:
         shown = self.text(run.main, "--help-all", capsys)
-        commands_own = {"--help", "--download", "--out"}
+        commands_own = {"--help", "--download", "--dry-run", "--out"}
         assert shown.keys() - commands_own == {f"--{name.replace('_', '-')}" for name in GROUP_OF}
         dests = [a.dest for a in run.build_parser(everything=True)._actions]
-        assert sorted(dests) == sorted([*GROUP_OF, "help", "download", "out"])
+        assert sorted(dests) == sorted([*GROUP_OF, "help", "download", "dry_run", "out"])
 
     @pytest.mark.parametrize("name", GROUP_OF)
     def test_all_shows_each_default(self, name: str, capsys: pytest.CaptureFixture) -> None:
         text = self.text(run.main, "--help-all", capsys)[f"--{name.replace('_', '-')}"]
-        default = GROUPS[GROUP_OF[name]].__dataclass_fields__[name].default
+        field = GROUPS[GROUP_OF[name]].__dataclass_fields__[name]
+        default = field.metadata.get("shown", field.default)
         shown = r"\S.*" if default is None else "off" if default is False else re.escape(str(default))
         assert re.search(rf"default: {shown}[;)]", text), text
 
@@ -241,8 +248,9 @@ class TestHelp:
 
     def test_shows_the_defaults_that_suit_an_evaluator(self, capsys: pytest.CaptureFixture) -> None:
         shown = self.text(run.main, "--help-all", capsys)
-        assert "(default: 12; 200 with --evaluator supernet)" in shown["--trials"]
-        assert "(default: 0.1; 0.02 with --evaluator inherit)" in shown["--lr"]
+        assert "(default: planned from --time, else 12; 200 with --evaluator supernet)" in shown["--trials"]
+        assert "(default: the recipe's; 0.02 with --evaluator inherit)" in shown["--lr"]
+        assert "(default: short; fast with --evaluator supernet; fast with --evaluator inherit)" in shown["--recipe"]
 
     def test_of_the_supernet_shows_and_uses_its_own_epochs(self, capsys: pytest.CaptureFixture) -> None:
         shown = self.text(supernet.main, "--help", capsys)
@@ -275,6 +283,131 @@ class TestResume:
         assert run.main(["--out", str(done), "--max-macs", "0.02M"]) == 0
 
 
+class TestPlan:
+    """A search that is given a time, and neither trials nor epochs."""
+
+    @pytest.fixture
+    def options(self, tiny_space: Path, tmp_path: Path) -> list[str]:
+        return f"--space {tiny_space} --executor local --batch-size 20 --out {tmp_path / 'run'}".split()
+
+    @pytest.fixture(autouse=True)
+    def short(self, loaded: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Trainings of at most three epochs of 40 images. `--time` counts from now, not from the process's start."""
+        monkeypatch.setattr(planner, "MOST_PASSES", 3 * 40 / planner.REFERENCE)
+        monkeypatch.setattr(run, "_age", lambda: 0.0)
+
+    def test_dry_run_prints_it_and_writes_nothing(
+        self, options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        assert run.main([*options, "--time", "10m", "--dry-run"]) == 0
+        out, error = capsys.readouterr()
+        first, *levels = out.splitlines()
+        assert re.match(r"plan: .+ of training by 1 worker; the first score after .+; expected volume \d+ %", first)
+        assert levels
+        assert all(re.match(r"  at .+ MACs, +[\d.]+ epochs in |  then about \d+ networks", line) for line in levels)
+        assert (error, list(tmp_path.iterdir())) == ("", [])
+
+    def test_dry_run_needs_a_plan(self, options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+        assert run.main([*options, "--trials", "3", "--dry-run"]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(
+            "python -m search.run: error: --dry-run: this search has no plan; accepted: with --time"
+        )
+        assert error.count("\n") == 1
+        assert not (tmp_path / "run").exists()
+
+    def test_too_short_a_time_is_one_line_with_the_least_that_would_do(
+        self, options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    ) -> None:
+        assert run.main([*options, "--time", "1s"]) == 2
+        error = capsys.readouterr().err
+        named = re.match(
+            r"python -m search\.run: error: --time: 1 s is too short .+; accepted: at least (\d+) s\n$", error
+        )
+        assert named, error
+        assert not (tmp_path / "run").exists()
+        assert run.main([*options, "--time", f"{int(named[1]) + 1}s", "--dry-run"]) == 0
+
+    def test_trials_are_kept_to(self, by_formula: None, options: list[str], tmp_path: Path) -> None:
+        assert run.main([*options, "--time", "1h", "--trials", "3"]) == 0
+        settings = runs.settings_of(tmp_path / "run")
+        assert (settings.planned, settings.budget.trials, settings.scoring.epochs) == (False, 3, 2)
+        assert sum(r.outcome == SCORED for r in read(tmp_path / "run")) == 3
+        assert runs.read(tmp_path / "run")["sessions"][0]["plan"] is None
+
+    @pytest.fixture
+    def used(self, by_formula: None, options: list[str], tmp_path: Path) -> Path:
+        """A planned run whose time is used."""
+        assert run.main([*options, "--time", "20s"]) == 0
+        folder = tmp_path / "run"
+        runs.note_spent(folder, 0, 20.0)
+        return folder
+
+    def test_a_used_time_is_one_line(self, used: Path, capsys: pytest.CaptureFixture) -> None:
+        before, _ = (used / "run.json").read_text(), capsys.readouterr()
+        assert run.main(["--out", str(used)]) == 2
+        out, error = capsys.readouterr()
+        assert error.startswith("python -m search.run: error: --time: the search in ")
+        assert "has used its time; accepted: how much longer to search" in error
+        assert (out, error.count("\n"), (used / "run.json").read_text()) == ("", 1, before)
+
+    def test_the_time_that_is_left_resumes_the_plan(self, used: Path) -> None:
+        runs.note_spent(used, 0, 5.0)
+        assert run.main(["--out", str(used)]) == 0
+        first, second = runs.read(used)["sessions"]
+        assert second["time"] == pytest.approx(15.0)
+        assert second["plan"] == first["plan"]
+
+    def test_more_time_is_planned_anew(self, used: Path, capsys: pytest.CaptureFixture) -> None:
+        assert run.main(["--out", str(used), "--time", "25s"]) == 0
+        first, second = runs.read(used)["sessions"]
+        assert (first["plan"]["session"], second["plan"]["session"], second["time"]) == (0, 1, 25.0)
+        assert f"resume: python -m search.run --out {used} --time 25s" in capsys.readouterr().out
+
+
+class TestBase:
+    """Without `--base`, a limit chooses the base whose members within the limit span the most octaves."""
+
+    @staticmethod
+    def base(*options: str) -> str:
+        out = run.build_parser(everything=True).parse_args(list(options))
+        return run.settings_of(vars(out), None).scope.get_space(10, 32).base
+
+    @pytest.mark.parametrize(
+        ("options", "base"),
+        [
+            ("", "micro"),
+            ("--data cifar10", "cifar"),
+            ("--max-params 1M", "micro"),
+            ("--data cifar10 --base micro --max-macs 20M", "micro"),
+        ],
+    )
+    def test_is_the_usual_one_unless_a_limit_excludes_it(self, options: str, base: str) -> None:
+        assert self.base(*options.split()) == base
+
+    @pytest.mark.parametrize("limit", ["1M", "5M", "20M", "10G"])
+    def test_has_the_most_octaves_within_the_limit(self, limit: str) -> None:
+        most = parse_count(limit, "max_macs")
+        octaves = {}
+        for base in ("micro", "thin", "cifar"):
+            low, high = MACS.range(space.get("scale_card_depth", base, image_size=32))
+            octaves[base] = math.log2(min(high, most) / low)
+        chosen = self.base("--data", "cifar10", "--max-macs", limit)
+        assert octaves[chosen] == max(octaves.values())
+
+    def test_where_no_base_has_a_network_one_line_names_them(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loaded: Data, capsys: pytest.CaptureFixture
+    ) -> None:
+        assert run.main(["--data", "cifar10", "--max-macs", "10", "--out", str(tmp_path / "run")]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("python -m search.run: error: --max-macs: no base has a network within 10; accepted: ")
+        accepted = dict(reversed(found) for found in re.findall(r"at least (\S+) \((\w+)\)", error))
+        assert accepted.keys() == {"micro", "thin", "cifar"}
+        assert error.count("\n") == 1
+        assert not (tmp_path / "run").exists()
+
+
 class TestOutput:
     def test_a_pipe_gets_one_line_a_trial(
         self, by_formula: None, options: list[str], capsys: pytest.CaptureFixture, tmp_path: Path
@@ -303,7 +436,9 @@ class TestOutput:
             yield
 
         whole = run.search
-        monkeypatch.setattr(run, "search", lambda settings, out, progress: whole(settings, out, progress, fails))
+        monkeypatch.setattr(
+            run, "search", lambda settings, out, progress, begun: whole(settings, out, progress, fails, begun=begun)
+        )
         assert run.main(options) == 0
         out = capsys.readouterr().out
         failed = [line for line in out.splitlines() if "failed: trial" in line]

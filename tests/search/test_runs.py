@@ -25,6 +25,7 @@ from search.study.storage import read
 from search.study.trials import INFEASIBLE, SCORED
 from studies.synthetic import Synthetic
 from trainers.datasets.data import Data
+from trainers.recipes import RECIPES
 
 WORK = Synthetic(weights=True)
 
@@ -74,8 +75,10 @@ class TestFolder:
         assert content["data"] == described | {"mean": [0.5] * 3, "std": [0.3] * 3}
         assert content["version"] == version("res2net-search")
         (session,) = content["sessions"]
-        assert session.keys() == {"started", "versions", "hardware", "commit"}
+        assert session.keys() == {"started", "versions", "hardware", "commit", "time", "plan", "spent"}
         assert {"python", "torch", "optuna"} <= session["versions"].keys()
+        assert (session["time"], session["plan"]) == (None, None)
+        assert session["spent"] >= 0
 
     @pytest.mark.slow
     def test_each_session_is_added(self, run: Callable, make_settings: Callable, tmp_path: Path) -> None:
@@ -148,19 +151,19 @@ class TestVersions:
 
     def test_a_run_of_version_0_1_resumes(self, run: Callable, make_settings: Callable, tmp_path: Path) -> None:
         """Its settings have no groups, and some settings did not exist."""
-        settings = make_settings(trials=2, seed=3, lr=0.05, max_macs=20_000)
+        settings = make_settings(trials=2, seed=3, lr=0.05, max_macs=20_000, recipe=RECIPES["fast"])
         run(settings, tmp_path)
 
         def flatten(content: dict[str, Any]) -> None:
             del content["version"]
             content["settings"] = settings.values()
-            for name in ("objective", "max_params", "max_activations", "study"):
+            for name in ("objective", "max_params", "max_activations", "study", "recipe"):
                 del content["settings"][name]
 
         self.rewrite(tmp_path, flatten)
         assert runs.settings_of(tmp_path) == settings
         assert len(run(settings.replace(trials=3), tmp_path).trials) >= 3
-        assert runs.read(tmp_path)["settings"] == settings.replace(trials=3).to_dict()
+        assert runs.settings_of(tmp_path) == settings.replace(trials=3)
 
     @pytest.mark.parametrize("group", ["scope", None])
     def test_unknown_settings_of_a_newer_version_are_refused(

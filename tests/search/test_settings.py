@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from res2net.cost import cost
 from res2net.errors import UserError
-from search.groups import Budget, Scope
-from search.settings import FREE, GROUPS, Settings
+from search.groups import Scope
+from search.settings import EPOCHS, FREE, GROUPS, TIME, TRIALS, Settings
+from trainers.recipes import RECIPES
 
 BEFORE = {"epochs": 8, "lr": 0.25}
 
@@ -81,7 +82,14 @@ def test_a_run_of_version_0_1_has_settings_without_groups() -> None:
 
 def test_settings_not_written_take_the_groups_default_not_the_evaluators() -> None:
     """An earlier version wrote what it used; a default of its evaluator's must not change the search on a resume."""
-    assert Settings.from_dict({"evaluator": "supernet"}).budget.trials == Budget().trials
+    assert Settings.from_dict({"evaluator": "supernet"}).budget.trials == TRIALS
+    assert Settings(evaluator="supernet").budget.trials != TRIALS
+
+
+def test_a_run_without_a_recipe_keeps_that_of_earlier_versions() -> None:
+    written = Settings(trials=3).to_dict()
+    del written["scoring"]["recipe"]
+    assert Settings.from_dict(written).scoring.recipe == RECIPES["fast"] != Settings().scoring.recipe
 
 
 def test_values_may_be_given_in_groups() -> None:
@@ -93,7 +101,54 @@ def test_values_may_be_given_in_groups() -> None:
 
 def test_defaults_suit_the_evaluator_and_given_values_win() -> None:
     assert (Settings(evaluator="inherit").scoring.lr, Settings(evaluator="supernet").budget.trials) == (0.02, 200)
-    assert (Settings(evaluator="inherit", lr=0.3).scoring.lr, Settings().scoring.lr) == (0.3, 0.1)
+    assert (Settings(evaluator="inherit", lr=0.3).scoring.lr, Settings().scoring.lr) == (0.3, RECIPES["short"].lr)
+
+
+@pytest.mark.parametrize("evaluator", ["inherit", "supernet"])
+def test_shared_weights_are_searched_as_before(evaluator: str) -> None:
+    assert Settings(evaluator=evaluator).scoring.recipe == RECIPES["fast"]
+    assert not Settings(evaluator=evaluator, time=60.0).planned
+
+
+def test_batch_size_and_rate_are_the_recipes_unless_given() -> None:
+    scoring = Settings(recipe=RECIPES["modern"], lr=0.3).scoring
+    assert (scoring.batch_size, scoring.lr) == (RECIPES["modern"].batch_size, 0.3)
+    config = Settings(recipe=RECIPES["modern"], lr=0.3, trials=1, epochs=7).scoring.train_config(5)
+    assert (config.mixup, config.batch_size, config.lr, config.epochs, config.seed) == (0.2, 128, 0.3, 7, 5)
+
+
+class TestPlanned:
+    """A search is planned from its time, unless the user says how many networks, how many epochs or how to stop."""
+
+    @pytest.mark.parametrize(("given", "seconds"), [({}, TIME), ({"time": 60.0}, 60.0), ({"seed": 3}, TIME)])
+    def test_without_trials_and_epochs(self, given: dict[str, object], seconds: float) -> None:
+        settings = Settings(**given)
+        assert settings.planned
+        assert (settings.budget.trials, settings.scoring.epochs, settings.budget.time) == (None, None, seconds)
+
+    @pytest.mark.parametrize(
+        ("given", "trials", "epochs"),
+        [
+            ({"trials": 3}, 3, EPOCHS),
+            ({"epochs": 5}, TRIALS, 5),
+            ({"epochs": 9, "scheduler": "asha"}, TRIALS, 9),
+            ({"scheduler": "pareto-asha"}, TRIALS, EPOCHS),
+            ({"match_macs": 4_000_000}, TRIALS, EPOCHS),
+        ],
+    )
+    @pytest.mark.parametrize("limit", [None, 60.0])
+    def test_else_the_old_defaults_hold(
+        self, given: dict[str, object], trials: int, epochs: int, limit: float | None
+    ) -> None:
+        settings = Settings(time=limit, **given)
+        assert not settings.planned
+        assert (settings.budget.trials, settings.scoring.epochs, settings.budget.time) == (trials, epochs, limit)
+
+    def test_a_planned_search_stays_one(self) -> None:
+        planned = Settings(time=60.0)
+        assert planned.replace(seed=2, time=30.0).planned
+        assert Settings.from_dict(json.loads(json.dumps(planned.to_dict()))) == planned
+        assert not planned.replace(trials=4).planned
 
 
 def test_replace_changes_no_other_value() -> None:
@@ -122,7 +177,8 @@ def test_equal_settings_do_not_differ() -> None:
 @pytest.mark.parametrize("name", FREE)
 def test_duration_and_place_may_differ(name: str) -> None:
     value = {"data_dir": "there", "executor": "local", "gpus_per_trial": 0.5}.get(name, 7)
-    assert Settings(**{name: value}).differences(Settings()) == []
+    before = Settings(trials=12)
+    assert before.replace(**{name: value}).differences(before) == []
 
 
 @pytest.mark.parametrize(
@@ -133,6 +189,7 @@ def test_duration_and_place_may_differ(name: str) -> None:
         ({"max_macs": 10}, "`max_macs` None, not 10"),
         ({"per_stage": True}, "`per_stage` False, not True"),
         ({"lr": 0.5}, "`lr` 0.25, not 0.5"),
+        ({"batch_size": 64}, "`batch_size` 128, not 64"),
     ],
 )
 def test_the_search_and_its_scores_may_not_differ(changes: dict[str, object], shown: str) -> None:

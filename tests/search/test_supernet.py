@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -41,7 +42,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return safetensors.torch.load_file(folder / shared_weights.WEIGHTS_FILE)
 
 
-def trained(settings: Settings, data: Data, folder: Path, stop: Callable[[], bool] | None = None) -> ElasticRes2Net:
+def trained(settings: Settings, data: Data, folder: Path, ends: float | None = None) -> ElasticRes2Net:
     space, scoring = settings.scope.get_space(10, data.image_size), replace(settings.scoring, epochs=2)
     return shared_weights.train(settings.scope, scoring, space, data, folder, ends=ends)
 
@@ -62,7 +63,7 @@ class TestTraining:
         trained(settings, data, tmp_path / "whole")
         epoch = SupernetTrainer.epoch
 
-        def interrupted(self: SupernetTrainer, stop: None) -> object:
+        def interrupted(self: SupernetTrainer, stop: None = None) -> object:
             if self.done_epochs == 1:
                 raise KeyboardInterrupt
             return epoch(self, stop)
@@ -81,14 +82,23 @@ class TestTraining:
 
     @pytest.mark.parametrize("every", [1, 3])
     def test_a_training_whose_time_is_over_resumes_in_the_epoch(
-        self, settings: Settings, data: Data, tmp_path: Path, every: int
+        self, settings: Settings, data: Data, tmp_path: Path, every: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        class Early:
+            """A clock that stops the training after `every` steps."""
+
+            def __init__(self, *_: object, **__: object) -> None:
+                self.calls = itertools.count()
+
+            def stop(self) -> bool:
+                return next(self.calls) >= every
+
         trained(settings, data, tmp_path / "whole")
+        monkeypatch.setattr(shared_weights, "Clock", Early)
         stops = 0
         while True:
-            calls = itertools.count()
             try:
-                trained(settings, data, tmp_path / "parts", lambda calls=calls: next(calls) >= every)
+                trained(settings, data, tmp_path / "parts", ends=math.inf)
                 break
             except shared_weights.TimeUp:
                 stops += 1

@@ -18,8 +18,8 @@ ALL = [(name, base, each) for name in space.names() for base in space.BASES for 
 
 def test_the_names() -> None:
     assert space.names() == ("scale", "scale_card", "scale_depth", "scale_card_depth", "scale_card_depth_width")
-    assert space.BASES == ("micro", "cifar", "imagenet")
-    assert [space.get("scale", b).image_size for b in space.BASES] == [32, 32, 224]
+    assert space.BASES == ("micro", "thin", "cifar", "imagenet")
+    assert [space.get("scale", b).image_size for b in space.BASES] == [32, 32, 32, 224]
     assert space.get("scale") == space.get("scale", "cifar")
 
 
@@ -85,8 +85,8 @@ def test_cifar_has_members_below_300_million_macs() -> None:
     [
         ("scal_card", "micro", "`space`: unknown value 'scal_card'; did you mean 'scale_card'"),
         ("zzz", None, "accepted: scale, scale_card, scale_depth, scale_card_depth, scale_card_depth_width, FILE.yaml"),
-        ("scale", "cifr", "`base`: unknown value 'cifr'; did you mean 'cifar'. accepted: micro, cifar, imagenet"),
-        ("scale", "", "`base`: unknown value ''; accepted: micro, cifar, imagenet"),
+        ("scale", "cifr", "`base`: unknown value 'cifr'; did you mean 'cifar'. accepted: micro, thin, cifar, imagenet"),
+        ("scale", "", "`base`: unknown value ''; accepted: micro, thin, cifar, imagenet"),
     ],
 )
 def test_unknown_names_are_an_error(name: str, base: str | None, message: str) -> None:

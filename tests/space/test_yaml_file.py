@@ -101,7 +101,7 @@ WRONG = {
     "choices: {scale: [1]}\ndefaults: {width: wide}": "width is 'wide'; accepted: a whole number of at least 1",
     "choices: {scale: [1]}\ndefaults: {widht: 8}": "defaults: key: unknown value 'widht'; did you mean 'width'",
     "choices: {scale: [1]}\ndefaults: 8": "defaults: 8 is not a table",
-    "choices: {scale: [1]}\nbase: ''": "base: unknown value ''; accepted: micro, cifar, imagenet",
+    "choices: {scale: [1]}\nbase: ''": "base: unknown value ''; accepted: micro, thin, cifar, imagenet",
     "choices: {scale: [1]}\nbase: imagnet": "base: unknown value 'imagnet'; did you mean 'imagenet'",
     "choices: {scale: [1]}\nbase: [cifar]": "base: unknown value",
     "choices: {scale: [1]}\nper_stage: 1": "per_stage is 1; accepted: true or false",
@@ -132,7 +132,7 @@ def test_a_mistake_is_one_line_that_names_the_file(tmp_path: Path, text: str) ->
 def test_an_empty_base_is_refused(tmp_path: Path) -> None:
     """This also holds for a file with its own base."""
     for text in ("choices: {scale: [1]}", "choices: {scale: [1]}\nbase: micro"):
-        with pytest.raises(UserError, match=r"^`base`: unknown value ''; accepted: micro, cifar, imagenet$"):
+        with pytest.raises(UserError, match=r"^`base`: unknown value ''; accepted: micro, thin, cifar, imagenet$"):
             space.get(write(tmp_path, text), "")
 
 
