@@ -55,10 +55,11 @@ class Place(NamedTuple):
 
 
 def grow(model: Res2Net, arch: Arch, seed: int) -> Res2Net:
-    """Return a new network of a larger architecture with the model's logits. Its mode, device and dtype are the model's.
+    """Return a new network of a larger architecture with the model's logits, in the model's mode, device and dtype.
+
+    seed: determines the new weights. The global random state stays as it is.
 
     Raise `UserError` if the architecture does not contain the model's (`res2net.containment`).
-    seed: determines the new weights. The global random state stays as it is.
     """
     check_contains(arch, model.arch)
     like = next(model.parameters())
@@ -73,9 +74,7 @@ def grow(model: Res2Net, arch: Arch, seed: int) -> Res2Net:
 
 
 @torch.no_grad()
-def embed(
-    small: Arch, large: Arch, tensors: Mapping[str, Tensor], base: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
+def embed(small: Arch, large: Arch, tensors: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the smaller network's tensors, put into the larger network's: copies with the keys of `base`.
 
     tensors: weights, averaged weights, momentum buffers or gradients, with keys of the smaller network's state dict.
@@ -97,7 +96,7 @@ def embed(
 
 
 def find(key: str, small: Arch, large: Arch) -> Place | None:
-    """Return what the larger network's tensor `key` holds of the smaller network. None: the tensor is new."""
+    """Return the place inside the larger network's tensor `key`. None: no tensor of the smaller network goes there."""
     match = BLOCK_KEY.fullmatch(key)
     if match is None:  # the stem or the classifier
         return Place(key)
