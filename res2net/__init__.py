@@ -5,6 +5,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from res2net.arch import Arch, Stage
+from res2net.containment import contains
 from res2net.cost import cost
 from res2net.errors import UserError
 from res2net.hosts.biglittle.value import BigLittleArch
@@ -50,6 +51,7 @@ __all__ = [
     "Res2Net",
     "Stage",
     "UserError",
+    "contains",
     "cost",
     "create",
     "export_onnx",
