@@ -20,7 +20,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
-from itertools import accumulate, product
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,8 +95,12 @@ def cases_of(args: argparse.Namespace) -> list[Case]:
     entries = entries_of(args.entries, args.entry)
     times = [parse_seconds(text, "time") for text in args.time]
     shared = {"space": args.space, "data": args.data, "data-dir": args.data_dir, "max-macs": args.max_macs}
-    every = product(times, args.seeds, entries)
-    return [case_of(entry, entries[entry], shared, seconds, seed) for seconds, seed, entry in every]
+    return [
+        case_of(entry, words, shared, seconds, seed)
+        for seconds in times
+        for seed in args.seeds
+        for entry, words in entries.items()
+    ]
 
 
 def run_all(cases: Sequence[Case], args: argparse.Namespace, span: Span, say: Callable[[str], object]) -> list[Run]:
