@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -107,7 +108,8 @@ def _normalised(data: Data) -> TensorDataset:
 def run(scope: Scope, data: Data, space: Space, seconds: float, epochs: int, out: Path) -> list[tune.Result]:
     """Search for `seconds` seconds; return the result of each trial. Tune's files go into `out`."""
     assert scope.max_macs is not None, "the command has a default"
-    ray.init(include_dashboard=False, log_to_driver=False)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    ray.init(address="local", include_dashboard=False, log_to_driver=False)
     metrics, modes = ["accuracy", "macs"], ["max", "min"]
     gpus = 1 if torch.cuda.is_available() else 0
     trainable = tune.with_parameters(train, data=data, space=space, most=scope.max_macs, epochs=epochs, seed=scope.seed)
@@ -135,7 +137,7 @@ def scored_of(results: Sequence[tune.Result], space: Space, most: int) -> list[S
     out = []
     for number, result in enumerate(results):
         frame = result.metrics_dataframe
-        if frame is None or result.config is None:
+        if frame is None or frame.empty or result.config is None:  # stopped before its first epoch ended
             continue
         network = str(space.arch(result.config))
         columns = zip(frame["timestamp"], frame["macs"], frame["accuracy"], strict=True)

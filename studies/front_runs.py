@@ -269,8 +269,8 @@ def _stop(process: subprocess.Popen) -> None:
 
 
 def _last_line(log: Path) -> str:
-    """Return the last line of a log that is not empty."""
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    """Return the last line of a log that holds a letter or a digit; the peer's tables have frames."""
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if re.search(r"\w", line)]
     return lines[-1] if lines else ""
 
 
@@ -279,9 +279,9 @@ def read_search(folder: Path) -> list[Scored]:
 
     Estimates by shared weights do not count: no network was trained for them.
     """
-    ended = {
-        t.number: t.datetime_complete for t in optuna.load_study(study_name=None, storage=sqlite_url(folder)).trials
-    }
+    url = sqlite_url(folder)
+    study = optuna.load_study(study_name=optuna.get_all_study_names(url)[0], storage=url)
+    ended = {trial.number: trial.datetime_complete for trial in study.trials}
     out = []
     books = search.load(folder).ledger
     for r in books.history:
