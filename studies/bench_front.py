@@ -203,6 +203,7 @@ def plot(runs: Sequence[Run], span: Span, title: str) -> bytes:
     """
     times = list(dict.fromkeys(run.case.time for run in runs))
     names = list(dict.fromkeys(run.case.entry for run in runs))
+    highest = max(run.volume(span, test=False) for run in runs)
     figure = new_figure(12, 1 + 4 * len(times))
     axes = figure.subplots(len(times), 2, squeeze=False)
     for (left, right), seconds in zip(axes, times, strict=True):
@@ -216,14 +217,14 @@ def plot(runs: Sequence[Run], span: Span, title: str) -> bytes:
         left.axvline(seconds, color="0.3", ls="--", lw=1)
         left.set(xlabel="seconds since the start (dashed: the given time)", ylabel="volume by validation accuracy")
         left.set_xlim(0)
-        left.set_ylim(0, 1)
+        left.set_ylim(0, min(1, max(0.1, 1.25 * highest)))  # the legend stands above the curves
+        left.legend(frameon=False, fontsize=9, loc="upper left", ncols=4)
         right.set_xscale("log")
         right.set_xlim(span.low * 0.9, span.high * 1.1)
         label_counts(right.xaxis)
         right.set(xlabel="multiply-accumulates of one image", ylabel="top-1 of the final front, test split (%)")
         for ax in (left, right):
             tidy(ax)
-        right.legend(frameon=False, fontsize=9, loc="lower right")
     figure.suptitle(title, fontsize=10)
     return png(figure)
 

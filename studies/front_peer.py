@@ -133,7 +133,10 @@ def run(scope: Scope, data: Data, space: Space, seconds: float, epochs: int, out
 
 
 def scored_of(results: Sequence[tune.Result], space: Space, most: int) -> list[Scored]:
-    """Return every accuracy that a trial within the limit reported. `seconds` is the time since the epoch (Unix)."""
+    """Return every accuracy that a trial within the limit reported.
+
+    `seconds` is the time since the epoch (Unix), in whole seconds as Tune records it.
+    """
     out = []
     for number, result in enumerate(results):
         frame = result.metrics_dataframe
