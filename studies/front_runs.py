@@ -19,7 +19,6 @@ from typing import Any, Self
 import optuna
 import psutil
 
-import search
 from res2net.errors import UserError, unknown
 from res2net.files import write_atomic
 from search import export
@@ -283,7 +282,7 @@ def read_search(folder: Path) -> list[Scored]:
     study = optuna.load_study(study_name=optuna.get_all_study_names(url)[0], storage=url)
     ended = {trial.number: trial.datetime_complete for trial in study.trials}
     out = []
-    books = search.load(folder).ledger
+    books = export.ledger_of(folder)
     for r in books.history:
         when = ended[r.number]
         if r.outcome == TRAINED and books.qualifies(r) and r.val_top1 is not None and when is not None:
@@ -306,7 +305,7 @@ def tested(run: Run, data: str, data_dir: str | None, out: Path) -> Run:
             config = EvaluateConfig(folder / NETWORKS / str(s.number), data, data_dir, precision="fp32")
             found[s.number] = evaluate_folder(config).top1
     else:
-        records = {r.number: r for r in search.load(folder).ledger.history}
+        records = {r.number: r for r in export.ledger_of(folder).history}
         for s in run.front:
             found[s.number] = export.tested(folder, records[s.number], data_dir)
     return replace(run, test_top1=found)
