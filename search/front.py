@@ -22,21 +22,25 @@ def front(quality: Sequence[float], cost: Sequence[float]) -> list[int]:
     return kept
 
 
-def hypervolume(quality: Sequence[float], cost: Sequence[float], low: float, high: float, log: bool = True) -> float:
-    """Return the best quality within a budget, averaged over budgets from `low` to `high`.
+def hypervolume(
+    quality: Sequence[float], cost: Sequence[float], low: float, high: float, log: bool = True, chance: float = 0.0
+) -> float:
+    """Return the best quality within a budget above chance, in %, averaged over budgets from `low` to `high`.
 
-    This is the dominated area of (cost, quality) with the reference point (`high`, 0), divided by the width of the
-    range. Its unit is that of quality. It is 0 if no point costs less than `high`.
+    This is the dominated area of (cost, quality) with the reference point (`high`, `chance`), divided by the area of
+    the whole range up to a quality of 100 %. It is 0 if no point costs less than `high`.
+    quality: in %.
     log: whether budgets are averaged on a logarithmic axis.
+    chance: the quality of a guess, in %; points at or below it count 0. With 0, the result is the mean best quality.
     """
     axis = math.log if log else float
-    inside = [i for i in front(quality, cost) if cost[i] < high]
+    inside = [i for i in front(quality, cost) if cost[i] < high and quality[i] > chance]
     if not inside or not high > low or (log and low <= 0):
         return 0.0
     edges = [max(low, cost[i]) for i in inside] + [high]
     steps = zip(inside, edges[:-1], edges[1:], strict=True)
-    area = sum(quality[i] * (axis(b) - axis(a)) for i, a, b in steps)
-    return area / (axis(high) - axis(low))
+    area = sum((quality[i] - chance) * (axis(b) - axis(a)) for i, a, b in steps)
+    return area / (axis(high) - axis(low)) * (100 / (100 - chance))
 
 
 def knee(quality: Sequence[float], cost: Sequence[float], log: bool = True) -> int:
