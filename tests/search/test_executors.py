@@ -22,6 +22,7 @@ from res2net.errors import UserError
 from search.driver import Driver
 from search.evaluators import trial_seed
 from search.execute.local import execute as execute_local
+from search.execute.pool import execute as execute_in_pool
 from search.groups import Resources
 from search.ledger import RETRIES
 from search.study.storage import read
@@ -38,9 +39,25 @@ def of(folder: Path, *outcomes: str) -> list[Record]:
     return [r for r in read(folder) if r.outcome in outcomes]
 
 
-@pytest.fixture(params=["local", pytest.param("tune", marks=pytest.mark.slow)])
+@pytest.fixture(params=["local", *(pytest.param(name, marks=pytest.mark.slow) for name in ("pool", "tune"))])
 def execute(request: pytest.FixtureRequest) -> Execute:
-    return execute_local if request.param == "local" else request.getfixturevalue("execute_tune")
+    return execute_local if request.param == "local" else request.getfixturevalue(f"execute_{request.param}")
+
+
+@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.slow) for name in ("pool", "tune")])
+def execute_apart(request: pytest.FixtureRequest) -> Execute:
+    """Run the trials in processes apart from the driver's."""
+    return request.getfixturevalue(f"execute_{request.param}")
+
+
+@pytest.fixture
+def execute_pool() -> Execute:
+    by_value = pytest.importorskip("by_value")  # needs Ray
+
+    def run(driver: Driver, data: Data, work: Work, **resources: float) -> None:
+        execute_in_pool(driver, data, by_value.ByValue(work), Resources(**{"workers": 2, **resources}))
+
+    return run
 
 
 @pytest.fixture
@@ -253,7 +270,7 @@ from trainers.datasets.data import Data, Split
 
 split = Split(np.zeros((10, 3, 8, 8), np.uint8), np.arange(10))
 trainers.datasets.data.load = lambda *_, **__: Data("shapes", tuple("abcdefghij"), split, split, (0.5,) * 3, (0.5,) * 3)
-settings = Settings(space={str(tiny_space)!r}, executor="local", trials=2, epochs=1)
+settings = Settings(space={str(tiny_space)!r}, executor="local", workers=1, trials=2, epochs=1)
 search(settings, {str(tmp_path / "run")!r}, work=Synthetic(weights=True))
 print([name for name in sys.modules if name.partition(".")[0] == "ray"])
 """
