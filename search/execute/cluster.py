@@ -46,7 +46,8 @@ def ray_at(address: str | None, bytes_of_data: int = 0) -> Iterator[None]:
             if is_cluster(address):
                 _join(address or "")
             else:
-                _start(bytes_of_data)
+                with environment(room.SLEEPING_THREADS | os.environ):  # Ray's processes inherit it
+                    _start(bytes_of_data)
         if on_sigterm is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_sigterm)  # Ray's handler would end the process at once, with a core dump
         yield

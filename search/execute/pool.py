@@ -23,15 +23,12 @@ import torch
 from res2net.errors import UserError
 from search.driver import Driver
 from search.execute.late import is_late, release_late, seconds_to_wait
-from search.execute.room import check_room, places, this_machine
+from search.execute.room import SLEEPING_THREADS, check_room, places, this_machine
 from search.groups import Resources
 from search.worker import Job, Report, Work
 from search.worker_process import write_shared
 from trainers.datasets.data import Data
 
-# Threads that wait for work sleep: spinning threads of one trial would take the cores of other trials. The first
-# variable is for GNU's OpenMP, which torch ships on Linux, the second for LLVM's, which torch ships on macOS.
-ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
@@ -108,7 +105,7 @@ class _Worker:
                 stdin=subprocess.PIPE,  # ends with this process: see `worker_process`
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                env=os.environ | ENVIRONMENT | {"OMP_NUM_THREADS": str(threads), VISIBLE: visible},
+                env=SLEEPING_THREADS | os.environ | {"OMP_NUM_THREADS": str(threads), VISIBLE: visible},
                 pass_fds=numbers,
                 start_new_session=True,  # a terminal sends Ctrl-C to all processes of a session; workers wait for ours
             )
@@ -150,14 +147,14 @@ def _started(file: IO[bytes], data: Data, work: Work, resources: Resources) -> I
     workers: list[_Worker] = []
     try:
         for place in range(n):
-            workers.append(_Worker(file, sizes, resources.cpus_per_trial, _gpus_of(place, gpus)))
+            workers.append(_Worker(file, sizes, resources.cpus_per_trial, visible_gpus(place, gpus)))
         yield workers
     finally:
         for worker in workers:
             worker.end()
 
 
-def _gpus_of(place: int, gpus: float) -> str:
+def visible_gpus(place: int, gpus: float) -> str:
     """Return the value of `CUDA_VISIBLE_DEVICES` for the worker at a place, empty without GPUs."""
     if gpus == 0:
         return ""

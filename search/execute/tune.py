@@ -180,6 +180,12 @@ class _Decisions(_Forgetful, FIFOScheduler):
         super().__init__()
         self._driver, self._numbers = driver, numbers
 
+    def choose_trial_to_run(self, tune_controller: Any) -> None:
+        """Choose none: Tune then starts all trials in order.
+
+        Tune's own choice would give a ready worker to an empty trial, and discard the worker that starts for it.
+        """
+
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         if trial.trial_id not in self._numbers:  # an empty trial: its worker is ready
             return TrialScheduler.STOP
