@@ -11,9 +11,9 @@ from res2net.errors import UserError
 from search.groups import Resources
 from trainers.meta import cores
 
-# The environment of worker processes. Threads that wait for work sleep: a spinning thread of one trial takes a core from
-# the others (two trials of two threads on two busy cores did ten times as many steps). The first variable is for GNU's
-# OpenMP, which torch ships on Linux, the second for LLVM's, which torch ships on macOS.
+# The environment of worker processes. Threads that wait for work sleep: a spinning thread takes a core from other trials.
+# Two trials of two threads on two busy cores did ten times as many steps with sleeping threads. The first variable is
+# for GNU's OpenMP, which torch ships on Linux. The second is for LLVM's OpenMP, which torch ships on macOS.
 SLEEPING_THREADS = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
 Node = Mapping[str, float]  # a machine's resources by kind, in Ray's names: CPU, GPU
 

@@ -193,6 +193,21 @@ class TestEveryExecutor:
 class TestWorkerProcesses:
     """The contract of the executors whose workers are processes of their own."""
 
+    def test_as_many_trials_run_at_once_as_there_are_workers(
+        self, execute_apart: Execute, open_driver: Callable, make_settings: Callable, data: Data, tmp_path: Path
+    ) -> None:
+        def waits(job: Job, data: Data) -> Iterator[Report]:
+            (tmp_path / f"here-{job.number}").touch()
+            while len(list(tmp_path.glob("here-*"))) < 2:
+                time.sleep(0.05)
+            yield from Synthetic()(job, data)
+
+        running = []
+        with open_driver(make_settings(trials=4), on_change=lambda: running.append(len(driver.running))) as driver:
+            execute_apart(driver, data, waits, workers=2)
+        assert max(running) == 2
+        assert len(of(tmp_path, SCORED)) == 4
+
     def test_a_worker_that_is_killed_is_recorded_and_its_network_asked_again(
         self, execute_apart: Execute, open_driver: Callable, make_settings: Callable, data: Data, tmp_path: Path
     ) -> None:
@@ -202,8 +217,7 @@ class TestWorkerProcesses:
                     os.kill(os.getpid(), signal.SIGKILL)
                 yield report
 
-        running = []
-        with open_driver(make_settings(trials=6), on_change=lambda: running.append(len(driver.running))) as driver:
+        with open_driver(make_settings(trials=6)) as driver:
             execute_apart(driver, data, dies, workers=2)
         (failed,) = of(tmp_path, FAILED)
         assert failed.number == 0
@@ -214,7 +228,6 @@ class TestWorkerProcesses:
         (again,) = [r for r in of(tmp_path, SCORED) if "retry_of" in r.attrs]
         assert (again.attrs["retry_of"], again.key) == (failed.number, failed.key)
         assert len(of(tmp_path, SCORED)) == 5
-        assert max(running) == 2
 
     def test_a_network_whose_worker_died_resumes_from_its_rung_bit_for_bit(
         self, execute_apart: Execute, open_driver: Callable, make_settings: Callable, data: Data, tmp_path: Path
@@ -301,12 +314,12 @@ class TestWorkerProcesses:
         assert len(of(tmp_path, SCORED)) == 2
         assert of(tmp_path, "running", "waiting") == []
 
-    def test_threads_that_wait_sleep_in_workers_alone(
+    def test_a_trial_has_the_threads_of_the_setting(
         self, execute_apart: Execute, open_driver: Callable, make_settings: Callable, data: Data
     ) -> None:
         def work(job: Job, data: Data) -> Iterator[Report]:
             for report in Synthetic()(job, data):
-                yield replace(report, weights=os.environ.get("OMP_NUM_THREADS", "").encode())
+                yield replace(report, weights=str(torch.get_num_threads()).encode())
 
         kept: set[bytes] = set()
         before = dict(os.environ)

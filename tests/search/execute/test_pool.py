@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,22 @@ class TestStart:
             with pytest.raises(UserError, match=r"^`workers`: .*closure.*; accepted: 1, .*$"):
                 pool.execute(driver, data, closure, Resources(workers=2))
             assert driver.study.records() == []
+
+    @pytest.mark.slow
+    def test_threads_that_wait_sleep_in_workers_alone(
+        self, open_driver: Callable, make_settings: Callable, data: Data, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def work(job: Job, data: Data) -> Iterator[Report]:
+            for report in Synthetic()(job, data):
+                yield replace(report, weights=os.environ["OMP_WAIT_POLICY"].encode())
+
+        monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+        kept: set[bytes] = set()
+        by_value = pytest.importorskip("by_value").ByValue(work)  # needs Ray
+        with open_driver(make_settings(trials=1), on_scored=lambda job, weights: kept.add(weights)) as driver:
+            pool.execute(driver, data, by_value, Resources(workers=1))
+        assert kept == {b"PASSIVE"}
+        assert "OMP_WAIT_POLICY" not in os.environ
 
     @pytest.mark.slow
     def test_a_work_that_workers_cannot_load_is_one_line(
