@@ -240,11 +240,16 @@ class Resources:
     study: str | None = option(None, "the study's name in --storage (default: the name of the run's folder)", "NAME")
     executor: str = option(
         "tune",
-        "what runs trials: {choices} (tune: Ray Tune; local: this process, without Ray)",
+        "what runs trials: {choices} (tune: Ray Tune; local: processes on this machine, without Ray)",
         "NAME",
         choices=lambda: EXECUTORS,
     )
-    workers: int | None = option(None, "concurrent trials (default: as many as fit)", "N", common=True)
+    workers: int | None = option(
+        None,
+        "concurrent trials (default: as many as the cores or the GPUs allow; 1 with local: no further process)",
+        "N",
+        common=True,
+    )
     cpus_per_trial: int = option(1, "cores and threads of each trial", "N")
     gpus_per_trial: float | None = option(
         None, "GPUs of each trial; 0.25 shares a GPU (default: 1 if there is a GPU)", "X"

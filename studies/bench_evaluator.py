@@ -81,7 +81,7 @@ def _row(name: str, seed: int, seconds: float, result: Result) -> dict[str, obje
 def compare(args: argparse.Namespace, seed: int, folder: Path, console: Console) -> tuple[list[dict], pd.DataFrame]:
     """Run the three searches of a seed; return a row for each search and the points of all fronts."""
     names = ("space", "data", "data_dir", "train_images", "epochs", "supernet_epochs", "confirm")
-    base = Settings(**{n: getattr(args, n) for n in names}, seed=seed, executor="local")
+    base = Settings(**{n: getattr(args, n) for n in names}, seed=seed, executor="local", workers=1)
     data = base.scope.load_data(console)
     weights, begun = folder / "weights", time.monotonic()
     how = replace(base.scoring, epochs=args.supernet_epochs)

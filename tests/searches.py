@@ -77,7 +77,8 @@ def make_settings(tiny_space: Path) -> Callable[..., Settings]:
     """Return a function that makes the settings of a short local search; keywords change them."""
 
     def make(**changes: object) -> Settings:
-        defaults = {"space": str(tiny_space), "executor": "local", "trials": 5, "epochs": 2, "batch_size": 20}
+        defaults = {"space": str(tiny_space), "executor": "local", "workers": 1, "trials": 5, "epochs": 2}
+        defaults["batch_size"] = 20
         return Settings(**{**defaults, **changes})
 
     return make

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import logging
-import math
 import os
 import signal
 import socket
@@ -15,11 +14,10 @@ import threading
 from collections.abc import Iterator, Mapping
 
 import ray
-import torch
 from ray.exceptions import RayError
 
 from res2net.errors import UserError
-from search.execute import ray_private
+from search.execute import ray_private, room
 from search.groups import Resources
 from trainers.meta import cores
 
@@ -48,7 +46,8 @@ def ray_at(address: str | None, bytes_of_data: int = 0) -> Iterator[None]:
             if is_cluster(address):
                 _join(address or "")
             else:
-                _start(bytes_of_data)
+                with environment(room.SLEEPING_THREADS | os.environ):  # Ray's processes inherit it
+                    _start(bytes_of_data)
         if on_sigterm is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_sigterm)  # Ray's handler would end the process at once, with a core dump
         yield
@@ -124,43 +123,20 @@ def _wants_token(address: str) -> bool:
 
 
 def check_room(resources: Resources) -> float:
-    """Return the GPUs of a trial: the setting, or by default one GPU if any node has one.
-
-    Raise `UserError` if a trial fits on no node, or if fewer than `workers` trials fit on this machine. In a cluster
-    more nodes may join, so `workers` is not checked.
-    """
-    cpus, gpus, workers = resources.cpus_per_trial, resources.gpus_per_trial, resources.workers
-    most = {kind: max(node.get(kind, 0) for node in _nodes()) for kind in ("CPU", "GPU")}
-    if cpus > most["CPU"]:
-        raise UserError(f"`cpus_per_trial`: {cpus} is more than the {most['CPU']:g} cores here; accepted: at most that")
-    if gpus is None:
-        gpus = float(most["GPU"] > 0)
-    if gpus > most["GPU"]:
-        raise UserError(
-            f"`gpus_per_trial`: {gpus:g} is more than the {most['GPU']:g} GPUs here; accepted: at most that"
-        )
-    room = max(1, places(cpus, gpus))
-    if workers is not None and workers > room and not is_cluster(resources.ray_address):
-        there = f"{most['CPU']:g} cores" + (f" and {most['GPU']:g} GPUs, {gpus:g} a trial" if gpus else "")
-        raise UserError(f"`workers`: {workers} trials at a time is more than {there} allow; accepted: at most {room}")
-    return gpus
+    """Return the GPUs of a trial; raise `UserError` if the resources are not there: see `room.check_room`."""
+    return room.check_room(resources, _nodes(), may_grow=is_cluster(resources.ray_address))
 
 
 def places(cpus: int, gpus: float) -> int:
-    """Return how many trials fit on the nodes at once. A trial uses one node; a fraction of a GPU lies on one GPU."""
-    total = 0
-    for node in _nodes():
-        there = node.get("GPU", 0)
-        by_gpus = (int(there) * int(1 / gpus) if gpus < 1 else int(there / gpus)) if gpus else math.inf
-        total += min(int(node.get("CPU", 0) / cpus), by_gpus)
-    return int(total)
+    """Return how many trials fit on the nodes at once."""
+    return room.places(_nodes(), cpus, gpus)
 
 
-def _nodes() -> list[dict[str, float]]:
+def _nodes() -> list[room.Node]:
     """Return the cores and GPUs of each node of the joined cluster. Without a cluster, this machine is the one node."""
     if ray.is_initialized():
         return [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return [{"CPU": cores(), "GPU": torch.cuda.device_count()}]
+    return room.this_machine()
 
 
 @contextlib.contextmanager

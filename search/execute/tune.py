@@ -27,6 +27,7 @@ from ray.util.placement_group import PlacementGroup, placement_group_table, remo
 from res2net.errors import UserError
 from search.driver import Driver
 from search.execute.cluster import ANSWER_SECONDS, check_room, environment, is_cluster, places, ray_at
+from search.execute.late import is_late, release_late
 from search.execute.ray_private import host_and_port
 from search.groups import Resources
 from search.worker import Job, Report, Work, guarded
@@ -49,23 +50,31 @@ REPORT_FIELDS = [f.name for f in fields(Report)]
 
 
 class TrialActor(tune.Trainable):
-    """A worker process. One step is one epoch. Trials reuse the process, because a start takes a second."""
+    """A worker process. One step is one epoch. Trials reuse the process, because a start takes seconds.
+
+    Its first trial is empty: only when the process is ready, the driver chooses a job for it.
+    """
 
     def setup(self, config: dict[str, Any], data: Data, work: Work, threads: int) -> None:
-        """Keep the data and the work, and start the first job."""
+        """Keep the data and the work, and start the first trial."""
         torch.set_num_threads(threads)
         self._data, self._work = data, work
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Start the next job."""
+        """Start the next trial."""
+        self._reports = None
+        if new_config["job"] is None:
+            return True
         # The checkpoint is popped, because Tune copies the whole config into each result.
         job = Job.from_json(new_config["job"], self.config.pop("checkpoint", None))
         self._reports = guarded(self._work, job, self._data)
         return True
 
     def step(self) -> dict[str, Any]:
-        """Return the next report."""
+        """Return the next report, or nothing in the empty trial."""
+        if self._reports is None:
+            return {}
         return asdict(next(self._reports)) | {"node": ray.get_runtime_context().get_node_id()}
 
 
@@ -81,6 +90,10 @@ class _Bytes(bytes):
 
     def __str__(self) -> str:
         return ""
+
+
+class _Ended(BaseException):
+    """The search has ended. Tune's own end would wait until all workers have answered."""
 
 
 class _HeadDied(BaseException):
@@ -121,24 +134,37 @@ class _Head(Callback):
 
 
 class _Proposals(_Forgetful, Searcher):
-    """Pass the driver's jobs to Tune, as many at a time as fit on the cluster."""
+    """Pass the driver's jobs to Tune, as many at a time as fit on the cluster.
+
+    An empty trial starts a worker at each place. A job is asked for when a worker is ready: the job's time counts from
+    then on.
+    """
 
     def __init__(self, driver: Driver, numbers: dict[str, int], head: _Head) -> None:
         super().__init__()
         self._driver, self._numbers, self._head = driver, numbers, head
+        self._started, self._starting = 0, set[str]()
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    def suggest(self, trial_id: str) -> dict[str, Any] | None:
         self._head.look()
-        if len(self._driver.running) >= self._head.places:
+        if is_late(self._driver):
+            raise _Ended
+        if self._started < self._head.places:
+            self._started += 1
+            self._starting.add(trial_id)
+            return {"job": None}
+        if len(self._driver.running) + len(self._starting) >= self._head.places:
             return None
         job = self._driver.next_job()
         if job is None:
-            return None if self._driver.running else Searcher.FINISHED
+            if not self._driver.running:
+                raise _Ended
+            return None
         self._numbers[trial_id] = job.number
         return {"job": job.to_json()} | ({"checkpoint": _Bytes(job.checkpoint)} if job.checkpoint is not None else {})
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
-        pass  # `_Decisions` has told the driver
+        self._starting.discard(trial_id)  # `_Decisions` has told the driver about the end of a job
 
     def save(self, checkpoint_path: str) -> None:
         pass
@@ -154,12 +180,22 @@ class _Decisions(_Forgetful, FIFOScheduler):
         super().__init__()
         self._driver, self._numbers = driver, numbers
 
+    def choose_trial_to_run(self, tune_controller: Any) -> None:
+        """Choose none: Tune then starts all trials in order.
+
+        Tune's own choice would give a ready worker to an empty trial, and discard the worker that starts for it.
+        """
+
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        if trial.trial_id not in self._numbers:  # an empty trial: its worker is ready
+            return TrialScheduler.STOP
         report = Report(**{name: result[name] for name in REPORT_FIELDS})
         continues = self._driver.on_report(self._numbers[trial.trial_id], report)
         return TrialScheduler.CONTINUE if continues else TrialScheduler.STOP
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        if trial.trial_id not in self._numbers:  # a worker that died before its first job; a job starts another one
+            return
         # Tune has just written this file; `get_pickled_error` reads a copy that does not exist yet.
         error = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
         text = str(error).strip().split("\n")[0]
@@ -181,6 +217,7 @@ class _DropBytes(Callback):
 def execute(driver: Driver, data: Data, work: Work, resources: Resources) -> None:
     """Run jobs until the driver has no more: `workers` at a time, or as many as fit on the cluster.
 
+    Workers that outlast the driver's time are killed.
     If the cluster's head is found dead, release the running trials for a resume, and raise `UserError`. While Tune
     waits for a trial, the head is not checked. If the head dies then, Ray ends this process within about a minute, and
     a resume takes over the trials.
@@ -215,6 +252,8 @@ def execute(driver: Driver, data: Data, work: Work, resources: Resources) -> Non
                         verbose=0,
                     ),
                 ).fit()
+        except _Ended:
+            release_late(driver)
         except _HeadDied:
             driver.release_all("Ray's head died")
             raise UserError(

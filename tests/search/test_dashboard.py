@@ -33,7 +33,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def result(tmp_path_factory: pytest.TempPathFactory, tiny_space: Path, data: Data) -> Result:
     """A search with trials over its limit, in a folder whose name a shell would take apart."""
-    settings = Settings(space=str(tiny_space), executor="local", trials=6, epochs=2, max_macs=16_000)
+    settings = Settings(space=str(tiny_space), executor="local", workers=1, trials=6, epochs=2, max_macs=16_000)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainers.datasets.data, "load", lambda *args, **kwargs: data)
         return search(settings, tmp_path_factory.mktemp("dashboard") / "my run", work=Synthetic(weights=True))

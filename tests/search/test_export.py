@@ -37,7 +37,7 @@ def finished(folder: Path, data: Data, settings: Settings, work: object) -> Path
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, tiny_space: Path, data: Data) -> Path:
     """A search of 8 networks by formula, whose front has several; tests leave it as it is."""
-    settings = Settings(space=str(tiny_space), executor="local", trials=8, epochs=2)
+    settings = Settings(space=str(tiny_space), executor="local", workers=1, trials=8, epochs=2)
     return finished(tmp_path_factory.mktemp("run") / "run", data, settings, Synthetic(weights=True))
 
 
@@ -73,7 +73,7 @@ class TestPicks:
         def fails(job: Job, data: Data) -> Iterator[Report]:
             yield Report(0, reason="no luck")
 
-        settings = Settings(space=str(tiny_space), executor="local", trials=1)
+        settings = Settings(space=str(tiny_space), executor="local", workers=1, trials=1)
         finished(tmp_path, data, settings, fails)
         with pytest.raises(UserError, match="no trial has its full budget yet"):
             choose(tmp_path, "best")
@@ -120,7 +120,7 @@ class TestFolder:
         self, data: Data, tiny_space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         for trials, commit in ((2, "first"), (3, "second")):
-            settings = Settings(space=str(tiny_space), executor="local", trials=trials, epochs=1)
+            settings = Settings(space=str(tiny_space), executor="local", workers=1, trials=trials, epochs=1)
             here = {"versions": {}, "hardware": {"cpu": f"{commit} CPU", "cores": 1, "gpus": []}, "commit": commit}
             monkeypatch.setattr("search.runs.environment", lambda here=here: here)
             finished(tmp_path / "run", data, settings, Synthetic(weights=True))
@@ -157,7 +157,7 @@ class TestFolder:
 
     @pytest.mark.slow
     def test_weights_that_were_dropped(self, data: Data, tiny_space: Path, tmp_path: Path) -> None:
-        settings = Settings(space=str(tiny_space), executor="local", trials=2, epochs=1)
+        settings = Settings(space=str(tiny_space), executor="local", workers=1, trials=2, epochs=1)
         finished(tmp_path / "run", data, settings, Synthetic(weights=True))
         runs.weights_path(tmp_path / "run", 0).unlink()
         with pytest.raises(UserError, match=r"^`pick`: the weights of trial 0 are not in"):
@@ -179,7 +179,7 @@ class TestFolder:
         assert [p.name for p in tmp_path.iterdir()] == ["model"]
 
     def test_weights_that_do_not_fit_take_no_name(self, data: Data, tiny_space: Path, tmp_path: Path) -> None:
-        settings = Settings(space=str(tiny_space), executor="local", trials=1, epochs=1)
+        settings = Settings(space=str(tiny_space), executor="local", workers=1, trials=1, epochs=1)
         finished(tmp_path / "run", data, settings, Synthetic(weights=True))
         state = {"stem.weight": torch.zeros(3)}
         runs.weights_path(tmp_path / "run", 0).write_bytes(safetensors.torch.save(state))
@@ -201,7 +201,7 @@ def test_a_trial_whose_weights_are_no_numbers_fails_and_the_search_hands_back_it
         return made[-1]
 
     monkeypatch.setattr("search.worker.initialised", initialised)
-    settings = Settings(space=str(tiny_space), executor="local", trials=2, epochs=1, batch_size=20)
+    settings = Settings(space=str(tiny_space), executor="local", workers=1, trials=2, epochs=1, batch_size=20)
     result = search(settings, tmp_path)
     assert list(result.trials.outcome) == [SCORED, FAILED]
     assert result.trials.reason[1].endswith("running_var' is not finite after epoch 1")
@@ -243,7 +243,7 @@ class TestTrained:
                     logits[job.number] = models[0].eval()(images).detach()
                 yield report
 
-        settings = Settings(space=str(tiny_space), executor="local", trials=2, epochs=2, batch_size=10)
+        settings = Settings(space=str(tiny_space), executor="local", workers=1, trials=2, epochs=2, batch_size=10)
         return finished(tmp_path_factory.mktemp("trained") / "run", data, settings, watched)
 
     def test_the_exported_model_gives_the_trials_logits(
@@ -282,7 +282,7 @@ class TestTrained:
     def test_the_same_trial_again_has_the_same_weights(
         self, run: Path, data: Data, tiny_space: Path, tmp_path: Path
     ) -> None:
-        settings = Settings(space=str(tiny_space), executor="local", trials=1, epochs=2, batch_size=10)
+        settings = Settings(space=str(tiny_space), executor="local", workers=1, trials=1, epochs=2, batch_size=10)
         again = finished(tmp_path, data, settings, train_trial)
         assert runs.weights_path(again, 0).read_bytes() == runs.weights_path(run, 0).read_bytes()
 

@@ -15,7 +15,7 @@ from search.export import main
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One trial of one short epoch."""
     folder = tmp_path_factory.mktemp("search") / "run"
-    search(Settings(space="scale", trials=1, epochs=1, train_images=200, executor="local"), out=folder)
+    search(Settings(space="scale", trials=1, epochs=1, train_images=200, executor="local", workers=1), out=folder)
     return folder
 
 

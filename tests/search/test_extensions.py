@@ -53,7 +53,9 @@ class TestEvaluator:
     def test_it_scores_every_network_and_brings_its_defaults(
         self, write_module: Callable[[str], str], loaded: Data, tiny_space: Path, tmp_path: Path
     ) -> None:
-        settings = Settings(space=str(tiny_space), executor="local", evaluator=f"{write_module(EVALUATOR)}:ByFormula")
+        settings = Settings(
+            space=str(tiny_space), executor="local", workers=1, evaluator=f"{write_module(EVALUATOR)}:ByFormula"
+        )
         assert (settings.scoring.epochs, settings.budget.trials) == (1, 7)
         result = search(settings, tmp_path / "run")
         scored = [r for r in read(tmp_path / "run") if r.outcome == SCORED]

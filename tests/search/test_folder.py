@@ -33,7 +33,20 @@ def photos(tmp_path: Path) -> Path:
 def test_a_search_and_its_export(photos: Path, tiny_space: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     options = ["--data", "folder", "--data-dir", str(photos), "--image-size", "16", "--space", str(tiny_space)]
-    options += ["--executor", "local", "--trials", "3", "--epochs", "2", "--batch-size", "16", "--out", str(out)]
+    options += [
+        "--executor",
+        "local",
+        "--workers",
+        "1",
+        "--trials",
+        "3",
+        "--epochs",
+        "2",
+        "--batch-size",
+        "16",
+        "--out",
+        str(out),
+    ]
     assert run.main(options) == 0
     content = runs.read(out)
     assert content["settings"]["scope"]["image_size"] == content["data"]["image_size"] == 16
@@ -53,7 +66,19 @@ def test_files_that_cannot_be_read_end_a_search_in_one_line_and_it_resumes_once_
 ) -> None:
     out = tmp_path / "run"
     options = ["--data", "folder", "--data-dir", str(photos), "--image-size", "16", "--space", str(tiny_space)]
-    options += ["--executor", "local", "--epochs", "1", "--batch-size", "16", "--out", str(out), "--trials"]
+    options += [
+        "--executor",
+        "local",
+        "--workers",
+        "1",
+        "--epochs",
+        "1",
+        "--batch-size",
+        "16",
+        "--out",
+        str(out),
+        "--trials",
+    ]
     assert run.main([*options, "2"]) == 0
     before, whole = (out / "trials.csv").read_text(), {p: p.read_bytes() for p in photos.glob("train/*/*.*g")}
     for path in whole:

@@ -16,7 +16,20 @@ OWN = "example_data:Stripes"
 
 def test_is_searched_and_exported(tiny_space: Path, tmp_path: Path) -> None:
     out, to = tmp_path / "run", tmp_path / "exported"
-    options = ["--data", OWN, "--space", str(tiny_space), "--executor", "local", "--trials", "2", "--epochs", "1"]
+    options = [
+        "--data",
+        OWN,
+        "--space",
+        str(tiny_space),
+        "--executor",
+        "local",
+        "--workers",
+        "1",
+        "--trials",
+        "2",
+        "--epochs",
+        "1",
+    ]
     assert run.main([*options, "--batch-size", "16", "--out", str(out)]) == 0
     content = runs.read(out)
     assert content["settings"]["scope"]["data"] == OWN

@@ -508,7 +508,18 @@ class TestOutput:
         (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("search with it: ")]
         words = shlex.split(line.removeprefix("search with it: "))
         assert words[:3] == ["python", "-m", "search.run"]
-        more = ["--executor", "local", "--trials", "1", "--confirm", "0", "--out", str(tmp_path / "run")]
+        more = [
+            "--executor",
+            "local",
+            "--workers",
+            "1",
+            "--trials",
+            "1",
+            "--confirm",
+            "0",
+            "--out",
+            str(tmp_path / "run"),
+        ]
         assert run.main([*words[3:], *more]) == 0
         settings = runs.settings_of(tmp_path / "run")
         assert (settings.scoring.supernet, settings.scope.seed, settings.budget.trials) == (out, 3, 1)

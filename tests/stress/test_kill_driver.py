@@ -25,7 +25,7 @@ from .kill_driver import Seen, count, records_of
 def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a finished search with three networks."""
     folder = tmp_path_factory.mktemp("study") / "run"
-    settings = Settings(space="scale", executor="local", trials=3, epochs=2, train_images=10)
+    settings = Settings(space="scale", executor="local", workers=1, trials=3, epochs=2, train_images=10)
     search(settings, folder, work=Synthetic(weights=True))
     return folder
 

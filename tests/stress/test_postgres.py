@@ -199,7 +199,16 @@ class TestRefusals:
     @pytest.fixture
     def refused(self, loaded: Data, tiny_space: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> Callable:
         def run_(options: str) -> str:
-            arguments = ["--space", str(tiny_space), "--executor", "local", "--out", str(tmp_path / "run")]
+            arguments = [
+                "--space",
+                str(tiny_space),
+                "--executor",
+                "local",
+                "--workers",
+                "1",
+                "--out",
+                str(tmp_path / "run"),
+            ]
             assert run.main([*arguments, *options.split()]) == 2
             out, error = capsys.readouterr()
             assert (out, error.count("\n")) == ("", 1)

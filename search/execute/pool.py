@@ -1,0 +1,165 @@
+"""Run trials in several worker processes on this machine. The driver stays in this process. Needs no Ray.
+
+The processes start at once, before the first job, and run many jobs each. The data set is written once, to a temporary
+file without a name, and is mapped by all workers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from multiprocessing import Pipe
+from multiprocessing.connection import wait
+from typing import IO
+
+import torch
+
+from res2net.errors import UserError
+from search.driver import Driver
+from search.execute.late import is_late, release_late, seconds_to_wait
+from search.execute.room import SLEEPING_THREADS, check_room, places, this_machine
+from search.groups import Resources
+from search.worker import Job, Report, Work
+from search.worker_process import write_shared
+from trainers.datasets.data import Data
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+
+
+def count(resources: Resources) -> int:
+    """Return how many workers run: the setting, or as many as fit on this machine. Raise `UserError` if none fits."""
+    nodes = this_machine()
+    gpus = check_room(resources, nodes)
+    return resources.workers or max(1, places(nodes, resources.cpus_per_trial, gpus))
+
+
+def execute(driver: Driver, data: Data, work: Work, resources: Resources) -> None:
+    """Run jobs until the driver has no more, `count` at a time. Workers that outlast the driver's time are killed."""
+    with tempfile.TemporaryFile() as file, _started(file, data, work, resources) as workers:
+        while _start_jobs(driver, workers) and not is_late(driver):
+            wait([worker.connection for worker in workers], seconds_to_wait(driver))
+            for i, worker in enumerate(workers):
+                if worker.connection.poll() and not _hear(driver, worker):
+                    workers[i] = worker.replaced()
+    release_late(driver)
+
+
+def _start_jobs(driver: Driver, workers: list[_Worker]) -> bool:
+    """Give jobs to idle workers; return whether to wait for a worker's message. Otherwise the search has ended."""
+    for worker in workers:
+        if worker.ready and worker.number is None:
+            if (job := driver.next_job()) is None:
+                return any(w.number is not None for w in workers)
+            worker.start(job)
+    return True
+
+
+def _hear(driver: Driver, worker: _Worker) -> bool:
+    """Handle a worker's next message; return whether the worker still lives."""
+    try:
+        message = worker.connection.recv()
+    except (EOFError, OSError):
+        cause, number = worker.end(), worker.number
+        if not worker.ready:
+            raise _cannot_start(cause) from None
+        if number is not None:
+            driver.on_lost(number, f"the worker died: {cause}")
+        return False
+    if isinstance(message, Report):
+        assert worker.number is not None
+        worker.answer(driver.on_report(worker.number, message))
+    elif message is None:
+        worker.ready = True
+    else:
+        raise _cannot_start(message)
+    return True
+
+
+def _cannot_start(reason: str) -> UserError:
+    return UserError(f"`workers`: a worker process cannot start: {reason}; accepted: 1, which needs no such process")
+
+
+class _Worker:
+    """A worker process, seen from the driver's process.
+
+    ready: whether the process has loaded the data. number: the trial that it runs.
+    """
+
+    def __init__(self, file: IO[bytes], sizes: list[int], threads: int, visible: str) -> None:
+        self._how = file, sizes, threads, visible
+        self.ready, self.number = False, None
+        self.connection, theirs = Pipe()
+        numbers = theirs.fileno(), file.fileno()
+        # The search's own path finds the user's modules. The main program is not imported again, as `multiprocessing`
+        # would: a script of the user may lack the guard against a second run.
+        code = f"import sys; sys.path[:] = {sys.path}; import search.worker_process as worker"
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", f"{code}; worker.serve({numbers[0]}, {numbers[1]}, {sizes}, {threads})"],
+                stdin=subprocess.PIPE,  # ends with this process: see `worker_process`
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env=SLEEPING_THREADS | os.environ | {"OMP_NUM_THREADS": str(threads), VISIBLE: visible},
+                pass_fds=numbers,
+                start_new_session=True,  # a terminal sends Ctrl-C to all processes of a session; workers wait for ours
+            )
+
+    def start(self, job: Job) -> None:
+        """Send a job. A dead worker is noticed when its next message is awaited."""
+        self.number = job.number
+        with contextlib.suppress(OSError):
+            self.connection.send(job)
+
+    def answer(self, continues: bool) -> None:
+        """Answer a report: whether the trial continues. After a False, the worker is idle."""
+        if not continues:
+            self.number = None
+        with contextlib.suppress(OSError):
+            self.connection.send(continues)
+
+    def end(self) -> str:
+        """Kill the process if it lives; return the cause of its end in words."""
+        with self._process:  # closes its input, and waits for its end
+            self._process.kill()
+        self.connection.close()
+        code = self._process.returncode
+        return f"signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"exit code {code}"
+
+    def replaced(self) -> _Worker:
+        """Return a new worker with the same resources."""
+        return _Worker(*self._how)
+
+
+@contextlib.contextmanager
+def _started(file: IO[bytes], data: Data, work: Work, resources: Resources) -> Iterator[list[_Worker]]:
+    """Start the workers, and kill them at the end of the block. file: where the data are written for the workers."""
+    n, gpus = count(resources), check_room(resources, this_machine())
+    try:
+        sizes = write_shared(file, (data, work))
+    except (pickle.PicklingError, AttributeError, TypeError) as error:  # `pickle` raises all of them
+        raise _cannot_start(str(error)) from None
+    workers: list[_Worker] = []
+    try:
+        for place in range(n):
+            workers.append(_Worker(file, sizes, resources.cpus_per_trial, visible_gpus(place, gpus)))
+        yield workers
+    finally:
+        for worker in workers:
+            worker.end()
+
+
+def visible_gpus(place: int, gpus: float) -> str:
+    """Return the value of `CUDA_VISIBLE_DEVICES` for the worker at a place, empty without GPUs."""
+    if gpus == 0:
+        return ""
+    known = os.environ.get(VISIBLE)
+    names = known.split(",") if known else [str(i) for i in range(torch.cuda.device_count())]
+    if gpus < 1:
+        return names[place // int(1 / gpus)]
+    return ",".join(names[place * int(gpus) : (place + 1) * int(gpus)])
