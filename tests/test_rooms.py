@@ -29,6 +29,7 @@ TORCH_FREE = (
     "__main__",
     "arch",
     "commands",
+    "containment",
     "cost",
     "errors",
     "hosts/biglittle/value",
