@@ -264,8 +264,12 @@ def retimed(levels: Sequence[Level], seconds: float, free: Sequence[float], term
     """Return the first level with the epochs that suit the time that is left, or None if no level fits.
 
     levels: those not started, in their order. free: for each worker, the seconds until it is free.
-    The dearest levels are dropped while the time does not suffice for all.
+    The dearest levels are dropped while the time does not suffice for all. A preview keeps its planned epochs.
     """
+    if levels and any(level.cost == levels[0].cost for level in levels[1:]):  # the same network follows: a preview
+        length = levels[0].epochs * pace.of(levels[0].cost) + pace.overhead
+        if min(free) + length <= seconds:
+            return replace(levels[0], start=min(free), seconds=length)
     left = [Candidate(level.params, level.cost, pace.of(level.cost)) for level in levels]
     while left:
         found = _timed(sorted(left, key=lambda c: c.cost), seconds, free, terms, pace.overhead)

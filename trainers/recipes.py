@@ -163,7 +163,6 @@ RECIPES: Mapping[str, Config] = {
         warmup=0.3,
         crop_padding=0,
         zero_init_last=True,
-        low_res=0.5,
     ),
     "paper-cifar": Config(  # the training of ResNeXt-29 (arXiv 1611.05431, section 5.3)
         epochs=300,

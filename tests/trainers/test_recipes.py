@@ -55,7 +55,7 @@ class TestNames:
 
     def test_the_short_recipe_is_for_short_budgets(self) -> None:
         config = recipe("short", {"epochs": 12})
-        assert (config.schedule, config.zero_init_last, config.low_res) == ("linear", True, 0.5)
+        assert (config.schedule, config.zero_init_last, config.low_res) == ("linear", True, 0.0)
         assert config.warmup == pytest.approx(2 * recipe("short").warmup)
 
     def test_other_epochs_reset_the_number_of_steps(self, tmp_path: Path) -> None:
