@@ -288,7 +288,7 @@ class TestPlan:
 
     @pytest.fixture
     def options(self, tiny_space: Path, tmp_path: Path) -> list[str]:
-        return f"--space {tiny_space} --executor local --batch-size 20 --out {tmp_path / 'run'}".split()
+        return f"--space {tiny_space} --executor local --workers 1 --batch-size 20 --out {tmp_path / 'run'}".split()
 
     @pytest.fixture(autouse=True)
     def short(self, loaded: Data, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -439,7 +439,7 @@ class TestOutput:
         monkeypatch.setattr(
             run, "search", lambda settings, out, progress, begun: whole(settings, out, progress, fails, begun=begun)
         )
-        assert run.main(options) == 0
+        assert run.main([*options, "--workers", "1"]) == 0
         out = capsys.readouterr().out
         failed = [line for line in out.splitlines() if "failed: trial" in line]
         assert len(failed) == 3
