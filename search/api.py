@@ -173,9 +173,9 @@ def _checked(settings: Settings, folder: Path, progress: Progress | None) -> tup
 
 def _timetable(settings: Settings, folder: Path, space: Space, data: Data, begun: float, workers: int) -> Timetable:
     """Return the timetable: the last session's, if that session left the time that is given, else a new one."""
-    known = runs.records_of(folder) if (folder / runs.RUN_FILE).exists() else []
-    books = Ledger.of(settings.rules, known)
-    sessions = runs.read(folder)["sessions"] if known else []
+    resumes = (folder / runs.RUN_FILE).exists()
+    books = Ledger.of(settings.rules, runs.records_of(folder) if resumes else [])
+    sessions = runs.read(folder)["sessions"] if resumes else []
     seconds = settings.budget.time or 0.0
     if sessions and sessions[-1].get("plan") and seconds <= runs.time_left(folder):
         return calibration.restored(sessions[-1]["plan"], settings, space, data, books)

@@ -105,8 +105,8 @@ def timetable(
 
 
 def _steps(settings: Settings, data: Data) -> int:
-    """Return the steps of an epoch, as `Trainer.steps_per_epoch` counts them for one process."""
-    return max(1, -(-(len(data.train) - 1) // (settings.scoring.batch_size or 1)))
+    """Return the steps of an epoch of a trial."""
+    return settings.scoring.train_config(settings.scope.seed).steps_per_epoch(len(data.train))
 
 
 def recorded(table: Timetable) -> dict[str, Any]:

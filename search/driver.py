@@ -109,23 +109,19 @@ class Driver:
     def _on_report(self, number: int, report: Report) -> bool:
         trial = self.running[number]
         trial.note(report)
+        if report.paused:  # without scores
+            if report.checkpoint is not None:
+                self.checkpoints[number] = report.checkpoint
+            self.release(number, f"the time was up after epoch {report.epoch}")
+            self.choice.why_stopped = "the time is up"
+            return False
         reason = report.reason
-        if (
-            reason is None
-            and not report.paused
-            and not (math.isfinite(report.val_top1) and math.isfinite(report.val_loss))
-        ):
+        if reason is None and not (math.isfinite(report.val_top1) and math.isfinite(report.val_loss)):
             reason = (
                 f"after epoch {report.epoch} the accuracy is {report.val_top1}, the validation loss {report.val_loss}"
             )
         if reason is not None:
             self._fail(number, reason, report.lost)
-            return False
-        if report.paused:
-            if report.checkpoint is not None:
-                self.checkpoints[number] = report.checkpoint
-            self.release(number, f"the time was up after epoch {report.epoch}")
-            self.choice.why_stopped = "the time is up"
             return False
         if report.note is not None and len(trial.reports) == 1:
             self.study.annotate(number, {"note": report.note})

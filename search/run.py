@@ -148,9 +148,10 @@ def _commands(result: Result) -> list[tuple[str, str]]:
     """Return the commands that a user may run next, each with a label."""
     folder, settings, books = result.folder, result.settings, result.ledger
     path = str(folder)
-    more = [] if result.unfinished else ["--trials", str(2 * (settings.budget.trials or 0))]
-    if settings.planned:
+    if settings.budget.trials is None:
         more = ["--time", f"{settings.budget.time:.0f}s"]
+    else:
+        more = [] if result.unfinished else ["--trials", str(2 * settings.budget.trials)]
     data = written(settings.values(), ("data", "data_dir", "image_size"))
     lines = [("resume", _python("search.run", "--out", path, *more))]
     if books.front:

@@ -17,6 +17,7 @@ import pytest
 from optuna.storages import RDBStorage
 
 import trainers.datasets.data
+from search import run
 from search.api import open_study
 from search.driver import Driver
 from search.execute.local import execute
@@ -142,3 +143,18 @@ def write_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[s
         return name
 
     return write
+
+
+@pytest.fixture
+def refused(loaded: Data, tiny_space: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> Callable[[str], str]:
+    """Return a function that runs `search.run` with wrong options: it returns the one line of error."""
+
+    def run_(options: str) -> str:
+        arguments = f"--space {tiny_space} --executor local --workers 1 --out {tmp_path / 'run'} {options}"
+        assert run.main(arguments.split()) == 2
+        out, error = capsys.readouterr()
+        assert (out, error.count("\n")) == ("", 1)
+        assert not (tmp_path / "run").exists()
+        return error.removeprefix("python -m search.run: error: ")
+
+    return run_

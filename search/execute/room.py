@@ -12,8 +12,8 @@ from search.groups import Resources
 from trainers.meta import cores
 
 # The environment of worker processes. Threads that wait for work sleep: a spinning thread takes a core from others.
-# Two trials of two threads on two busy cores did ten times as many steps with sleeping threads. The first variable is
-# for GNU's OpenMP, which torch ships on Linux. The second is for LLVM's OpenMP, which torch ships on macOS.
+# Two trials of two threads on two busy cores did several times as many steps with sleeping threads. The first variable
+# is for GNU's OpenMP, which torch ships on Linux. The second is for LLVM's OpenMP, which torch ships on macOS.
 SLEEPING_THREADS = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
 Node = Mapping[str, float]  # a machine's resources by kind, in Ray's names: CPU, GPU
 

@@ -133,9 +133,8 @@ class Display:
         done = spent - self._before + under_way
         guesses = [driver.seconds_left] if driver.seconds_left is not None else []
         to_do = _trials(driver) - self._before - done
-        if (
-            done > 0.2 and to_do > 0 and driver.timetable is None
-        ):  # no guess for confirmations: they take longer than estimates
+        # No guess for confirmations, which take longer than estimates, nor for a plan, which fills its time.
+        if driver.timetable is None and done > 0.2 and to_do > 0:
             guesses.append(elapsed / done * to_do)
         return f"{format_seconds(min(guesses))} left" if guesses else f"{format_seconds(elapsed)} so far"
 

@@ -7,6 +7,7 @@ from searches import (  # noqa: F401
     make_settings,
     open_driver,
     ray_cluster,
+    refused,
     run_driver,
     tiny_space,
     write_module,

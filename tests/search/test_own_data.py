@@ -16,20 +16,7 @@ OWN = "example_data:Stripes"
 
 def test_is_searched_and_exported(tiny_space: Path, tmp_path: Path) -> None:
     out, to = tmp_path / "run", tmp_path / "exported"
-    options = [
-        "--data",
-        OWN,
-        "--space",
-        str(tiny_space),
-        "--executor",
-        "local",
-        "--workers",
-        "1",
-        "--trials",
-        "2",
-        "--epochs",
-        "1",
-    ]
+    options = f"--data {OWN} --space {tiny_space} --executor local --workers 1 --trials 2 --epochs 1".split()
     assert run.main([*options, "--batch-size", "16", "--out", str(out)]) == 0
     content = runs.read(out)
     assert content["settings"]["scope"]["data"] == OWN

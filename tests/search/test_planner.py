@@ -175,15 +175,6 @@ def test_the_volume_is_the_hypervolume_of_the_expected_front(case: Case) -> None
         assert found.volume == pytest.approx(value, abs=1e-9)
 
 
-@given(st.lists(st.tuples(st.floats(1e4, 1e8), st.floats(0, 1)), max_size=9), st.floats(1e4, 1e7), st.floats(1.1, 100))
-def test_volume_equals_the_search_s_hypervolume(points: list[tuple[float, float]], low: float, ratio: float) -> None:
-    """Also of points outside of the range, and of points that others dominate."""
-    terms = Terms(low, low * ratio, 45_000)
-    costs, qualities = [c for c, _ in points], [q for _, q in points]
-    value = 100 * hypervolume(qualities, costs, terms.low, terms.high)
-    assert planner._volume(terms, points) == pytest.approx(value, abs=1e-9)
-
-
 @given(st.floats(0, 8), st.floats(1, 100), st.floats(1, 10))
 def test_more_epochs_are_expected_to_bring_accuracy(octaves: float, epochs: float, factor: float) -> None:
     terms = Terms(3e5, 1e8, 45_000)

@@ -12,7 +12,6 @@ from storages import Open, StorageContract, opener
 
 import search.study.sampler
 import search.study.study
-from search import run
 from search.study.storage import sqlite_url
 from studies.synthetic import Synthetic
 from trainers.datasets.data import Data
@@ -27,27 +26,6 @@ class TestSqlite(StorageContract):
 
 class TestRefusals:
     """One line, and nothing written."""
-
-    @pytest.fixture
-    def refused(self, loaded: Data, tiny_space: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> Callable:
-        def run_(options: str) -> str:
-            arguments = [
-                "--space",
-                str(tiny_space),
-                "--executor",
-                "local",
-                "--workers",
-                "1",
-                "--out",
-                str(tmp_path / "run"),
-            ]
-            assert run.main([*arguments, *options.split()]) == 2
-            out, error = capsys.readouterr()
-            assert (out, error.count("\n")) == ("", 1)
-            assert not (tmp_path / "run").exists()
-            return error.removeprefix("python -m search.run: error: ")
-
-        return run_
 
     @pytest.mark.parametrize(
         ("url", "named"),

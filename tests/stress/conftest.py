@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from searches import copied_databases, data, loaded, make_settings, tiny_space  # noqa: F401
+from searches import copied_databases, data, loaded, make_settings, refused, tiny_space  # noqa: F401
 
 from res2net.errors import UserError
 

@@ -72,7 +72,7 @@ def search(folder: Path, url: str, drivers: int, trials: int, deadline: float) -
     folder.mkdir(parents=True, exist_ok=True)
     space = folder / "space.yaml"
     space.write_text(SPACE)
-    options = f"--executor local --trials {trials} --epochs 2 --train-images 200 --batch-size 20".split()
+    options = f"--executor local --workers 1 --trials {trials} --epochs 2 --train-images 200 --batch-size 20".split()
     options += ["--space", str(space), "--storage", url, "--study", STUDY]
     processes = [start(folder / str(i), options) for i in range(drivers)]
     try:

@@ -15,7 +15,7 @@ from storages import ALL, Open, StorageContract, opener, records_of
 
 import search.driver
 from res2net.errors import UserError
-from search import export, run, runs
+from search import export, runs
 from search.api import search as search_
 from search.driver import KILLED, Driver
 from search.execute.local import execute
@@ -196,27 +196,6 @@ def read_all(settings: Settings) -> list[Record]:
 class TestRefusals:
     """One line, and nothing written."""
 
-    @pytest.fixture
-    def refused(self, loaded: Data, tiny_space: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> Callable:
-        def run_(options: str) -> str:
-            arguments = [
-                "--space",
-                str(tiny_space),
-                "--executor",
-                "local",
-                "--workers",
-                "1",
-                "--out",
-                str(tmp_path / "run"),
-            ]
-            assert run.main([*arguments, *options.split()]) == 2
-            out, error = capsys.readouterr()
-            assert (out, error.count("\n")) == ("", 1)
-            assert not (tmp_path / "run").exists()
-            return error.removeprefix("python -m search.run: error: ")
-
-        return run_
-
     def test_a_wrong_password(self, refused: Callable, postgres: Server, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("PGPASSWORD", "secret")
         error = refused(f"--storage {postgres.url.replace('search@', 'stranger@')}")
@@ -229,7 +208,7 @@ class TestRefusals:
         settings = make_settings(trials=1, storage=postgres.url, study=tmp_path.name)
         space = settings.scope.get_space(10, 8)
         join(postgres.url, tmp_path.name, DIRECTIONS, runs.described(settings, space), new=True)
-        same = f"--storage {postgres.url} --study {tmp_path.name} --batch-size 20"
+        same = f"--storage {postgres.url} --study {tmp_path.name} --trials 1 --batch-size 20"
         assert refused(f"{same} --seed 1") == (
             f"--study: '{tmp_path.name}' holds a search with --seed 0, not 1; "
             "accepted: the same settings, or another --study\n"
