@@ -40,7 +40,7 @@ AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
 MACHINES: dict[str, dict[str, str]] = {"as it is": {}, "AVX2": AVX2}
 # Two image sizes for each base: a usual one, and one whose last maps have one pixel. ImageNet's layers are the same for
 # small images, and small images take less time. Size 17 gives maps with odd sides.
-IMAGE_SIZES = {"micro": (8, 32), "cifar": (4, 32), "imagenet": (17, 64)}
+IMAGE_SIZES = {"micro": (8, 32), "thin": (16, 32), "cifar": (4, 32), "imagenet": (17, 64)}
 BATCHES = (2, 32)
 TOLERANCE = 1e-3  # relative to the largest value; the rounding of fp32 reaches 1e-5
 CRASH_REPEATS = 20  # repeats of a shape while bisecting: a corrupted heap may survive a few steps

@@ -154,7 +154,7 @@ RUN_KEYS = ("precision", "device", "seed")  # fields that belong to a single run
 KEYS = tuple(f.name for f in fields(Config) if f.name not in RUN_KEYS)
 
 RECIPES: Mapping[str, Config] = {
-    "fast": Config(epochs=10),  # the settings of a search, with more epochs
+    "fast": Config(epochs=10),  # also that of searches up to version 0.1, and of shared weights
     "short": Config(  # for trainings of 1 to 20 epochs on small images
         epochs=6,
         batch_size=128,
