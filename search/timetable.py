@@ -18,7 +18,7 @@ from space.dimensions import Params
 from trainers.recipes import Config, shortened
 
 LEVELS = 24  # the costs that a plan may choose from, evenly spread on the cost axis
-SAMPLED = 20_000  # spaces of at most this many combinations are enumerated; of larger ones, this many are sampled
+SAMPLED = 20_000  # spaces of at most this many combinations are enumerated; of larger ones, an eighth as many are drawn
 
 
 class Step(NamedTuple):

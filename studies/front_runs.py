@@ -39,7 +39,6 @@ ENTRIES: dict[str, str] = {
     "local": "--executor local",
     "tune": "--executor tune",
     "scratch": "--evaluator scratch",
-    "grow": "--evaluator grow",
     "supernet": "--evaluator supernet",
     "fast": "--recipe fast",
     "micro": "--base micro",
