@@ -248,7 +248,10 @@ class _Session:
             self.driver.release_all("the search was interrupted")
         trials, books = self._report(), self.driver.ledger
         self._export_best()
-        runs.note_spent(self.folder, self.number, time.monotonic() - self.begun)
+        seconds = time.monotonic() - self.begun
+        # A search that ends by itself has used its time, also the seconds that were too few for a further network.
+        spent = seconds if interrupted else max(seconds, self.settings.budget.time or 0.0)
+        runs.note_spent(self.folder, self.number, spent)
         return Result(
             self.folder,
             self.settings,
@@ -257,7 +260,7 @@ class _Session:
             front_frame(trials, self.settings.scope.cost),
             hypervolume_of(books, self.space, self.settings),
             books,
-            time.monotonic() - self.begun,
+            seconds,
             "interrupted" if interrupted else self.driver.why_stopped or "all trials are done",
             interrupted,
             _unfinished(self.settings, books, self.study.records()),
