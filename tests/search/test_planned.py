@@ -351,7 +351,8 @@ class TestSearch:
         (session,) = runs.read(tmp_path / "run")["sessions"]
         assert session["time"] == LEFT
         assert Plan.from_dict(session["plan"]["plan"]).levels == make_levels(session)
-        assert session["spent"] == pytest.approx(max(LEFT, result.seconds), abs=1)  # it ended by itself: no time is left
+        # It ended by itself: no time is left.
+        assert session["spent"] == pytest.approx(max(LEFT, result.seconds), abs=1)
         assert runs.time_left(tmp_path / "run") == 0
         assert LEFT - 5 < planned[0] <= LEFT - api.RESERVE
         assert (tmp_path / "run/best").is_dir()
