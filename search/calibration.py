@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.optimize import nnls
 
 from res2net.errors import UserError
 from res2net.factory import create
 from search.ledger import Ledger
+from search.objectives import ACTIVATIONS
 from search.planner import Candidate, Pace, Plan, Terms, plan
 from search.report.tables import cost_range
 from search.settings import Settings
@@ -33,7 +35,9 @@ OVERHEAD = 1.0  # seconds of a trial beside its epochs
 def measure(chosen: Sequence[Member], data: Data, settings: Settings) -> Pace:
     """Return the pace of this machine, measured on a few of the networks for a few steps each.
 
-    chosen: by rising cost. The measurement takes seconds: the time of a search is short.
+    The time of a step is fitted as a sum of two shares, of the network's activations and of its cost: on a CPU,
+    networks of equal cost differ by a factor of two. chosen: by rising cost.
+    The measurement takes seconds: the time of a search is short.
     """
     config = settings.scoring.train_config(settings.scope.seed)
     picked = sorted({round(i * (len(chosen) - 1) / (MEASURED - 1)) for i in range(MEASURED)})
@@ -41,13 +45,15 @@ def measure(chosen: Sequence[Member], data: Data, settings: Settings) -> Pace:
     threads = torch.get_num_threads()
     torch.set_num_threads(settings.resources.cpus_per_trial)
     try:
-        seconds = [_seconds_per_image(chosen[i], small, config) for i in picked]
+        seconds = np.array([_seconds_per_image(chosen[i], small, config) for i in picked])
     finally:
         torch.set_num_threads(threads)
+    parts = np.array([(ACTIVATIONS.of(m.arch, data.image_size), m.cost) for m in chosen], dtype=float)
+    shares, _ = nnls(parts[picked] / seconds[:, None], np.ones(len(picked)))  # least squares of relative errors
     # Smaller images take less time in proportion to their area.
-    share = 1 - config.low_res * (1 - config.low_res_scale**2)
-    epochs = tuple(s * share * BUSY * len(data.train) for s in np.maximum.accumulate(seconds))
-    return Pace(tuple(chosen[i].cost for i in picked), epochs, OVERHEAD)
+    area = 1 - config.low_res * (1 - config.low_res_scale**2)
+    epochs = parts @ shares * (area * BUSY * len(data.train))
+    return Pace(tuple(m.cost for m in chosen), tuple(map(float, epochs)), OVERHEAD)
 
 
 def _few(data: Data, count: int) -> Data:

@@ -7,7 +7,6 @@ The expected accuracies come from a formula (`expected`); the seconds come from 
 
 from __future__ import annotations
 
-import bisect
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -18,27 +17,28 @@ import numpy as np
 
 from search.front import hypervolume
 
-# The formula of top-1 accuracy above chance, `expected`, is drawn by hand through a few trainings on CIFAR-10: a plan
-# needs only the relative worth of networks and epochs.
-FLOOR, ROOM, DECAY = 0.10, 0.22, 0.30  # the error of an endless training: FLOOR + ROOM * 2 ** (-DECAY * octaves)
-LACK, GROWTH, POWER = 0.42, 0.10, 0.75  # the error of a short one: + LACK * (1 + GROWTH * octaves) * passes ** -POWER
+# The formula of top-1 accuracy above chance, `expected`, is a fit to trainings of four networks of 0.3 to 4 MMACs for
+# 3, 6 and 12 epochs on CIFAR-10 (`studies/LOG.md`). A plan needs only the relative worth of networks and epochs.
+FLOOR, ROOM, DECAY = 0.12, 0.19, 0.45  # the error of an endless training: FLOOR + ROOM * 2 ** (-DECAY * octaves)
+LACK, GROWTH, POWER = 0.21, 0.23, 0.9  # the error of a short one: + LACK * (1 + GROWTH * octaves) * passes ** -POWER
 REFERENCE = 45_000  # training images of one pass in the formula
 MOST_LEVELS = 14
-MOST_PASSES = 200.0  # longer trainings bring nothing that the formula knows of
+MOST_PASSES = 40.0  # in longer trainings, networks only learn their training images by heart
 LEAST_EPOCHS = 1.0
-SOON = 50.0  # seconds after which the first front should be there
+SOON = 40.0  # seconds after which the first front should be there
 ETA = 3  # candidates of a level per survivor
-STRETCH = 1.5  # the most by which a worker without a further network trains its last one longer
-STEPS = 30  # bisection steps: the price of a second is then exact to a billionth of its range
+LEAST_GAIN = 1e-3  # points of volume; a change of a plan must gain more
+STEPS = 40  # bisection steps, which find the price of a second
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A network that a plan may train. cost: on the cost axis. seconds: of one epoch on one worker."""
+    """A network that a plan may train. cost: on the cost axis. seconds: of one epoch on one worker. most: epochs."""
 
     params: Mapping[str, int]
     cost: float
     seconds: float
+    most: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ class Plan:
 class Pace:
     """The measured speed of training.
 
-    costs, seconds: for each measured network, its cost and the seconds of one epoch on one worker, by rising cost.
+    costs, seconds: for each network of a plan, its cost and the seconds of one epoch on one worker, by rising cost.
     overhead: seconds of a trial beside its epochs.
     """
 
@@ -145,58 +145,112 @@ def _lack(octaves: float) -> float:
 def plan(candidates: Sequence[Candidate], seconds: float, workers: int, terms: Terms, overhead: float = 1.0) -> Plan:
     """Return the best plan for the time. candidates: by rising cost.
 
-    It has no levels if not even the cheapest network can be trained for one epoch.
+    If its first score would come late, either a preview comes first, or the cheapest network's training is shorter.
+    The plan has no levels if not even the cheapest network can be trained for one epoch.
     """
     best = _best(candidates, seconds, [0.0] * workers, terms, overhead)
-    preview = _preview(best, candidates[0], overhead)
-    if preview is not None:
-        rest = _best(candidates, seconds, [preview.seconds] + [0.0] * (workers - 1), terms, overhead)
-        best = replace(rest, levels=(preview, *rest.levels))
+    if best.levels and best.first > SOON:
+        cheapest = candidates[0]
+        soon = max(LEAST_EPOCHS, (SOON - overhead) / cheapest.seconds)
+        hurried = _best([replace(cheapest, most=soon), *candidates[1:]], seconds, [0.0] * workers, terms, overhead)
+        preview = _preview(seconds, cheapest, overhead)
+        if preview is not None:
+            rest = _best(candidates, seconds, [preview.seconds] + [0.0] * (workers - 1), terms, overhead)
+            best = replace(rest, levels=(preview, *rest.levels))
+        if preview is None or hurried.volume > best.volume:
+            best = hurried
     return _with_exploration(best, overhead)
 
 
 def _best(
     candidates: Sequence[Candidate], seconds: float, free: Sequence[float], terms: Terms, overhead: float
 ) -> Plan:
-    """Return the plan of the largest volume. free: for each worker, the seconds until it is free."""
-    best = Plan(seconds, len(free), (), 0, _volume(terms, terms.known), 1.0)
+    """Return the plan of the largest volume. free: for each worker, the seconds until it is free.
+
+    Of all evenly spread sets of networks, take the best one. Then change one network at a time while the volume rises.
+    """
+    best, chosen = Plan(seconds, len(free), (), 0, _volume(terms, terms.known), 1.0), set[int]()
+
+    def better(indices: set[int]) -> bool:
+        nonlocal best, chosen
+        found = _timed([candidates[i] for i in sorted(indices)], seconds, free, terms, overhead)
+        if found is None or (best.levels and found.volume <= best.volume + LEAST_GAIN):
+            return False
+        best, chosen = found, indices
+        return True
+
     for count in range(1, min(MOST_LEVELS, len(candidates)) + 1):
         for top in range(count - 1, len(candidates)):
-            chosen = _spread(candidates, count, top)
-            found = _timed(chosen, seconds, free, terms, overhead)
-            if found is not None and (not best.levels or found.volume > best.volume + 1e-9):
-                best = found
+            better(_spread(candidates, count, top))
+    improving = bool(chosen)
+    while improving:
+        changed = [chosen ^ {i} for i in range(len(candidates))]  # one network more or less
+        changed += [chosen ^ {i, j} for i in chosen for j in (i - 1, i + 1) if 0 <= j < len(candidates)]
+        improving = any(better(indices) for indices in changed if 0 < len(indices) <= MOST_LEVELS)
     return best
 
 
-def _spread(candidates: Sequence[Candidate], count: int, top: int) -> list[Candidate]:
+def _spread(candidates: Sequence[Candidate], count: int, top: int) -> set[int]:
     """Return `count` candidates from the cheapest to number `top`, at even distances on the logarithmic axis."""
     logs = [math.log(c.cost) for c in candidates]
     wanted = np.linspace(logs[0], logs[top], count)
-    near = {min(range(len(logs)), key=lambda i: abs(logs[i] - w)) for w in wanted}
-    return [candidates[i] for i in sorted(near)]
+    return {min(range(len(logs)), key=lambda i: abs(logs[i] - w)) for w in wanted}
 
 
 def _timed(
     chosen: Sequence[Candidate], seconds: float, free: Sequence[float], terms: Terms, overhead: float
 ) -> Plan | None:
-    """Return the plan that trains these networks, with the epochs that fill the time; None if it does not suffice."""
-    weights = _weights(chosen, terms)
-    low, high = -30.0, 30.0  # the logarithm of the price of a second
-    found = None
-    for _ in range(STEPS):
-        price = math.exp((low + high) / 2)
-        epochs = [_worth(c, w, price, terms) for c, w in zip(chosen, weights, strict=True)]
-        levels, end = _scheduled(chosen, epochs, free, overhead)
-        if end <= seconds:
-            found, high = levels, (low + high) / 2
-        else:
-            low = (low + high) / 2
-    if found is None:
+    """Return the plan that trains these networks for the whole time; None if the time does not suffice.
+
+    The longest training goes first to the worker with the least work. Then each worker divides its time among its
+    networks, so that the last second of each is worth the same. A worker trains its cheapest network first.
+    """
+    worth = _weights(chosen, terms)
+    lengths = _divided(list(zip(chosen, worth, strict=True)), sum(seconds - f for f in free), terms, overhead)
+    if lengths is None:
         return None
-    points = [(level.cost, expected(terms, level.cost, level.epochs)) for level in found]
-    busy = sum(level.seconds for level in found) + sum(min(f, seconds) for f in free)
-    return Plan(seconds, len(free), found, 0, _volume(terms, (*terms.known, *points)), 1 - busy / (seconds * len(free)))
+    loads = list(free)
+    shares: list[list[tuple[Candidate, float]]] = [[] for _ in free]
+    for i in sorted(range(len(chosen)), key=lambda i: -lengths[i]):
+        worker = min(range(len(free)), key=lambda w: loads[w])
+        loads[worker] += lengths[i]
+        shares[worker].append((chosen[i], worth[i]))
+    levels: list[Level] = []
+    for share, at in zip(shares, free, strict=True):
+        share.sort(key=lambda pair: pair[0].cost)
+        found = _divided(share, seconds - at, terms, overhead)
+        if found is None:
+            return None
+        for (candidate, _), length in zip(share, found, strict=True):
+            epochs = (length - overhead) / candidate.seconds
+            levels.append(Level(dict(candidate.params), candidate.cost, epochs, at, length))
+            at += length
+    levels.sort(key=lambda level: (level.start, level.cost))
+    points = [(level.cost, expected(terms, level.cost, level.epochs)) for level in levels]
+    busy = sum(level.seconds for level in levels) + sum(min(f, seconds) for f in free)
+    volume = _volume(terms, (*terms.known, *points))
+    return Plan(seconds, len(free), tuple(levels), 0, volume, 1 - busy / (seconds * len(free)))
+
+
+def _divided(
+    share: Sequence[tuple[Candidate, float]], seconds: float, terms: Terms, overhead: float
+) -> list[float] | None:
+    """Divide a time among networks with weights. Return the seconds of each; None if the time does not suffice."""
+
+    def lengths(log_price: float) -> list[float]:
+        price = math.exp(log_price)
+        return [_worth(c, w, price, terms) * c.seconds + overhead for c, w in share]
+
+    low, high = -40.0, 40.0  # the logarithm of the price of a second
+    if sum(lengths(high)) > seconds:
+        return None
+    for _ in range(STEPS):
+        middle = (low + high) / 2
+        if sum(lengths(middle)) <= seconds:
+            high = middle
+        else:
+            low = middle
+    return lengths(high)
 
 
 def _weights(chosen: Sequence[Candidate], terms: Terms) -> list[float]:
@@ -210,19 +264,7 @@ def _worth(candidate: Candidate, weight: float, price: float, terms: Terms) -> f
     scale = terms.images / REFERENCE
     lack = _lack(terms.octaves(candidate.cost)) * scale**-POWER
     epochs = (weight * lack * POWER / (price * candidate.seconds)) ** (1 / (1 + POWER))
-    return min(max(epochs, LEAST_EPOCHS), MOST_PASSES / scale)
-
-
-def _scheduled(
-    chosen: Sequence[Candidate], epochs: Sequence[float], free: Sequence[float], overhead: float
-) -> tuple[tuple[Level, ...], float]:
-    """Give each network, in order, to the worker that is free first. Return the levels, and when the last one ends."""
-    workers, levels = sorted(free), []
-    for c, e in zip(chosen, epochs, strict=True):
-        start, length = workers.pop(0), e * c.seconds + overhead
-        levels.append(Level(dict(c.params), c.cost, e, start, length))
-        bisect.insort(workers, start + length)
-    return tuple(levels), max((level.start + level.seconds for level in levels), default=0.0)
+    return min(max(epochs, LEAST_EPOCHS), MOST_PASSES / scale, candidate.most)
 
 
 def _volume(terms: Terms, points: Sequence[tuple[float, float]]) -> float:
@@ -231,13 +273,11 @@ def _volume(terms: Terms, points: Sequence[tuple[float, float]]) -> float:
     return hypervolume(qualities, costs, terms.low, terms.high)
 
 
-def _preview(found: Plan, cheapest: Candidate, overhead: float) -> Level | None:
-    """Return a short first training of the cheapest network, if the plan's first score comes late; else None."""
-    if not found.levels or found.first <= SOON:
-        return None
+def _preview(seconds: float, cheapest: Candidate, overhead: float) -> Level | None:
+    """Return a short first training of the cheapest network; None if it would cost too much of the time."""
     epochs = max(LEAST_EPOCHS, (0.6 * SOON - overhead) / cheapest.seconds)
     length = epochs * cheapest.seconds + overhead
-    if length > 0.1 * found.seconds:  # an epoch takes minutes: a preview would cost too much
+    if length > 0.1 * seconds:
         return None
     return Level(dict(cheapest.params), cheapest.cost, epochs, 0.0, length)
 
@@ -253,30 +293,26 @@ def _with_exploration(found: Plan, overhead: float) -> Plan:
 
 
 def retimed(levels: Sequence[Level], seconds: float, free: Sequence[float], terms: Terms, pace: Pace) -> Level | None:
-    """Return the first level with the epochs that suit the time that is left, or None if no level fits.
+    """Return the level to start now, with the epochs that suit the time that is left, or None if no level fits.
 
-    levels: those not started, in their order. free: for each worker, the seconds until it is free.
-    The dearest levels are dropped while the time does not suffice for all. A preview keeps its planned epochs.
+    levels: those not started. free: for each worker, the seconds until it is free; a worker is free now.
+    The dearest levels are dropped while the time does not suffice for all. A preview keeps its planned epochs, and no
+    other level that gives the first front gets more than planned.
     """
     if levels and any(level.cost == levels[0].cost for level in levels[1:]):  # the same network follows: a preview
         length = levels[0].epochs * pace.of(levels[0].cost) + pace.overhead
         if min(free) + length <= seconds:
             return replace(levels[0], start=min(free), seconds=length)
-    left = [Candidate(level.params, level.cost, pace.of(level.cost)) for level in levels]
+    left = sorted({level.cost: level for level in levels}.values(), key=lambda level: level.cost)
     while left:
-        found = _timed(sorted(left, key=lambda c: c.cost), seconds, free, terms, pace.overhead)
+        candidates = [Candidate(x.params, x.cost, pace.of(x.cost), _most(x, left)) for x in left]
+        found = _timed(candidates, seconds, free, terms, pace.overhead)
         if found is not None:
-            first = next(level for level in found.levels if level.cost == left[0].cost)
-            return _stretched(first, found, seconds, pace)
-        left.remove(max(left, key=lambda c: c.cost))
+            return min(found.levels, key=lambda level: (level.start, level.cost))
+        left.pop()
     return None
 
 
-def _stretched(level: Level, found: Plan, seconds: float, pace: Pace) -> Level:
-    """Return the level with more epochs, if no other level follows on its worker: an idle worker earns nothing."""
-    end = level.start + level.seconds
-    if any(abs(other.start - end) < 1e-6 for other in found.levels):
-        return level
-    most = min(STRETCH * level.epochs, (seconds - level.start - pace.overhead) / pace.of(level.cost))
-    epochs = max(level.epochs, most)
-    return replace(level, epochs=epochs, seconds=epochs * pace.of(level.cost) + pace.overhead)
+def _most(level: Level, levels: Sequence[Level]) -> float:
+    """Return the most epochs of a level: those planned, if it gives the first front and other levels follow."""
+    return level.epochs if level.start + level.seconds <= SOON and len(levels) > 1 else math.inf

@@ -75,8 +75,9 @@ class Timetable:
         level = retimed([self.plan.levels[i] for i in waiting], left, free, self.terms, self.now)
         if level is None:
             return None
-        self.started.add(waiting[0])
-        return Step(level.params, (self.session, waiting[0]), round(level.epochs, 2))
+        place = next(i for i in waiting if self.plan.levels[i].cost == level.cost)
+        self.started.add(place)
+        return Step(level.params, (self.session, place), round(level.epochs, 2))
 
     def epochs(self, cost: float, left: float) -> float | None:
         """Return the epochs of a network that the sampler proposes; None if the time left does not suffice.

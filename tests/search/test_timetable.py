@@ -27,7 +27,7 @@ LEFT = 60.0  # s
 
 def timetable(workers: int = 1, session: int = 2) -> Timetable:
     """Return the timetable of a minute over four networks."""
-    levels = tuple(Level({"scale": i + 1}, c, 3.0, 0.0, 3 * PACE.of(c) + 1) for i, c in enumerate(COSTS))
+    levels = tuple(Level({"scale": i + 1}, c, 3.0, 40.0 * i, 3 * PACE.of(c) + 1) for i, c in enumerate(COSTS))
     return Timetable(Plan(LEFT, workers, levels, 0, 50.0, 0.0), PACE, TERMS, steps_per_epoch=10, session=session)
 
 
@@ -75,10 +75,14 @@ class TestNext:
         assert table.next(LEFT, []) is not None
 
     def test_more_time_trains_longer(self) -> None:
-        short, long = timetable().next(40.0, []), timetable().next(400.0, [])
-        assert short is not None
-        assert long is not None
-        assert short.epochs < long.epochs
+        """All but the level that gives the first front."""
+        short, long = timetable(), timetable()
+        for table in (short, long):
+            table.started.add(0)
+        step, longer = short.next(40.0, []), long.next(400.0, [])
+        assert step is not None
+        assert longer is not None
+        assert step.epochs < longer.epochs
 
 
 class TestPaceOfTheSearch:
@@ -109,6 +113,8 @@ class TestPaceOfTheSearch:
 
     def test_a_slower_machine_gets_fewer_epochs(self) -> None:
         usual, slow = timetable(), timetable()
+        usual.started.add(0)
+        slow.started.add(0)
         slow.note(COSTS[0], 4.0, 1.0 + 3 * 4.0)
         first, fewer = usual.next(LEFT, []), slow.next(LEFT, [])
         assert first is not None
