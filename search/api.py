@@ -14,7 +14,7 @@ import pandas as pd
 
 from res2net.errors import UserError
 from search import calibration, export, runs
-from search.checkpoints import Checkpoints
+from search.checkpoints import TRUNKS, Checkpoints
 from search.driver import Driver
 from search.execute import Executor, executor_of
 from search.ledger import Ledger
@@ -229,8 +229,8 @@ class _Session:
         self.progress, self.study = progress, study
         seconds = settings.budget.time
         ends = None if seconds is None else begun + seconds - RESERVE
-        checkpoints = Checkpoints(folder)
-        self.driver = Driver(settings, space, study, self._keep, self._changed, number, checkpoints, table, ends)
+        files = Checkpoints(folder), Checkpoints(folder, TRUNKS) if settings.evaluator.grows else None
+        self.driver = Driver(settings, space, study, self._keep, self._changed, number, *files, table, ends)
         self.report_at = time.monotonic() + REPORT_SECONDS
 
     def run(self, execute: Callable[[Driver, Data, Work], None], work: Work | None) -> Result:

@@ -15,10 +15,11 @@ from res2net.errors import UserError
 from res2net.factory import create
 from search.ledger import Ledger
 from search.objectives import ACTIVATIONS
-from search.planner import Candidate, Pace, Plan, Terms, plan
+from search.plan import Candidate, Pace, Plan, Terms
+from search.planner import plan
 from search.report.tables import cost_range
 from search.settings import Settings
-from search.timetable import Member, Timetable, members
+from search.timetable import Member, Timetable, members, nested
 from search.units import format_seconds
 from space import Space
 from trainers.datasets.data import Data
@@ -100,7 +101,8 @@ def timetable(
     left -= time.monotonic() - begun
     terms = terms_of(settings, space, data, books)
     candidates = [Candidate(m.params, m.cost, pace.of(m.cost)) for m in chosen]
-    made = plan(candidates, left, workers, terms, pace.overhead)
+    grows = settings.evaluator.grows and nested(chosen)
+    made = plan(candidates, left, workers, terms, pace.overhead, grows)
     if not made.levels:
         least = candidates[0].seconds + pace.overhead - left + (settings.budget.time or 0.0)
         raise UserError(

@@ -1,4 +1,4 @@
-"""Checkpoints that trials may still resume from: the file `checkpoints/N.pt` in the run's folder for trial N."""
+"""Files of trials in the run's folder: checkpoints to resume from, and trunks that larger networks grow from."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from pathlib import Path
 
 from res2net.files import write_atomic
 
-CHECKPOINTS = "checkpoints"
+CHECKPOINTS, TRUNKS = "checkpoints", "trunks"
 
 
 class Checkpoints(MutableMapping[int, bytes]):
-    """The newest checkpoint of each trial, by trial number. The worker that restores a checkpoint validates it."""
+    """One file for each trial, by trial number: `checkpoints/N.pt`. The worker that reads a file validates it."""
 
-    def __init__(self, run: Path) -> None:
-        self._folder = run / CHECKPOINTS
+    def __init__(self, run: Path, name: str = CHECKPOINTS) -> None:
+        self._folder = run / name
         self._folder.mkdir(exist_ok=True)
 
     def __getitem__(self, number: int) -> bytes:

@@ -12,7 +12,7 @@ from search.proposals import Accepted, Proposals
 from search.running import Running
 from search.settings import Settings
 from search.study.study import Study
-from search.timetable import Timetable
+from search.timetable import Awaited, Timetable
 
 CONFIRMING = 0.3  # share of the time that is kept for training networks which shared weights have estimated
 
@@ -67,9 +67,13 @@ class Choice:
         ends = time.monotonic() + left
         while (left := ends - time.monotonic()) > 0:
             if not self.study.waiting():  # else a retry waits
-                level = timetable.next(left, busy(timetable, running))
+                trunks = [trial.cost for trial in running.values() if trial.trains_trunk]
+                try:
+                    level = timetable.next(left, busy(timetable, running), trunks)
+                except Awaited:
+                    return None
                 if level is not None:
-                    self.study.enqueue(level.params, plan=level.place, budget=level.epochs)
+                    self.study.enqueue(level.params, plan=level.place, budget=level.epochs, trunk=level.trunk or None)
                 elif not timetable.explores(left):
                     break
             accepted = self.proposals.ask() if self.study.waiting() else self._accepted(self.proposals.new())

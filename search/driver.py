@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, MutableMapping
 from dataclasses import replace
 
 from search.choice import Choice
+from search.evaluators import Grow, origin_of
 from search.ledger import KILLED, RETRIES, Ledger
 from search.proposals import Accepted, Proposals
 from search.running import Running
@@ -23,6 +24,8 @@ from search.timetable import Timetable
 from search.worker import Job, Report
 from space import Space
 
+KEPT_TRUNKS = 64  # trunks that a run keeps, the newest ones; the largest networks grow from the newest
+
 
 class Driver:
     """Turn the study's proposals into jobs for workers, and record their reports in the study.
@@ -32,6 +35,7 @@ class Driver:
 
     on_scored: called before a trial's score is recorded, with the job and the trained weights (None without any).
     checkpoints: the newest checkpoint of each trial that may still resume, by trial number.
+    trunks: the weights from which larger networks grow, by trial number.
     timetable: what to train and for how long, if the search is planned. ends: the time (`time.monotonic`) of its end.
     session: this session's index in `run.json`. Each trial records the index, to find the hardware and the commit.
     """
@@ -45,10 +49,12 @@ class Driver:
         on_change: Callable[[], None] = lambda: None,
         session: int = 0,
         checkpoints: MutableMapping[int, bytes] | None = None,
+        trunks: MutableMapping[int, bytes] | None = None,
         timetable: Timetable | None = None,
         ends: float | None = None,
     ) -> None:
         self.checkpoints = {} if checkpoints is None else checkpoints
+        self.trunks = {} if trunks is None else trunks
         self.settings, self.space, self.study = settings, space, study
         self.on_scored, self.on_change = on_scored, on_change
         self.session = session
@@ -91,12 +97,34 @@ class Driver:
         if self.timetable is not None and accepted.proposal.budget is not None:
             config = self.timetable.config(job.config, accepted.proposal.budget)
             job = replace(job, config=config, rungs=self.settings.budget.rungs(config.epochs))
+        if isinstance(self.evaluator, Grow):
+            job = self._grown(self.evaluator, job, accepted)
         earlier = self._earlier(number)
         estimate, budget = is_new and self.evaluator.estimates, accepted.proposal.budget or job.config.epochs
         self.running[number] = Running(job, accepted, estimate, budget, earlier=earlier)
         self.on_change()
         checkpoint = next((self.checkpoints[n] for n in earlier if n in self.checkpoints), None)
         return replace(job, checkpoint=checkpoint, seconds=self.seconds_left, fits=self.timetable is not None)
+
+    def _grown(self, evaluator: Grow, job: Job, accepted: Accepted) -> Job:
+        """Return the job of a network that grows from a trunk, if this driver has a trunk that the network contains.
+
+        A retry grows from the same trunk as the trial before it. If that trunk is gone, the worker says so.
+        """
+        if self.timetable is not None and not self.timetable.plan.grown:
+            return job
+        record = self.study.record(job.number)
+        if "inherited" not in record.attrs:
+            records = [self.study.record(number) for number in self.trunks]
+            found = origin_of(job.arch, [r for r in records if r.key], self.ledger.cost)
+            before = {} if found is None else {"parent": found.number}
+            epochs = 0 if found is None else found.attrs.get("inherited", 0) + found.attrs["trunk"]
+            trunk = evaluator.grown(job, accepted.proposal.trunk, None).trunk
+            self.study.annotate(job.number, {**before, "inherited": epochs, "trunk": trunk})
+            record = self.study.record(job.number)
+        parent = record.attrs.get("parent")
+        origin = None if parent is None else (self.study.record(parent).arch, self.trunks.get(parent, b""))
+        return evaluator.grown(job, record.attrs["trunk"], origin)
 
     # ---- What comes back -------------------------------------------------------------------------------------------
 
@@ -125,6 +153,10 @@ class Driver:
             return False
         if report.note is not None and len(trial.reports) == 1:
             self.study.annotate(number, {"note": report.note})
+        if report.trunk is not None:  # before the checkpoint, after which the worker does not report it again
+            self.trunks[number] = report.trunk
+            for oldest in sorted(self.trunks)[:-KEPT_TRUNKS]:
+                del self.trunks[oldest]
         if report.checkpoint is not None:  # before the rung's accuracy: no kill may leave a rung without one
             self.checkpoints[number] = report.checkpoint
             self._drop_checkpoints(*trial.earlier)

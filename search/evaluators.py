@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import random
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,17 +13,21 @@ from typing import Any, ClassVar
 from rich.console import Console
 
 from res2net.arch import Arch
+from res2net.containment import contains
 from res2net.elastic import ElasticRes2Net
 from res2net.errors import UserError, unknown
 from res2net.plugins import PATH, load_object
 from search import shared_weights
 from search.groups import Budget, Resources, Scope, Scoring
+from search.study.trials import Record
 from search.worker import Job, SharedWork, Work, train_trial
 from space import Space
 from trainers.datasets.data import Data
 from trainers.recipes import RECIPES
 
 SHARED = "weights that all networks of the space share"
+CALMER = 2  # ratio of two peak learning rates: that of the recipe to that of a trunk
+TRIED = 1_000  # random members among which one that contains the cheapest is looked for
 TUNED = 5  # ratio of two peak learning rates: that of the shared weights to that of tuning a slice
 
 
@@ -37,11 +42,13 @@ class Evaluator:
     defaults: the evaluator's own defaults for some settings.
     estimates: whether scores are estimates. If they are, networks on the estimates' front are confirmed by training.
     plans: whether the planner can choose networks and epochs from the time alone.
+    grows: whether networks start from the weights of smaller ones that they contain.
     """
 
     defaults: ClassVar[Mapping[str, Any]] = {}
     plans: ClassVar[bool] = True
     estimates: ClassVar[bool] = False
+    grows: ClassVar[bool] = False
 
     def __init__(self, scope: Scope, scoring: Scoring, budget: Budget) -> None:
         self.scope, self.scoring, self.budget = scope, scoring, budget
@@ -55,6 +62,10 @@ class Evaluator:
     def lr(self) -> float:
         """The peak learning rate in the training of the final front's networks."""
         return self.scoring.peak_lr
+
+    def lr_of(self, record: Record) -> float:
+        """Return the peak learning rate of a trial that was trained."""
+        return self.lr
 
     def check(self, resources: Resources) -> None:
         """Raise `UserError` for settings that contradict the evaluator."""
@@ -85,6 +96,61 @@ class Evaluator:
         config = replace(self.scoring.train_config(trial_seed(self.scope.seed, arch)), lr=self.lr)
         # Checkpoints are written at the rungs even if no scheduler compares trials there.
         return Job(number, arch, config, start, self.budget.rungs(config.epochs))
+
+
+class Grow(Evaluator):
+    """Start each network from the trunk of a smaller one that it contains, if there is one (`res2net.grow`).
+
+    A training keeps its peak rate first. The weights at the end of this trunk are passed on to larger networks. Then
+    the training anneals them for the network's own score.
+    """
+
+    grows: ClassVar[bool] = True
+
+    def lr_of(self, record: Record) -> float:
+        """Return the peak learning rate of a trial. That of a trunk is lower, because it is kept for longer."""
+        return self.lr / CALMER if "trunk" in record.attrs else self.lr
+
+    def check(self, resources: Resources) -> None:
+        """Raise `UserError` for trainings too short to have a trunk, or networks at equal MACs."""
+        super().check(resources)
+        if self.scoring.epochs == 1:
+            raise UserError("`epochs`: 1 is too few to train a trunk and to anneal it; accepted: at least 2")
+        if self.scope.matching.active:
+            raise UserError("`match_macs`: no network contains another of equal MACs; accepted: `evaluator` scratch")
+
+    def check_weights(self, space: Space, data: Data) -> None:
+        """Raise `UserError` if no network of the space contains another one. A plan then does without growth."""
+        if self.scoring.epochs is None:
+            return
+        rng = random.Random(self.scope.seed)
+        small = space.arch(space.cheapest()[0])
+        drawn = (space.arch(space.sample(rng)) for _ in range(TRIED))
+        if not any(arch != small and contains(arch, small) for arch in (space.largest(), *drawn)):
+            raise UserError(
+                f"`evaluator`: no network of space {space.name!r} contains its cheapest one, so none can grow; "
+                "accepted: scratch"
+            )
+
+    def job(self, number: int, arch: Arch) -> Job:
+        """Return the job that trains a network for the whole budget, without an origin."""
+        return self._training(number, arch, "grow")
+
+    def grown(self, job: Job, trunk: int | None, origin: tuple[Arch, bytes] | None) -> Job:
+        """Return a job with a trunk, and with the network and the weights that it grows from.
+
+        trunk: the epochs at the peak rate; None takes half of the training.
+        """
+        trunk = max(1, job.config.epochs // 2) if trunk is None else trunk
+        warmup = job.config.warmup if origin is None else 0.0  # grown weights need no warm-up
+        config = replace(job.config, lr=self.lr / CALMER, hold=trunk, warmup=warmup)
+        return replace(job, config=config, trunk=trunk, origin=origin)
+
+
+def origin_of(arch: Arch, records: Sequence[Record], cost: Callable[[Record], float]) -> Record | None:
+    """Return the trial whose trunk a network grows from: the dearest that it contains, and of those the longest."""
+    fits = [r for r in records if contains(arch, r.arch)]
+    return max(fits, key=lambda r: (cost(r), r.attrs.get("inherited", 0) + r.attrs["trunk"]), default=None)
 
 
 class Inherit(Evaluator):
@@ -177,7 +243,7 @@ class Supernet(Inherit):
         return self._training(number, arch, "inherit" if self._tunes else "scratch")
 
 
-EVALUATORS: dict[str, type[Evaluator]] = {"scratch": Evaluator, "supernet": Supernet, "inherit": Inherit}
+EVALUATORS: dict[str, type[Evaluator]] = {"scratch": Evaluator, "grow": Grow, "supernet": Supernet, "inherit": Inherit}
 
 
 def evaluator_class(name: str) -> type[Evaluator]:

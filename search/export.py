@@ -134,13 +134,17 @@ def card(record: Record, run: dict[str, Any], training: dict[str, Any]) -> str:
     data, tested = run["data"], training["test_top1"]
     settings = Settings.from_dict(run["settings"])
     sampler = f"{settings.budget.sampler}, seed {settings.scope.seed}"
+    origin = settings.evaluator.origin
+    if "parent" in record.attrs:
+        parent, epochs = record.attrs["parent"], record.attrs["inherited"]
+        origin = f"the weights of trial {parent} of the same search, after {epochs} epochs in all"
     budget = f"{record.attrs['epochs']} epochs of {data['train_images']:,} images"
     rows = [
         ("top-1, validation split", f"{record.val_top1:.2f} % (n = 1, {data['val_images']:,} images, last epoch)"),
         *([("top-1, test split", f"{tested:.2f} %")] if tested is not None else []),
         *((COSTS[name].label.removesuffix(" of one image"), f"{record.attrs[name]:,}") for name in SHOWN),
-        ("trained", f"{budget}, batch {settings.scoring.batch_size}, lr {settings.evaluator.lr:g}"),
-        *([("started from", settings.evaluator.origin)] if settings.evaluator.origin else []),
+        ("trained", f"{budget}, batch {settings.scoring.batch_size}, lr {settings.evaluator.lr_of(record):g}"),
+        *([("started from", origin)] if origin else []),
         ("search", f"{sampler}, the best of many: its validation accuracy is optimistic"),
         ("hardware", machine(training)),
         ("code", code(training)),

@@ -145,7 +145,12 @@ class Scope:
 class Scoring:
     """How a network gets its score."""
 
-    evaluator: str = option("scratch", "how a trial gets its score: {choices}, or my_package:NAME", "NAME", common=True)
+    evaluator: str | None = option(
+        None,
+        "how a trial gets its score: {choices}, or my_package:NAME (default: grow if planned, else scratch)",
+        "NAME",
+        common=True,
+    )
     epochs: int | None = option(
         None, "the full budget of a trial, in epochs (default: planned from --time, else 2)", "N", common=True
     )

@@ -34,6 +34,11 @@ class Running:
         self.reports.append(replace(report, weights=None, checkpoint=None))
 
     @property
+    def trains_trunk(self) -> bool:
+        """Whether the trial has not yet reported the weights from which larger networks grow."""
+        return len(self.reports) < self.job.trunk
+
+    @property
     def cost(self) -> float:
         """The network's cost."""
         return self.accepted.cost

@@ -58,6 +58,7 @@ class Settings:
         chosen = values.get(
             "evaluator", scoring.evaluator if scoring else Scoring.__dataclass_fields__["evaluator"].default
         )
+        chosen = chosen or "scratch"  # the default of each way to plan has the same other defaults
         values = {k: v for k, v in evaluator_class(chosen).defaults.items() if GROUP_OF[k] not in values} | values
         for group, cls in GROUPS.items():
             given = {k: v for k, v in values.items() if GROUP_OF.get(k) == group}
@@ -79,11 +80,14 @@ class Settings:
             lr=recipe.lr if scoring.lr is None else scoring.lr,
         )
         asked = budget.trials is not None or scoring.epochs is not None or budget.scheduler != "none"
-        if asked or self.scope.matching.active or not evaluator_class(scoring.evaluator).plans:
+        plans = scoring.evaluator is None or evaluator_class(scoring.evaluator).plans
+        if asked or self.scope.matching.active or not plans:
             scoring = dataclasses.replace(scoring, epochs=EPOCHS if scoring.epochs is None else scoring.epochs)
             budget = dataclasses.replace(budget, trials=TRIALS if budget.trials is None else budget.trials)
         elif budget.time is None:
             budget = dataclasses.replace(budget, time=TIME)
+        if scoring.evaluator is None:
+            scoring = dataclasses.replace(scoring, evaluator="scratch" if budget.trials is not None else "grow")
         object.__setattr__(self, "scoring", scoring)
         object.__setattr__(self, "budget", budget)
 
@@ -107,7 +111,7 @@ class Settings:
     @property
     def evaluator(self) -> Evaluator:
         """The evaluator, which decides how a network gets its score."""
-        return evaluator_class(self.scoring.evaluator)(self.scope, self.scoring, self.budget)
+        return evaluator_class(self.scoring.evaluator or "scratch")(self.scope, self.scoring, self.budget)
 
     @property
     def rules(self) -> Rules:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 import statistics
@@ -10,23 +11,34 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from res2net.arch import Arch
+from res2net.containment import contains
 from search.objectives import ACTIVATIONS, Limits, Objective
-from search.planner import Pace, Plan, Terms, retimed
+from search.plan import Pace, Plan, Terms
+from search.planner import retimed
 from search.study.trials import Record
 from space import Space
 from space.dimensions import Params
 from trainers.recipes import Config, shortened
 
+CHOICES = 8  # members of about equal cost from which a chain is made
 LEVELS = 24  # the costs that a plan may choose from, evenly spread on the cost axis
 SAMPLED = 20_000  # spaces of at most this many combinations are enumerated; of larger ones, an eighth as many are drawn
 
 
+class Awaited(Exception):
+    """The next network waits for a trunk to grow from."""
+
+
 class Step(NamedTuple):
-    """A network to train now. place: the session that made the plan, and the level's index in it."""
+    """A network to train now. place: the session that made the plan, and the level's index in it.
+
+    trunk: the epochs at the peak rate after which larger networks grow from this one; 0 without growth.
+    """
 
     params: Mapping[str, int]
     place: tuple[int, int]
     epochs: float
+    trunk: int = 0
 
 
 @dataclass(slots=True)
@@ -38,6 +50,7 @@ class Timetable:
     session: the session of the run that made the plan.
     started: indices of the plan's levels that trials have begun.
     ratios: measured over expected seconds of the trials so far. They correct the pace.
+    inherits: if networks grow, the sum of the epochs of the trunk so far, each times its cost.
     """
 
     plan: Plan
@@ -47,11 +60,13 @@ class Timetable:
     session: int = 0
     started: set[int] = field(default_factory=set)
     ratios: list[float] = field(default_factory=list)
+    inherits: float = 0.0
 
     def resume(self, records: Iterable[Record]) -> None:
         """Mark the levels that trials of earlier sessions have begun."""
-        places = [r.attrs["plan"] for r in records if "plan" in r.attrs]
-        self.started |= {level for session, level in places if session == self.session}
+        places = {r.attrs["plan"][1]: r.attrs for r in records if r.attrs.get("plan", [None])[0] == self.session}
+        self.started |= places.keys()
+        self.inherits = sum(a.get("trunk", 0) * self.plan.levels[i].cost for i, a in places.items())
 
     @property
     def now(self) -> Pace:
@@ -63,21 +78,29 @@ class Timetable:
         training = max(0.1 * seconds, seconds - self.pace.overhead)  # some trials are shorter than the overhead
         self.ratios.append(training / (epochs * self.pace.of(cost)))
 
-    def next(self, left: float, busy: Sequence[float]) -> Step | None:
+    def next(self, left: float, busy: Sequence[float], trunks: Sequence[float] = ()) -> Step | None:
         """Return the next step, to start now; None if no level is left or fits. Mark its level as started.
 
         left: seconds until the end. busy: the expected seconds until each running trial ends.
+        trunks: the costs of the running networks whose trunk is not trained yet. A larger network waits for it.
         """
         free = [0.0] * max(1, self.plan.workers - len(busy)) + [min(max(0.0, b), left) for b in busy]
         waiting = [i for i in range(len(self.plan.levels)) if i not in self.started]
         if not waiting:
             return None
-        level = retimed([self.plan.levels[i] for i in waiting], left, free, self.terms, self.now)
+        inherits = self.inherits if self.plan.grown else None
+        level = retimed([self.plan.levels[i] for i in waiting], left, free, self.terms, self.now, inherits)
         if level is None:
             return None
+        if self.plan.grown and any(cost < level.cost for cost in trunks):
+            raise Awaited
         place = next(i for i in waiting if self.plan.levels[i].cost == level.cost)
         self.started.add(place)
-        return Step(level.params, (self.session, place), round(level.epochs, 2))
+        epochs, trunk = round(level.epochs, 2), 0
+        if self.plan.grown and all(self.plan.levels[i].cost != level.cost for i in waiting if i != place):
+            trunk = min(max(1, round(level.trunk)), math.ceil(epochs) - 1)  # weights are passed on after whole epochs
+            self.inherits += trunk * level.cost
+        return Step(level.params, (self.session, place), epochs, trunk)
 
     def epochs(self, cost: float, left: float) -> float | None:
         """Return the epochs of a network that the sampler proposes; None if the time left does not suffice.
@@ -108,18 +131,45 @@ class Member:
 
 
 def members(space: Space, limits: Limits, objective: Objective, seed: int) -> list[Member]:
-    """Return one member within the limits for each of `LEVELS` costs, by rising cost."""
-    found: dict[int, Member] = {}
+    """Return members within the limits, by rising cost, at most one for each of `LEVELS` costs.
+
+    Each member contains the cheaper ones, so that it can grow from them, unless that leaves out most of the costs.
+    """
     every = {m.arch.key(): m for m in _all(space, objective, seed) if limits.allow(m.arch, space.image_size)}
     if not every:
         return []
     low = objective.axis(min(m.cost for m in every.values()))
     step = (objective.axis(max(m.cost for m in every.values())) - low) / (LEVELS - 1) or 1.0
+    places: dict[int, list[tuple[float, Member]]] = {}
     for member in every.values():
-        place = round((objective.axis(member.cost) - low) / step)
-        if place not in found or _preferred(member, space) > _preferred(found[place], space):
-            found[place] = member
-    return sorted(found.values(), key=lambda m: m.cost)
+        places.setdefault(round((objective.axis(member.cost) - low) / step), []).append((_rank(member, space), member))
+    for found in places.values():
+        found.sort(key=lambda pair: -pair[0])
+    nested = _chain([places[place][:CHOICES] for place in sorted(places)])
+    return nested if 2 * len(nested) > len(places) else [places[place][0][1] for place in sorted(places)]
+
+
+def _chain(places: Sequence[Sequence[tuple[float, Member]]]) -> list[Member]:
+    """Return a chain of members, each of which contains the one before, with at most one of each place.
+
+    places: for each place on the cost axis, its members with their ranks, best first. The chain's worth is the largest:
+    a member is worth 1, less half of what its rank is below the best at its place.
+    """
+    chains: list[tuple[float, list[Member]]] = []
+    for ranked in places:
+        best = ranked[0][0]
+        longer = []
+        for rank, member in ranked:
+            shorter = [c for c in chains if contains(member.arch, c[1][-1].arch)]
+            worth, before = max(shorter, key=lambda c: c[0], default=(0.0, []))
+            longer.append((worth + max(0.05, 1 - 0.5 * (best - rank)), [*before, member]))
+        chains += longer
+    return max(chains, key=lambda c: c[0])[1]
+
+
+def nested(chosen: Sequence[Member]) -> bool:
+    """Return whether each member contains the one before."""
+    return all(contains(b.arch, a.arch) for a, b in itertools.pairwise(chosen))
 
 
 def _all(space: Space, objective: Objective, seed: int) -> Iterable[Member]:
@@ -131,7 +181,7 @@ def _all(space: Space, objective: Objective, seed: int) -> Iterable[Member]:
         yield Member(params, arch, objective.of(arch, space.image_size))
 
 
-def _preferred(member: Member, space: Space) -> float:
+def _rank(member: Member, space: Space) -> float:
     """Return the rank of a member among those of about equal cost: more is better.
 
     Short trainings favour scale, and few activations, which set the time of a step, over depth: the factors are a fit

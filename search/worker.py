@@ -13,13 +13,16 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Protocol
 
+import safetensors.torch
 import torch
 from torch import nn
 
 from res2net.arch import Arch
 from res2net.cost import cost
 from res2net.elastic import ElasticRes2Net
+from res2net.factory import create
 from res2net.folder import weights_bytes
+from res2net.grow import grow
 from search.units import format_count
 from trainers.datasets.data import Data
 from trainers.device import out_of_memory
@@ -44,6 +47,8 @@ class Job:
     seconds: the time that the worker may spend, from the moment it takes the job; None sets no limit. The training
         stops between two steps, and the validation after an epoch may take a little longer.
     fits: whether a training that would not end within `seconds` is shortened, so that it ends with a score.
+    trunk: the epoch after which the weights are reported, for larger networks to grow from; 0 reports none.
+    origin: the network and the weights (safetensors) from which this network grows; None for random weights.
     """
 
     number: int
@@ -54,20 +59,23 @@ class Job:
     checkpoint: bytes | None = None
     seconds: float | None = None
     fits: bool = False
+    trunk: int = 0
+    origin: tuple[Arch, bytes] | None = None
 
     def to_json(self) -> str:
-        """Return the job as JSON without its checkpoint, which travels beside it."""
-        values = {"number": self.number, "arch": self.arch.to_dict(), "config": asdict(self.config)}
-        return json.dumps(
-            values | {"evaluator": self.evaluator, "rungs": self.rungs} | {"seconds": self.seconds, "fits": self.fits}
-        )
+        """Return the job as JSON without its checkpoint and the weights of its origin, which travel beside it."""
+        plain = ("number", "evaluator", "rungs", "seconds", "fits", "trunk")
+        values = {name: getattr(self, name) for name in plain} | {"arch": self.arch.to_dict()}
+        origin = None if self.origin is None else self.origin[0].to_dict()
+        return json.dumps(values | {"config": asdict(self.config), "origin": origin})
 
     @classmethod
-    def from_json(cls, text: str, checkpoint: bytes | None = None) -> Job:
+    def from_json(cls, text: str, checkpoint: bytes | None = None, weights: bytes | None = None) -> Job:
+        """Return the job of `to_json`. weights: those of its origin."""
         data = json.loads(text)
-        arch, config = Arch.from_dict(data["arch"]), Config(**data["config"])
-        rungs = tuple(data["rungs"])
-        return cls(data["number"], arch, config, data["evaluator"], rungs, checkpoint, data["seconds"], data["fits"])
+        origin = None if data["origin"] is None else (Arch.from_dict(data["origin"]), weights or b"")
+        read = {"arch": Arch.from_dict(data["arch"]), "config": Config(**data["config"]), "origin": origin}
+        return cls(**data | read | {"rungs": tuple(data["rungs"]), "checkpoint": checkpoint})
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +91,7 @@ class Report:
     checkpoint: the trial's checkpoint; only reports of epochs in the job's `rungs` and paused reports have one.
     note: a remark about the trial, such as that it was resumed.
     budget: the epochs of a complete training that was shortened to fit its time; else None.
+    trunk: the weights after the epoch `Job.trunk` as safetensors: not averaged, and not annealed.
     paused: whether the job's `seconds` ended before the training. A paused report is the last one and has no scores.
     """
 
@@ -101,6 +110,7 @@ class Report:
     note: str | None = None
     paused: bool = False
     budget: float | None = None
+    trunk: bytes | None = None
 
 
 class Work(Protocol):
@@ -120,7 +130,7 @@ def train_trial(job: Job, data: Data, start: Callable[[Arch], nn.Module] | None 
     When the job's `seconds` are over, the last report is a paused one, with a checkpoint of the current step.
     """
     end = math.inf if job.seconds is None else time.monotonic() + job.seconds
-    trainer, reports, note = _begin(job, data, start or partial(initialised, zero_last=job.config.zero_init_last))
+    trainer, reports, note = _begin(job, data, start or partial(_first_network, job))
     host, seconds = socket.gethostname(), reports[-1].seconds if reports else 0.0
     yield from reports
     clock = Clock(trainer, end, job.fits)
@@ -135,9 +145,23 @@ def train_trial(job: Job, data: Data, start: Callable[[Arch], nn.Module] | None 
         if trainer.finished:
             budget = None if trainer.bend is None else round(trainer.total_steps / trainer.steps_per_epoch, 2)
             report = replace(report, weights=weights_bytes(trainer.scored), budget=budget)
-        elif e.epoch in job.rungs:
+        elif e.epoch in job.rungs or e.epoch == job.trunk:
             report = replace(report, checkpoint=_checkpoint(job, trainer, reports))
+        if e.epoch == job.trunk and trainer.bend is None:  # else it is being annealed to end in time
+            report = replace(report, trunk=weights_bytes(trainer.model))
         yield report
+
+
+def _first_network(job: Job, arch: Arch) -> nn.Module:
+    """Return the network to train: with random weights, or grown from the job's origin."""
+    if job.origin is None:
+        return initialised(arch, zero_last=job.config.zero_init_last)
+    small, weights = job.origin
+    if not weights:
+        raise TrainingFailed("the weights from which the network grows are gone")
+    model = create(small)
+    model.load_state_dict(safetensors.torch.load(weights))
+    return grow(model, arch, job.config.seed)
 
 
 class Clock:

@@ -50,6 +50,8 @@ class Config:
     initialised block is the identity. Has no effect on loaded weights.
     low_res: share of the training's steps, from the first step, that train on smaller images.
     low_res_scale: side of the smaller images, relative to the full side.
+    hold: epochs, from the first one, that keep the peak rate after the warm-up, before the schedule lowers it (arXiv
+    2405.18392).
     """
 
     epochs: int = 3
@@ -77,6 +79,7 @@ class Config:
     zero_init_last: bool = False
     low_res: float = 0.0
     low_res_scale: float = 0.75
+    hold: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "milestones", tuple(self.milestones))  # JSON gives a list
@@ -85,7 +88,7 @@ class Config:
                 raise UserError(f"`{name}`: {getattr(self, name)}; accepted: a whole number of at least 1")
         if not 0 < self.lr < math.inf:
             raise UserError(f"`lr`: {self.lr}; accepted: a number above 0")
-        for name in ("weight_decay", "warmup", "crop_padding", "mixup", "cutmix"):
+        for name in ("weight_decay", "warmup", "crop_padding", "mixup", "cutmix", "hold"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"`{name}`: {getattr(self, name)}; accepted: a number of at least 0")
         if self.steps < 0:
@@ -140,6 +143,9 @@ class Config:
             return self.lr * 0.1 ** sum(step >= m * steps_per_epoch for m in self.milestones)
         if self.schedule == "constant":
             return self.lr
+        if step < (held := self.hold * steps_per_epoch):
+            return self.lr
+        warmup = max(warmup, held)  # where the rate begins to fall
         # The rate reaches zero one step after the last step, so that the last step still trains.
         done = (step - warmup) / (total - warmup)
         if self.schedule == "linear":

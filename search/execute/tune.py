@@ -66,8 +66,8 @@ class TrialActor(tune.Trainable):
         self._reports = None
         if new_config["job"] is None:
             return True
-        # The checkpoint is popped, because Tune copies the whole config into each result.
-        job = Job.from_json(new_config["job"], self.config.pop("checkpoint", None))
+        # The bytes are popped, because Tune copies the whole config into each result.
+        job = Job.from_json(new_config["job"], self.config.pop("checkpoint", None), self.config.pop("origin", None))
         self._reports = guarded(self._work, job, self._data)
         return True
 
@@ -161,7 +161,8 @@ class _Proposals(_Forgetful, Searcher):
                 raise _Ended
             return None
         self._numbers[trial_id] = job.number
-        return {"job": job.to_json()} | ({"checkpoint": _Bytes(job.checkpoint)} if job.checkpoint is not None else {})
+        carried = {"checkpoint": job.checkpoint, "origin": None if job.origin is None else job.origin[1]}
+        return {"job": job.to_json()} | {name: _Bytes(value) for name, value in carried.items() if value is not None}
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
         self._starting.discard(trial_id)  # `_Decisions` has told the driver about the end of a job
@@ -207,8 +208,8 @@ class _DropBytes(Callback):
 
     def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict[str, Any], **info: Any) -> None:
         for kept in (result, trial.config, trial.evaluated_params):
-            kept.pop("weights", None)
-            kept.pop("checkpoint", None)
+            for name in ("weights", "checkpoint", "origin", "trunk"):
+                kept.pop(name, None)
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         self.on_trial_result(iteration, trials, trial, {})

@@ -103,6 +103,7 @@ class Study:
             attrs.get("alone", False),
             tuple(attrs["plan"]) if "plan" in attrs else None,
             attrs.get("budget"),
+            attrs.get("trunk"),
         )
 
     def _take(self, trial: optuna.Trial) -> None:
@@ -113,7 +114,7 @@ class Study:
         """Enqueue a proposal; `ask` returns it before new ones. attrs: fields of `Proposal`; a None is left out."""
         if attrs.get("retry_of") is not None:
             before = self.record(attrs["retry_of"]).attrs
-            attrs |= {name: before.get(name) for name in ("confirms", "plan", "budget")}
+            attrs |= {name: before.get(name) for name in ("confirms", "plan", "budget", "trunk", "parent", "inherited")}
         self._stale = True
         self.optuna_study.enqueue_trial(dict(params), user_attrs={k: v for k, v in attrs.items() if v is not None})
 

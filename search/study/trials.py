@@ -38,7 +38,7 @@ class Proposal:
     retry_of: the trial that ran the same network before. confirms: the estimate that this trial confirms.
     alone: whether its driver may run nothing else meanwhile, because its network is a suspect (`Ledger.suspects`).
     plan: the session that made the plan, and the index of the plan's level that this trial trains.
-    budget: the trial's epochs, if the plan sets them.
+    budget: the trial's epochs, if the plan sets them. trunk: see `search.worker.Job`, if the plan sets it.
     """
 
     number: int
@@ -48,6 +48,7 @@ class Proposal:
     alone: bool = False
     plan: tuple[int, int] | None = None
     budget: float | None = None
+    trunk: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from search import api, runs, search
 from search.driver import Driver
 from search.execute.local import execute
 from search.objectives import MACS
-from search.planner import Level, Pace, Plan, Terms
+from search.plan import Level, Pace, Plan, Terms
 from search.settings import Settings
 from search.study.storage import read
 from search.study.trials import FAILED, ORPHAN, REPEATED, SCORED, STOPPED, Record
@@ -406,7 +406,7 @@ class TestSearch:
     def test_no_plan_is_made_where_trials_are_given(
         self, settings: Settings, loaded: Data, planned: list[float], tmp_path: Path
     ) -> None:
-        search(settings.replace(trials=2, epochs=1), tmp_path / "run", work=Synthetic())
+        search(settings.replace(trials=2, epochs=1, evaluator="scratch"), tmp_path / "run", work=Synthetic())
         assert planned == []
         assert runs.read(tmp_path / "run")["sessions"][0]["plan"] is None
         assert len(of(tmp_path / "run", SCORED)) == 2

@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from search import planner
+from search import plan as plans
 from search.front import hypervolume
-from search.planner import LEAST_EPOCHS, MOST_LEVELS, SOON, Candidate, Level, Pace, Plan, Terms, expected, plan, retimed
+from search.plan import LEAST_EPOCHS, Candidate, Level, Pace, Plan, Terms, expected
+from search.planner import MOST_LEVELS, SOON, plan, retimed
 
 WORKERS = (1, 2, 8, 64)
 LATE = 1e-6  # s; rounding of sums of durations
@@ -170,7 +171,7 @@ def test_the_volume_is_the_hypervolume_of_the_expected_front(case: Case) -> None
     points = [*terms.known, *((x.cost, expected(terms, x.cost, x.epochs)) for x in found.levels)]
     costs, qualities = zip(*points, strict=True) if points else ((), ())
     value = 100 * hypervolume(qualities, costs, terms.low, terms.high)
-    assert planner._volume(terms, points) == pytest.approx(value, abs=1e-9)
+    assert plans.volume_of(terms, points) == pytest.approx(value, abs=1e-9)
     if found.levels and not previewed(found):
         assert found.volume == pytest.approx(value, abs=1e-9)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 import space
-from search import export, planner, run, runs, supernet
+from search import export, run, runs, supernet, timing
 from search.evaluators import EVALUATORS
 from search.groups import EXECUTORS
 from search.objectives import MACS
@@ -293,7 +293,7 @@ class TestPlan:
     @pytest.fixture(autouse=True)
     def short(self, loaded: Data, monkeypatch: pytest.MonkeyPatch) -> None:
         """Trainings of at most three epochs of 40 images. `--time` counts from now, not from the process's start."""
-        monkeypatch.setattr(planner, "MOST_PASSES", 3 * 40 / planner.REFERENCE)
+        monkeypatch.setattr(timing, "MOST_PASSES", 3 * 40 / timing.REFERENCE)
         monkeypatch.setattr(run, "_age", lambda: 0.0)
 
     def test_dry_run_prints_it_and_writes_nothing(

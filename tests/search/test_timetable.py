@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -12,10 +13,11 @@ from hypothesis import strategies as st
 from search.calibration import recorded, restored
 from search.ledger import Ledger
 from search.objectives import ACTIVATIONS, MACS, Objective
-from search.planner import Candidate, Level, Pace, Plan, Terms, plan
+from search.plan import Candidate, Level, Pace, Plan, Terms
+from search.planner import plan
 from search.settings import Settings
 from search.study.trials import ORPHAN, SCORED, Record
-from search.timetable import LEVELS, Timetable, members
+from search.timetable import LEVELS, Awaited, Timetable, members
 from trainers.datasets.data import Data
 from trainers.recipes import RECIPES, Config
 
@@ -73,6 +75,19 @@ class TestNext:
         assert table.next(0.0, []) is None
         assert table.next(-1.0, []) is None
         assert table.next(LEFT, []) is not None
+
+    def test_a_grown_network_waits_for_the_trunk_of_a_smaller_one(self) -> None:
+        table = timetable(workers=2)
+        table.plan = replace(table.plan, grown=True)
+        first = table.next(LEFT, [])
+        assert first is not None
+        assert 1 <= first.trunk < first.epochs
+        assert table.inherits == first.trunk * COSTS[0]
+        with pytest.raises(Awaited):
+            table.next(LEFT, [5.0], trunks=[COSTS[0]])
+        second = table.next(LEFT, [5.0])
+        assert second is not None
+        assert second.place == (2, 1)
 
     def test_more_time_trains_longer(self) -> None:
         """All but the level that gives the first front."""

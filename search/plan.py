@@ -1,0 +1,144 @@
+"""The values of a plan: what a time buys. A plan is made by `search.planner`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Self
+
+import numpy as np
+
+from search.front import hypervolume
+
+# The formula of top-1 accuracy above chance, `expected`, is a fit to trainings of four networks of 0.3 to 4 MMACs for
+# 3, 6 and 12 epochs on CIFAR-10 (`studies/LOG.md`). A plan needs only the relative worth of networks and epochs.
+FLOOR, ROOM, DECAY = 0.12, 0.19, 0.45  # the error of an endless training: FLOOR + ROOM * 2 ** (-DECAY * octaves)
+LACK, GROWTH, POWER = 0.21, 0.23, 0.9  # the error of a short one: + LACK * (1 + GROWTH * octaves) * passes ** -POWER
+REFERENCE = 45_000  # training images of one pass in the formula
+MOST_PASSES = 40.0  # in longer trainings, networks only learn their training images by heart
+LEAST_EPOCHS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A network that a plan may train. cost: on the cost axis. seconds: of one epoch on one worker. most: epochs."""
+
+    params: Mapping[str, int]
+    cost: float
+    seconds: float
+    most: float = math.inf
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """A network that the plan trains.
+
+    epochs: may be a fraction. start, seconds: the expected start and duration.
+    trunk: the epochs at the peak rate after which larger networks grow from this one.
+    """
+
+    params: Mapping[str, int]
+    cost: float
+    epochs: float
+    start: float
+    seconds: float
+    trunk: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a time buys.
+
+    seconds: the time for training. workers: concurrent trials.
+    levels: the networks in their order of start.
+    explore: how many further networks the sampler may propose.
+    volume: the expected volume in %, `idle` the expected share of the workers' time without work.
+    grown: whether each network grows from a cheaper one.
+    """
+
+    seconds: float
+    workers: int
+    levels: tuple[Level, ...]
+    explore: int
+    volume: float
+    idle: float
+    grown: bool = False
+
+    @property
+    def first(self) -> float:
+        """The expected seconds until the first network has its score."""
+        return min((level.start + level.seconds for level in self.levels), default=math.inf)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plan as plain values for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Return the plan that `to_dict` wrote."""
+        return cls(**{**data, "levels": tuple(Level(**level) for level in data["levels"])})
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """The measured speed of training.
+
+    costs, seconds: for each network of a plan, its cost and the seconds of one epoch on one worker, by rising cost.
+    overhead: seconds of a trial beside its epochs.
+    """
+
+    costs: tuple[float, ...]
+    seconds: tuple[float, ...]
+    overhead: float = 1.0
+
+    def of(self, cost: float) -> float:
+        """Return the seconds of an epoch of a network, interpolated on logarithmic axes."""
+        log = np.interp(math.log(cost), np.log(self.costs), np.log(self.seconds))
+        if cost > self.costs[-1]:  # beyond the measured range, time is proportional to the cost
+            log += math.log(cost / self.costs[-1])
+        return float(math.exp(log))
+
+    def scaled(self, factor: float) -> Pace:
+        """Return the pace of a machine that is slower by a factor."""
+        return replace(self, seconds=tuple(factor * s for s in self.seconds))
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a plan is for.
+
+    low, high: the range of costs of the volume.
+    images: training images of one epoch.
+    known: cost and accuracy above chance (0 to 1) of networks that are on the front already.
+    """
+
+    low: float
+    high: float
+    images: int
+    known: tuple[tuple[float, float], ...] = ()
+
+    def octaves(self, cost: float) -> float:
+        """Return the doublings of cost above the least cost."""
+        return math.log2(cost / self.low)
+
+    def passes(self, epochs: float) -> float:
+        """Return a training's length in passes over `REFERENCE` images."""
+        return epochs * self.images / REFERENCE
+
+
+def expected(terms: Terms, cost: float, epochs: float) -> float:
+    """Return the expected accuracy above chance, from 0 to 1, of a network trained for some epochs."""
+    octaves = terms.octaves(cost)
+    error = FLOOR + ROOM * 2 ** (-DECAY * octaves)
+    return max(0.0, 1 - error - lack(octaves) * terms.passes(epochs) ** -POWER)
+
+
+def lack(octaves: float) -> float:
+    return LACK * (1 + GROWTH * max(0.0, octaves))
+
+
+def volume_of(terms: Terms, points: Sequence[tuple[float, float]]) -> float:
+    """Return the volume in % of points (cost, accuracy above chance)."""
+    costs, qualities = [cost for cost, _ in points], [100 * quality for _, quality in points]
+    return hypervolume(qualities, costs, terms.low, terms.high)
