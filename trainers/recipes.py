@@ -50,6 +50,7 @@ class Config:
     initialised block is the identity. Has no effect on loaded weights.
     low_res: share of the training's steps, from the first step, that train on smaller images.
     low_res_scale: side of the smaller images, relative to the full side.
+    crop_from: trainings of fewer epochs take images without the crops of `crop_padding`: they would underfit.
     hold: epochs, from the first one, that keep the peak rate after the warm-up, before the schedule lowers it (arXiv
     2405.18392).
     """
@@ -80,6 +81,7 @@ class Config:
     low_res: float = 0.0
     low_res_scale: float = 0.75
     hold: float = 0.0
+    crop_from: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "milestones", tuple(self.milestones))  # JSON gives a list
@@ -88,7 +90,7 @@ class Config:
                 raise UserError(f"`{name}`: {getattr(self, name)}; accepted: a whole number of at least 1")
         if not 0 < self.lr < math.inf:
             raise UserError(f"`lr`: {self.lr}; accepted: a number above 0")
-        for name in ("weight_decay", "warmup", "crop_padding", "mixup", "cutmix", "hold"):
+        for name in ("weight_decay", "warmup", "crop_padding", "mixup", "cutmix", "hold", "crop_from"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"`{name}`: {getattr(self, name)}; accepted: a number of at least 0")
         if self.steps < 0:
@@ -132,6 +134,11 @@ class Config:
             )
         return self.steps or most
 
+    @property
+    def padding(self) -> int:
+        """The pixels by which this training's crops shift an image."""
+        return self.crop_padding if self.epochs >= self.crop_from else 0
+
     def lr_at(self, step: int, steps_per_epoch: int) -> float:
         """Return the learning rate of a step. step: counts from 0 over all epochs."""
         warmup, total = self.warmup * steps_per_epoch, self.total_steps(steps_per_epoch)
@@ -167,7 +174,7 @@ RECIPES: Mapping[str, Config] = {
         lr=0.4,
         schedule="linear",
         warmup=0.3,
-        crop_padding=0,
+        crop_from=16,
         zero_init_last=True,
     ),
     "paper-cifar": Config(  # the training of ResNeXt-29 (arXiv 1611.05431, section 5.3)

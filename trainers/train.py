@@ -63,7 +63,7 @@ class Trainer:
         self.device = device_of(config.device)
         self.bf16 = uses_bf16(config.precision, self.device)
         self.model = placed(model, self.device)
-        self.train_images = source(data.train, data, self.device, config.crop_padding, workers)
+        self.train_images = source(data.train, data, self.device, config.padding, workers)
         self.val_images = source(data.val, data, self.device, workers=workers)
         # Draw order, crops and flips from this generator alone, so that a checkpoint needs no other random state.
         self.rng = torch.Generator(self.device).manual_seed(config.seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Sequence
 from typing import Protocol
@@ -23,6 +24,7 @@ from search.timetable import Timetable
 from search.units import format_seconds
 
 FRONT_ROWS = 12
+QUIET = 25.0  # seconds without a line after which a log shows the state of the search
 
 
 class Progress(Protocol):
@@ -46,15 +48,19 @@ class Silent:
 
 
 class Lines:
-    """Print one line for each ended trial, for logs and pipes."""
+    """Print one line for each ended trial, for logs and pipes; after `QUIET` seconds without one, the state."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
 
     def start(self, driver: Driver, title: str) -> None:
-        """Print the title; trials that ended before are not printed again."""
+        """Print the title and the plan; trials that ended before are not printed again."""
         self._driver, self._seen = driver, len(driver.ledger.history)
+        self._printed, self._ended = time.monotonic(), threading.Event()
         self._print(title)
+        for line in _plan(driver):
+            self._print(line)
+        threading.Thread(target=self._watch, daemon=True).start()
 
     def changed(self) -> None:
         """Print the trials that ended since the last call."""
@@ -63,11 +69,32 @@ class Lines:
             self._seen += 1
             self._print(self._line(record))
 
-    def stop(self) -> None: ...
+    def stop(self) -> None:
+        """Print no further state."""
+        self._ended.set()
+
+    def _watch(self) -> None:
+        """Print the state whenever nothing was printed for `QUIET` seconds."""
+        while not self._ended.wait(max(0.0, self._printed + QUIET - time.monotonic())):
+            if time.monotonic() - self._printed >= QUIET:
+                self._print(self._state())
+
+    def _spent(self) -> str:
+        driver, trials = self._driver, self._driver.settings.budget.trials
+        return (
+            f"[{driver.ledger.spent:>3}/{trials}]" if trials else f"[{format_seconds(driver.seconds_left or 0)} left]"
+        )
+
+    def _state(self) -> str:
+        running = [
+            f"trial {t.job.number} after epoch {len(t.reports)} of {t.job.config.epochs}"
+            + (f": {t.reports[-1].val_top1:.2f} %" if t.reports else "")
+            for t in list(self._driver.running.values())
+        ]
+        return f"{self._spent()} running: {'; '.join(running) or 'no trial yet'}"
 
     def _line(self, record: Record) -> str:
-        books, trials = self._driver.ledger, self._driver.settings.budget.trials
-        spent = f"[{books.spent:>3}/{trials}]" if trials else f"[{format_seconds(self._driver.seconds_left or 0)} left]"
+        books, spent = self._driver.ledger, self._spent()
         if record.outcome == FAILED:
             return f"{spent} failed: trial {record.number}: {record.attrs['reason']}"
         if record.outcome == STOPPED:
@@ -83,6 +110,7 @@ class Lines:
         )
 
     def _print(self, text: str) -> None:
+        self._printed = time.monotonic()
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
@@ -96,6 +124,8 @@ class Display:
         """Start to draw, four times a second."""
         self._driver, self._title, self._begun = driver, title, time.monotonic()
         self._before = driver.ledger.spent
+        for line in _plan(driver):
+            self.console.print(line, highlight=False, markup=False, soft_wrap=True)
         self._live = Live(console=self.console, get_renderable=self._picture, refresh_per_second=4, transient=True)
         self._live.start()
 
@@ -146,6 +176,11 @@ def _trials(driver: Driver) -> int:
     return max(driver.ledger.spent + len(driver.running), len(driver.timetable.plan.levels))
 
 
+def _plan(driver: Driver) -> list[str]:
+    """Return the plan of a planned search as lines of text, else none."""
+    return [] if driver.timetable is None else plan_lines(driver.timetable, driver.settings)
+
+
 def plan_lines(table: Timetable, settings: Settings) -> list[str]:
     """Return the plan of a search as a few lines of text."""
     plan, cost = table.plan, settings.scope.cost
@@ -153,6 +188,7 @@ def plan_lines(table: Timetable, settings: Settings) -> list[str]:
     out = [
         f"plan: {format_seconds(plan.seconds)} of training by {workers}; the first score after "
         f"{format_seconds(plan.first)}; expected volume {plan.volume:.0f} %, {plan.idle:.0%} idle"
+        + ("; each network grows from the one before" if plan.grown else "")
     ]
     for level in plan.levels:
         out.append(

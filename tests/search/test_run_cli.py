@@ -14,12 +14,14 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 import space
 from search import export, run, runs, supernet, timing
 from search.evaluators import EVALUATORS
 from search.groups import EXECUTORS
 from search.objectives import MACS
+from search.report import progress
 from search.settings import GROUP_OF, GROUPS, Settings
 from search.study.sampler import SAMPLERS
 from search.study.storage import read
@@ -329,6 +331,16 @@ class TestPlan:
         assert not (tmp_path / "run").exists()
         assert run.main([*options, "--time", f"{int(named[1]) + 1}s", "--dry-run"]) == 0
 
+    def test_it_is_shown_before_the_search_starts(
+        self, by_formula: None, options: list[str], capsys: pytest.CaptureFixture
+    ) -> None:
+        assert run.main([*options, "--time", "20s"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        trial = next(i for i, line in enumerate(lines) if line.startswith("["))
+        plan = next(i for i, line in enumerate(lines) if line.startswith("plan: "))
+        assert plan < trial
+        assert all(line.startswith("  ") for line in lines[plan + 1 : trial])
+
     def test_trials_are_kept_to(self, by_formula: None, options: list[str], tmp_path: Path) -> None:
         assert run.main([*options, "--time", "1h", "--trials", "3"]) == 0
         settings = runs.settings_of(tmp_path / "run")
@@ -407,6 +419,28 @@ class TestBase:
 
 
 class TestOutput:
+    def test_a_pipe_gets_the_state_when_no_trial_ends_for_long(
+        self,
+        make_settings: Callable,
+        open_driver: Callable,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture,
+    ) -> None:
+        monkeypatch.setattr(progress, "QUIET", 0.05)
+        lines = progress.Lines(Console())
+        with open_driver(make_settings()) as driver:
+            lines.start(driver, "title")
+            job = driver.next_job()
+            driver.on_report(job.number, Report(1, 51.0, 1.0, 1.0))
+            time.sleep(0.3)
+            lines.stop()
+        title, *states = capsys.readouterr().out.splitlines()
+        assert title == "title"
+        assert states[-1] == f"[  0/5] running: trial {job.number} after epoch 1 of 2: 51.00 %"
+        count = len(states)
+        time.sleep(0.2)
+        assert len(states) == count
+
     def test_a_pipe_gets_one_line_a_trial(
         self, by_formula: None, options: list[str], capsys: pytest.CaptureFixture, tmp_path: Path
     ) -> None:

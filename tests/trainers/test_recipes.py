@@ -1,5 +1,6 @@
 """Recipes: the published values, files that change them, and one line for a wrong value."""
 
+import itertools
 import json
 from dataclasses import fields
 from pathlib import Path
@@ -52,6 +53,22 @@ class TestNames:
         changed_steps = base.epochs * steps // changed.epochs
         for step in range(0, base.epochs * steps, 97):
             assert changed.lr_at(step, changed_steps) == pytest.approx(base.lr_at(step, steps), rel=0.05)
+
+    def test_a_held_rate_falls_only_after_it(self) -> None:
+        config = Config(epochs=6, lr=0.4, schedule="linear", warmup=0.5, hold=3)
+        rates = [config.lr_at(step, 10) for step in range(60)]
+        assert rates[5:30] == [0.4] * 25
+        assert rates[30] == 0.4
+        assert all(a > b for a, b in itertools.pairwise(rates[30:]))
+        assert 0 < rates[-1] < 0.02
+
+    def test_short_trainings_go_without_crops(self) -> None:
+        config = recipe("short")
+        paddings = {epochs: recipe("short", {"epochs": epochs}).padding for epochs in (1, 6, 15, 16, 30)}
+        assert set(paddings.values()) == {0, config.crop_padding}
+        assert paddings[6] == 0
+        assert paddings[30] == config.crop_padding > 0
+        assert recipe("fast").padding == recipe("fast").crop_padding
 
     def test_the_short_recipe_is_for_short_budgets(self) -> None:
         config = recipe("short", {"epochs": 12})
