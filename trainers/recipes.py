@@ -174,7 +174,7 @@ RECIPES: Mapping[str, Config] = {
         lr=0.4,
         schedule="linear",
         warmup=0.3,
-        crop_from=16,
+        crop_from=10,
         zero_init_last=True,
     ),
     "paper-cifar": Config(  # the training of ResNeXt-29 (arXiv 1611.05431, section 5.3)
