@@ -51,9 +51,7 @@ def measure(chosen: Sequence[Member], data: Data, settings: Settings) -> Pace:
         torch.set_num_threads(threads)
     parts = np.array([(ACTIVATIONS.of(m.arch, data.image_size), m.cost) for m in chosen], dtype=float)
     shares, _ = nnls(parts[picked] / seconds[:, None], np.ones(len(picked)))  # least squares of relative errors
-    # Smaller images take less time in proportion to their area.
-    area = 1 - config.low_res * (1 - config.low_res_scale**2)
-    epochs = parts @ shares * (area * BUSY * len(data.train))
+    epochs = parts @ shares * (BUSY * len(data.train))
     return Pace(tuple(m.cost for m in chosen), tuple(map(float, epochs)), OVERHEAD)
 
 

@@ -92,7 +92,10 @@ def settings_of(options: dict[str, Any], out: Path | None) -> Settings:
     if out is None or not (out / runs.RUN_FILE).is_file():
         return Settings(**values)
     recorded = runs.settings_of(out)
-    left = runs.time_left(out) if recorded.planned and "trials" not in values else None
+    for name in ("trials", "epochs"):
+        if recorded.planned and name in values:
+            raise UserError(f"`{name}`: the search in {str(out)!r} follows a plan; accepted: `time`, or a new folder")
+    left = runs.time_left(out) if recorded.planned else None
     if left is not None and left < 1 and "time" not in values:
         raise UserError(
             f"`time`: the search in {str(out)!r} has used its time; accepted: how much longer to search (5m)"

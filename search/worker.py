@@ -172,8 +172,7 @@ class Clock:
 
     def __init__(self, trainer: Trainer, end: float, fits: bool) -> None:
         self.trainer, self.end, self.fits = trainer, end, fits and end < math.inf
-        self.begun, self.at, self.calls = time.monotonic(), trainer.done_steps, 0
-        self.work = 0.0  # relative durations of the steps since the start, in full-size steps
+        self.begun, self.calls = time.monotonic(), 0
 
     def stop(self) -> bool:
         """Return whether the time is over. The trainer calls this method before each step."""
@@ -181,17 +180,14 @@ class Clock:
         self.calls += 1
         if self.fits and self.calls % LOOK_STEPS == 0:
             self._fit(now)
-        self.work += self.trainer.weight(self.at + self.calls - 1)
         return now >= self.end
 
     def _fit(self, now: float) -> None:
         """Shorten the training if its remaining steps would take longer than the time left."""
         trainer, done = self.trainer, self.trainer.done_steps
-        left = SAFE * (self.end - now) / ((now - self.begun) / self.work)  # in full-size steps
-        need = sum(map(trainer.weight, range(done, trainer.total_steps)))
-        if need > left:
-            # Smaller images belong to the first steps: a shorter training has fewer of them left, or none.
-            trainer.shorten(max(done + 1, min(trainer.total_steps, done + int(left))))
+        left = int(SAFE * (self.end - now) * (self.calls - 1) / (now - self.begun))  # in steps
+        if trainer.total_steps - done > left:
+            trainer.shorten(done + max(1, left))
 
 
 def _begin(job: Job, data: Data, start: Callable[[Arch], nn.Module]) -> tuple[Trainer, list[Report], str | None]:

@@ -48,8 +48,6 @@ class Config:
     others, and `epochs` must count it.
     zero_init_last: whether the last batch norm of every residual block starts with zero weights, so that a newly
     initialised block is the identity. Has no effect on loaded weights.
-    low_res: share of the training's steps, from the first step, that train on smaller images.
-    low_res_scale: side of the smaller images, relative to the full side.
     crop_from: trainings of fewer epochs take images without the crops of `crop_padding`: they would underfit.
     hold: epochs, from the first one, that keep the peak rate after the warm-up, before the schedule lowers it (arXiv
     2405.18392).
@@ -78,8 +76,6 @@ class Config:
     # Newer fields stand at the end, and their defaults change nothing: files of earlier versions lack these fields.
     steps: int = 0
     zero_init_last: bool = False
-    low_res: float = 0.0
-    low_res_scale: float = 0.75
     hold: float = 0.0
     crop_from: int = 0
 
@@ -95,10 +91,6 @@ class Config:
                 raise UserError(f"`{name}`: {getattr(self, name)}; accepted: a number of at least 0")
         if self.steps < 0:
             raise UserError(f"`steps`: {self.steps}; accepted: a whole number of at least 0")
-        if not 0 <= self.low_res <= 1:
-            raise UserError(f"`low_res`: {self.low_res}; accepted: a number from 0 to 1")
-        if not 0 < self.low_res_scale <= 1:
-            raise UserError(f"`low_res_scale`: {self.low_res_scale}; accepted: a number above 0 and at most 1")
         for name in ("momentum", "label_smoothing", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"`{name}`: {getattr(self, name)}; accepted: a number of at least 0 and below 1")

@@ -17,7 +17,6 @@ from dataclasses import asdict
 from typing import Any, overload
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainers.datasets.data import Data
@@ -30,8 +29,6 @@ from trainers.images import source
 from trainers.recipes import Config
 from trainers.tasks.classification import CLASSIFICATION
 from trainers.tasks.task import Scores, Task
-
-LEAST_SIDE, SIDE_STEP = 8, 4  # pixels; the side of smaller images (`low_res`) is a multiple of SIDE_STEP
 
 
 class Trainer:
@@ -122,10 +119,6 @@ class Trainer:
         self.bend = self.done_steps, self._lr(self.done_steps)
         self.total_steps = total_steps
 
-    def weight(self, step: int) -> float:
-        """Return the relative duration of a step: the area of its images, relative to the full size."""
-        return self.config.low_res_scale**2 if self._is_low_res(step) else 1.0
-
     def _lr(self, step: int) -> float:
         if self.bend is None:
             return self.config.lr_at(step, self.steps_per_epoch)
@@ -214,22 +207,11 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self._lr(step)
         self.optimizer.zero_grad(set_to_none=True)  # the backward pass then writes gradients instead of adding them
-        loss = self._backward(self._scaled(x, step), y, step, weight)
+        loss = self._backward(x, y, step, weight)
         self.optimizer.step()
         if self.ema is not None:
             self.ema.update(step)
         return loss
-
-    def _is_low_res(self, step: int) -> bool:
-        return step < self.config.low_res * self.total_steps
-
-    def _scaled(self, x: Tensor, step: int) -> Tensor:
-        """Return the batch with the image size of a step: smaller images in the first `low_res` of all steps."""
-        if not self._is_low_res(step):
-            return x
-        full = x.shape[-1]
-        side = max(LEAST_SIDE, SIDE_STEP * round(self.config.low_res_scale * full / SIDE_STEP))
-        return x if side >= full else F.interpolate(x, size=side, mode="bilinear", align_corners=False)
 
     def _backward(self, x: Tensor, y: Tensor, step: int, weight: float = 1.0) -> Tensor:
         """Compute the gradients of `weight` times the step's loss, and return the loss."""

@@ -66,6 +66,7 @@ def pareto_figure(trials: pd.DataFrame, ledger: Ledger, title: str, settings: Se
         ax.scatter(x, estimates.val_top1, color="0.75", s=10, zorder=1, label=ESTIMATE)
     if len(done):
         _draw_points(figure, ax, done, objective)
+        _draw_lineage(ax, done, objective)
         _draw_front(ax, done.loc[done.front].sort_values(by=objective.name), objective)
         _name_knee(ax, ledger, objective)
     for name, bound in settings.scope.limits.of(objective).bounds:
@@ -93,6 +94,18 @@ def _draw_points(figure: Figure, ax: Axes, done: pd.DataFrame, objective: Object
         figure.colorbar(dots, ax=ax, label="scale (splits per block)", pad=0.01)
     else:
         ax.scatter(x, done.val_top1, color="tab:blue", **style)
+
+
+def _draw_lineage(ax: Axes, done: pd.DataFrame, objective: Objective) -> None:
+    """Draw an arrow from each network to those that grew from its weights."""
+    places = {r.number: (float(r[objective.name]), r.val_top1) for _, r in done.iterrows()}
+    grown = done.loc[done.parent.isin(list(places))]
+    style = {"arrowstyle": "->", "color": "0.55", "lw": 0.9, "shrinkA": 5, "shrinkB": 5}
+    for _, row in grown.iterrows():
+        arrow = {**style, "connectionstyle": "arc3,rad=-0.25"}
+        ax.annotate("", xy=places[row.number], xytext=places[row.parent], arrowprops=arrow, zorder=2)
+    if len(grown):
+        ax.plot([], [], color="0.55", lw=0.9, label="grown from")
 
 
 def _draw_front(ax: Axes, best: pd.DataFrame, objective: Objective) -> None:

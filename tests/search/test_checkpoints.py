@@ -150,7 +150,7 @@ class TestTrial:
         """Earlier versions had fewer fields in the config, in a report and in a trainer's state."""
         whole = list(train_trial(job, data))
         state = torch.load(io.BytesIO(whole[0].checkpoint), weights_only=True)
-        for name in ("steps", "zero_init_last", "low_res", "low_res_scale"):
+        for name in ("steps", "zero_init_last", "hold", "crop_from"):
             del state["job"]["config"][name]
         del state["trainer"]["unfinished"], state["reports"][0]["paused"]
         buffer = io.BytesIO()

@@ -127,19 +127,6 @@ def test_a_stop_after_a_shortening_resumes_exactly(job: Job, data: Data, steps: 
     assert (results(again), weights(again)) == (results(resumed), weights(resumed))
 
 
-@pytest.mark.parametrize("share", [0.3, 0.6, 0.8])
-def test_smaller_images_count_as_shorter_steps(share: float, job: Job, data: Data, steps: Steps) -> None:
-    """The first steps, on smaller images, take a quarter of the time of the others."""
-    small = EPOCHS * STEPS // 2
-    steps.lasts = lambda step: 0.25 if step < small else 1.0
-    job = replace(job, config=replace(job.config, low_res=0.5, low_res_scale=0.5))
-    seconds = share * 1.25 * small
-    last = list(guarded(train_trial, replace(job, seconds=seconds), data))[-1]
-    assert (last.paused, last.reason) == (False, None)
-    assert steps.now <= seconds
-    assert last.budget == pytest.approx(len(steps.rates) / STEPS)
-
-
 def weights(reports: list[Report]) -> dict[str, list[float]]:
     """Return the weights of the last report, without the order of the file."""
     return {

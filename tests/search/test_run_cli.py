@@ -362,6 +362,16 @@ class TestPlan:
         assert "has used its time; accepted: how much longer to search" in error
         assert (out, error.count("\n"), (used / "run.json").read_text()) == ("", 1, before)
 
+    @pytest.mark.parametrize("option", ["--trials", "--epochs"])
+    def test_a_planned_run_takes_no_trials_and_no_epochs(
+        self, option: str, used: Path, capsys: pytest.CaptureFixture
+    ) -> None:
+        capsys.readouterr()
+        assert run.main(["--out", str(used), option, "3"]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"python -m search.run: error: {option}: the search in ")
+        assert error.endswith("follows a plan; accepted: --time, or a new folder\n")
+
     def test_the_time_that_is_left_resumes_the_plan(self, used: Path) -> None:
         runs.note_spent(used, 0, 5.0)
         assert run.main(["--out", str(used)]) == 0

@@ -72,7 +72,7 @@ class TestNames:
 
     def test_the_short_recipe_is_for_short_budgets(self) -> None:
         config = recipe("short", {"epochs": 12})
-        assert (config.schedule, config.zero_init_last, config.low_res) == ("linear", True, 0.0)
+        assert (config.schedule, config.zero_init_last) == ("linear", True)
         assert config.warmup == pytest.approx(2 * recipe("short").warmup)
 
     def test_other_epochs_reset_the_number_of_steps(self, tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ class TestFiles:
             ("mixup: -1", ["'mixup': -1"]),
             ("ema: 1", ["'ema': 1"]),
             ("steps: 1.5", ["'steps': 1.5", "a whole number"]),
-            ("low_res: 2", ["'low_res': 2", "from 0 to 1"]),
+            ("hold: -1", ["'hold': -1", "at least 0"]),
             ("zero_init_last: 1", ["'zero_init_last': 1", "true or false"]),
             ("- lr", ["holds a list"]),
             ("{", ["not YAML"]),

@@ -382,7 +382,7 @@ class TestStop:
     CONFIGS = (
         replace(QUICK, epochs=2),
         replace(QUICK, epochs=3, steps=8, ema=0.9, mixup=0.2, cutmix=1.0, schedule="linear"),
-        replace(QUICK, low_res=0.5, zero_init_last=True),
+        replace(QUICK, hold=0.5, zero_init_last=True),
     )
 
     @pytest.mark.parametrize("every", [1, 2])
@@ -434,31 +434,6 @@ class TestStop:
         assert second.epoch().train_loss == first.epoch().train_loss
 
 
-class TestSmallerImages:
-    @pytest.mark.parametrize(
-        ("size", "scale", "side"),
-        [(32, 0.75, 24), (32, 0.5, 16), (32, 0.1, 8), (30, 1.0, 30), (8, 0.75, 8), (6, 0.5, 6)],
-    )
-    def test_the_side_is_a_multiple_of_four_and_at_least_eight(self, size: int, scale: float, side: int) -> None:
-        trainer = Trainer(network(), data(), replace(QUICK, low_res=1, low_res_scale=scale))
-        x = torch.randn(2, 3, size, size).to(memory_format=torch.channels_last)
-        small = trainer._scaled(x, 0)
-        assert small.shape == (2, 3, side, side)
-        assert small.is_contiguous(memory_format=torch.channels_last)
-        constant = torch.full_like(x, 0.3)
-        torch.testing.assert_close(trainer._scaled(constant, 0), torch.full_like(small, 0.3))
-
-    def test_the_first_share_of_the_steps_sees_them(self) -> None:
-        trainer = Trainer(network(), data(), replace(QUICK, epochs=3, steps=8, low_res=0.4))
-        x = torch.zeros(1, 3, 32, 32)
-        sides = [trainer._scaled(x, step).shape[-1] for step in range(trainer.total_steps)]
-        assert sides == [24] * 4 + [32] * 4  # 0.4 * 8 = 3.2 steps
-
-    def test_none_by_default(self) -> None:
-        x = torch.zeros(1, 3, 32, 32)
-        assert Trainer(network(), data(), QUICK)._scaled(x, 0) is x
-
-
 class TestFailures:
     def test_a_loss_that_is_not_finite_ends_the_training(self) -> None:
         with pytest.raises(TrainingFailed, match=r"^training loss is nan in epoch 1 of 2$"):
@@ -498,11 +473,9 @@ class TestFailures:
             ("label_smoothing", 1.0),
             ("label_smoothing", -0.1),
             ("steps", -1),
-            ("low_res", -0.1),
-            ("low_res", 1.1),
-            ("low_res", math.nan),
-            ("low_res_scale", 0),
-            ("low_res_scale", 1.5),
+            ("hold", -0.1),
+            ("hold", math.nan),
+            ("crop_from", -1),
         ],
     )
     def test_a_wrong_value_is_refused_with_the_field_s_name(self, field: str, value: float) -> None:
