@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from search import plan as plans
@@ -20,6 +20,7 @@ from search.planner import MOST_LEVELS, SOON, plan, retimed
 WORKERS = (1, 2, 8, 64)
 LATE = 1e-6  # s; rounding of sums of durations
 LITTLE = 1.0  # points of volume
+few = settings(max_examples=30)  # for tests that make plans: a plan takes up to half a second
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +79,7 @@ def previewed(found: Plan) -> bool:
     return len({level.cost for level in found.levels}) < len(found.levels)
 
 
+@few
 @given(cases())
 def test_no_two_levels_overlap_on_a_worker_and_the_last_ends_in_time(case: Case) -> None:
     found = case.plan()
@@ -85,6 +87,7 @@ def test_no_two_levels_overlap_on_a_worker_and_the_last_ends_in_time(case: Case)
     assert fits_workers(found.levels, case.workers)
 
 
+@few
 @given(cases())
 def test_levels_start_in_order_and_last_as_long_as_their_epochs(case: Case) -> None:
     found = case.plan()
@@ -101,6 +104,7 @@ def test_levels_start_in_order_and_last_as_long_as_their_epochs(case: Case) -> N
         assert level.seconds == pytest.approx(level.epochs * network.seconds + case.overhead)
 
 
+@few
 @given(cases(), st.floats(1, 20))
 def test_more_time_never_lowers_the_expected_volume(case: Case, factor: float) -> None:
     """Beside a little: the assignment to workers is no optimum, and an early first front costs time."""
@@ -108,10 +112,11 @@ def test_more_time_never_lowers_the_expected_volume(case: Case, factor: float) -
     assert long.volume >= short.volume - LITTLE
 
 
+@few
 @given(cases(), st.sampled_from([(1, 2), (2, 8), (8, 64), (1, 64)]))
 def test_more_workers_never_lower_the_expected_volume(case: Case, workers: tuple[int, int]) -> None:
-    few, many = (case.plan(workers=n) for n in workers)
-    assert many.volume >= few.volume - LITTLE
+    less, more = (case.plan(workers=n) for n in workers)
+    assert more.volume >= less.volume - LITTLE
 
 
 def test_an_ordinary_search_gains_from_workers_and_says_how_idle_they_are() -> None:
@@ -124,18 +129,21 @@ def test_an_ordinary_search_gains_from_workers_and_says_how_idle_they_are() -> N
     assert plans[-1].idle > 0.5  # fewer levels than workers: the sampler explores
 
 
+@few
 @given(cases())
 def test_there_are_levels_exactly_when_the_cheapest_fits(case: Case) -> None:
     """Also if the front is better than any network that the time could train."""
     assert bool(case.plan().levels) == (case.least <= case.seconds)
 
 
+@few
 @given(cases())
 def test_too_short_a_time_gives_no_levels(case: Case) -> None:
     found = case.plan(seconds=0.99 * case.least)
     assert (found.levels, found.explore, found.first) == ((), 0, math.inf)
 
 
+@few
 @given(cases())
 def test_the_first_score_comes_soon_where_a_preview_is_affordable(case: Case) -> None:
     found = case.plan()
@@ -154,17 +162,20 @@ def test_a_preview_is_a_short_training_of_the_cheapest_network() -> None:
     assert first.epochs < others[0].epochs
 
 
+@few
 @given(cases())
 def test_the_same_arguments_give_the_same_plan(case: Case) -> None:
     assert case.plan() == case.plan()
 
 
+@few
 @given(cases())
 def test_a_plan_comes_back_from_json(case: Case) -> None:
     found = case.plan()
     assert Plan.from_dict(json.loads(json.dumps(found.to_dict()))) == found
 
 
+@few
 @given(cases())
 def test_the_volume_is_the_hypervolume_of_the_expected_front(case: Case) -> None:
     found, terms = case.plan(), case.terms
@@ -186,6 +197,7 @@ def test_more_epochs_are_expected_to_bring_accuracy(octaves: float, epochs: floa
 class TestRetimed:
     """The first level that is left, with the epochs that suit the time that is left."""
 
+    @few
     @given(cases(), st.floats(0.05, 1.5), st.floats(0.3, 3), st.data())
     def test_never_exceeds_the_time_left(self, case: Case, share: float, slower: float, data: st.DataObject) -> None:
         levels = case.plan().levels
