@@ -4,7 +4,8 @@
 
 A trunk grows along a chain of networks, each of which contains the one before. At some of them the trunk is annealed
 for the network's score, as `--evaluator grow` does it. Each such network is also trained from scratch, twice: for as
-many epochs as its whole lineage had, and for the epochs that cost as many MACs as its whole lineage did. All accuracies are on the validation split.
+many epochs as its whole lineage had, and for the epochs that cost as many MACs as its whole lineage did.
+All accuracies are on the validation split.
 """
 
 from __future__ import annotations
@@ -91,8 +92,10 @@ def _grown(seed: int, arch: Arch, trunk: int, anneal: int, origin: tuple[Arch, b
 
 def _scratch(seed: int, arch: Arch, epochs: float, data: Data) -> float:
     """Train a network from scratch for a number of epochs, which may be a fraction; return its last accuracy."""
-    config = shortened(RECIPES["short"], math.ceil(epochs), seed=trial_seed(seed, arch))
-    steps = round(epochs * config.steps_per_epoch(len(data.train)))
+    short = RECIPES["short"]
+    each = short.steps_per_epoch(len(data.train))
+    steps = round(epochs * each)
+    config = shortened(short, math.ceil(steps / each), seed=trial_seed(seed, arch))
     *_, last = train_trial(Job(0, arch, replace(config, steps=steps)), data)
     return last.val_top1
 

@@ -98,12 +98,13 @@ def _draw_points(figure: Figure, ax: Axes, done: pd.DataFrame, objective: Object
 
 def _draw_lineage(ax: Axes, done: pd.DataFrame, objective: Objective) -> None:
     """Draw an arrow from each network to those that grew from its weights."""
-    places = {r.number: (float(r[objective.name]), r.val_top1) for _, r in done.iterrows()}
+    points = zip(done[objective.name].astype(float), done.val_top1, strict=True)
+    places = dict(zip(done.number, points, strict=True))
     grown = done.loc[done.parent.isin(list(places))]
     style = {"arrowstyle": "->", "color": "0.55", "lw": 0.9, "shrinkA": 5, "shrinkB": 5}
-    for _, row in grown.iterrows():
+    for number, parent in zip(grown.number, grown.parent, strict=True):
         arrow = {**style, "connectionstyle": "arc3,rad=-0.25"}
-        ax.annotate("", xy=places[row.number], xytext=places[row.parent], arrowprops=arrow, zorder=2)
+        ax.annotate("", xy=places[number], xytext=places[parent], arrowprops=arrow, zorder=2)
     if len(grown):
         ax.plot([], [], color="0.55", lw=0.9, label="grown from")
 
