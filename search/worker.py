@@ -33,6 +33,7 @@ from trainers.start import initialised
 from trainers.supernet import Scorer
 from trainers.train import Trainer
 
+FIRST_STEPS = 5  # steps that tell nothing about the pace: they allocate memory and choose kernels
 LOOK_STEPS = 20  # steps between two looks at the time that a training needs
 SAFE = 0.97  # share of the time left that a shortened training plans to use
 
@@ -147,7 +148,7 @@ def train_trial(job: Job, data: Data, start: Callable[[Arch], nn.Module] | None 
             report = replace(report, weights=weights_bytes(trainer.scored), budget=budget)
         elif e.epoch in job.rungs or e.epoch == job.trunk:
             report = replace(report, checkpoint=_checkpoint(job, trainer, reports))
-        if e.epoch == job.trunk and trainer.bend is None:  # else it is being annealed to end in time
+        if e.epoch == job.trunk and trainer.keeps_schedule:  # else it is being annealed to end in time
             report = replace(report, trunk=weights_bytes(trainer.model))
         yield report
 
@@ -178,14 +179,16 @@ class Clock:
         """Return whether the time is over. The trainer calls this method before each step."""
         now = time.monotonic()
         self.calls += 1
-        if self.fits and self.calls % LOOK_STEPS == 0:
+        if self.calls == FIRST_STEPS:
+            self.begun = now
+        if self.fits and self.calls > FIRST_STEPS and self.calls % LOOK_STEPS == 0:
             self._fit(now)
         return now >= self.end
 
     def _fit(self, now: float) -> None:
         """Shorten the training if its remaining steps would take longer than the time left."""
         trainer, done = self.trainer, self.trainer.done_steps
-        left = int(SAFE * (self.end - now) * (self.calls - 1) / (now - self.begun))  # in steps
+        left = int(SAFE * (self.end - now) * (self.calls - FIRST_STEPS) / (now - self.begun))  # in steps
         if trainer.total_steps - done > left:
             trainer.shorten(done + max(1, left))
 

@@ -30,6 +30,8 @@ from trainers.recipes import Config
 from trainers.tasks.classification import CLASSIFICATION
 from trainers.tasks.task import Scores, Task
 
+LEAST_FALL = 0.25  # a shortened training lowers its rate over at least this share of the remaining steps
+
 
 class Trainer:
     """Trains one network, one epoch at a time. The trainer's state can be saved between steps and restored exactly.
@@ -82,7 +84,9 @@ class Trainer:
             self.net = torch.compile(self.net, mode=mode)
         self.steps_per_epoch = config.steps_per_epoch(len(self.train_images), group.world)
         self.total_steps = config.total_steps(self.steps_per_epoch)
-        self.bend: tuple[int, float] | None = None  # the step of the last `shorten`, and the learning rate there
+        self.bend: tuple[int, float] | None = (
+            None  # after `shorten`: the step at which the rate begins to fall, and the rate there
+        )
         self.done_epochs = 0
         self.unfinished: Unfinished | None = None
         self.on_step: Callable[[], None] = lambda: None  # for a progress bar
@@ -109,18 +113,31 @@ class Trainer:
         return min(self.done_epochs * self.steps_per_epoch + within, self.total_steps)
 
     @property
+    def keeps_schedule(self) -> bool:
+        """Whether the steps so far had the learning rates of the whole schedule: `shorten` has not lowered them yet."""
+        return self.bend is None or self.done_steps <= self.bend[0]
+
+    @property
     def finished(self) -> bool:
         """Whether the training is complete."""
         return self.done_steps >= self.total_steps and self.unfinished is None
 
     def shorten(self, total_steps: int) -> None:
-        """End the training after fewer steps. From now on, the learning rate falls linearly to zero."""
+        """End the training after fewer steps. From now on, the learning rate falls linearly to zero.
+
+        A warm-up first reaches the peak rate, and a held rate is first held to its end, if enough steps remain for the
+        rate to fall.
+        """
         assert self.done_steps < total_steps <= self.total_steps, "the training can only become shorter"
-        self.bend = self.done_steps, self._lr(self.done_steps)
+        ends = sorted((self.config.hold, self.config.warmup), reverse=True)  # in epochs
+        starts = [max(self.done_steps, round(e * self.steps_per_epoch)) for e in ends]
+        left = total_steps - self.done_steps
+        start = next((s for s in starts if total_steps - s >= LEAST_FALL * left), self.done_steps)
+        self.bend = start, self._lr(start)
         self.total_steps = total_steps
 
     def _lr(self, step: int) -> float:
-        if self.bend is None:
+        if self.bend is None or step < self.bend[0]:
             return self.config.lr_at(step, self.steps_per_epoch)
         start, lr = self.bend
         return lr * (1 - (step - start) / (self.total_steps - start))

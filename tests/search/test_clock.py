@@ -45,6 +45,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> Steps:
         return loss
 
     monkeypatch.setattr(Trainer, "_step", slow)
+    monkeypatch.setattr(worker, "FIRST_STEPS", 1)
     monkeypatch.setattr(worker, "LOOK_STEPS", 2)
     monkeypatch.setattr(worker, "time", SimpleNamespace(monotonic=clock.monotonic))
     return clock
@@ -154,6 +155,23 @@ class TestShorten:
         assert before > tail[0] or total > STEPS
         falls = [a - b for a, b in zip(tail, [*tail[1:], 0.0], strict=True)]
         assert falls == pytest.approx([tail[0] / (total - STEPS)] * len(tail))
+
+    @pytest.mark.parametrize("hold", [0.0, 2.0])
+    def test_a_warm_up_and_a_held_rate_come_first(self, hold: float, job: Job, data: Data, steps: Steps) -> None:
+        config = replace(job.config, schedule="linear", warmup=0.5, hold=hold)
+        trainer = Trainer(worker.initialised(job.arch), data, config)
+        looks = iter([False, False, True])
+        assert trainer.epoch(lambda: next(looks)) is None
+        trainer.shorten(4 * STEPS)
+        assert trainer.keeps_schedule
+        while not trainer.finished:
+            trainer.epoch()
+        assert not trainer.keeps_schedule
+        peak = steps.rates.index(max(steps.rates))
+        assert steps.rates[peak] == pytest.approx(config.lr)
+        held = sum(rate == steps.rates[peak] for rate in steps.rates)
+        assert held == pytest.approx((hold or 0.5) * STEPS - peak, abs=2)
+        assert steps.rates[-1] < 0.1 * config.lr
 
     def test_cannot_lengthen(self, trainer: Trainer) -> None:
         with pytest.raises(AssertionError, match="shorter"):
