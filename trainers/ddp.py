@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import gc
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -162,4 +163,7 @@ def joined(device: str) -> Iterator[tuple[Group, str]]:
     try:
         yield Group(dist.get_rank(), dist.get_world_size()), device
     finally:
+        # Free what `DistributedDataParallel` keeps in reference cycles. It holds the group, whose threads could otherwise
+        # still run while Python ends: torch 2.13 then aborts some processes.
+        gc.collect()
         dist.destroy_process_group()
