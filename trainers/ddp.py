@@ -163,7 +163,7 @@ def joined(device: str) -> Iterator[tuple[Group, str]]:
     try:
         yield Group(dist.get_rank(), dist.get_world_size()), device
     finally:
-        # Free what `DistributedDataParallel` keeps in reference cycles. It holds the group, whose threads could otherwise
-        # still run while Python ends: torch 2.13 then aborts some processes.
+        # Free what `DistributedDataParallel` keeps in reference cycles. It holds the group, whose threads could
+        # otherwise still run while Python ends: torch 2.13 then aborts some processes.
         gc.collect()
         dist.destroy_process_group()
