@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from res2net.errors import UserError
-from search import calibration, export, runs
+from search import calibration, export, included, runs
 from search.checkpoints import TRUNKS, Checkpoints
 from search.driver import Driver
 from search.execute import Executor, executor_of
@@ -123,6 +123,7 @@ def search(
     begun = time.monotonic() if begun is None else begun
     folder = Path(out) if out is not None else Path("runs") / runs.new_name(settings)
     data, space, executor = _checked(settings, folder, progress)
+    origin = included.included(settings, folder, space, data)
     settings = _with_study_name(settings, folder)
     runs.check(folder, settings, space)
     storage, name = settings.resources.storage, settings.resources.study
@@ -133,14 +134,16 @@ def search(
     table = None
     if settings.planned:  # before the lock creates the folder: the time may be too short
         with connection_watched(storage):
-            table = _timetable(settings, folder, space, data, begun, executor.places())
+            table = _timetable(settings, folder, space, data, begun, executor.places(), origin)
     with runs.disk_watched(folder), locked(folder), connection_watched(storage):
         plan = None if table is None else calibration.recorded(table)
         number = runs.open_run(folder, settings, space, data.describe(), plan)
+        if settings.scoring.include is not None:
+            included.keep(Path(settings.scoring.include), folder)
         here = {"host": socket.gethostname(), "folder": str(folder.absolute())}
         url, name = storage or sqlite_url(folder), name or folder.absolute().name
         study = open_study(url, name, settings, space, here, sampler)
-        session = _Session(number, settings, folder, space, data, progress or Silent(), study, table, begun)
+        session = _Session(number, settings, folder, space, data, progress or Silent(), study, table, begun, origin)
         with contextlib.closing(study):
             return session.run(executor.execute, work)
 
@@ -153,7 +156,9 @@ def plan_of(
     if not settings.planned:
         raise UserError("`dry_run`: this search has no plan; accepted: with `time`, without `trials` and `epochs`")
     data, space, executor = _checked(settings, folder, progress)
-    return _timetable(settings, folder, space, data, time.monotonic() if begun is None else begun, executor.places())
+    origin = included.included(settings, folder, space, data)
+    begun = time.monotonic() if begun is None else begun
+    return _timetable(settings, folder, space, data, begun, executor.places(), origin)
 
 
 def _checked(settings: Settings, folder: Path, progress: Progress | None) -> tuple[Data, Space, Executor]:
@@ -171,16 +176,24 @@ def _checked(settings: Settings, folder: Path, progress: Progress | None) -> tup
     return data, space, executor
 
 
-def _timetable(settings: Settings, folder: Path, space: Space, data: Data, begun: float, workers: int) -> Timetable:
+def _timetable(
+    settings: Settings,
+    folder: Path,
+    space: Space,
+    data: Data,
+    begun: float,
+    workers: int,
+    origin: included.Included | None,
+) -> Timetable:
     """Return the timetable: the last session's, if that session left the time that is given, else a new one."""
     resumes = (folder / runs.RUN_FILE).exists()
     books = Ledger.of(settings.rules, runs.records_of(folder) if resumes else [])
     sessions = runs.read(folder)["sessions"] if resumes else []
     seconds = settings.budget.time or 0.0
     if sessions and sessions[-1].get("plan") and seconds <= runs.time_left(folder):
-        return calibration.restored(sessions[-1]["plan"], settings, space, data, books)
+        return calibration.restored(sessions[-1]["plan"], settings, space, data, books, origin)
     left = seconds - RESERVE - (time.monotonic() - begun)
-    return calibration.timetable(settings, space, data, books, left, workers, len(sessions))
+    return calibration.timetable(settings, space, data, books, left, workers, len(sessions), origin)
 
 
 def directions(settings: Settings) -> dict[str, Direction]:
@@ -223,14 +236,15 @@ class _Session:
         study: Study,
         table: Timetable | None,
         begun: float,
+        origin: included.Included | None,
     ) -> None:
-        self.number, self.begun = number, begun
+        self.number, self.begun, self.origin = number, begun, origin
         self.settings, self.folder, self.space, self.data = settings, folder, space, data
         self.progress, self.study = progress, study
         seconds = settings.budget.time
         ends = None if seconds is None else begun + seconds - RESERVE
         files = Checkpoints(folder), Checkpoints(folder, TRUNKS) if settings.evaluator.grows else None
-        self.driver = Driver(settings, space, study, self._keep, self._changed, number, *files, table, ends)
+        self.driver = Driver(settings, space, study, self._keep, self._changed, number, *files, table, ends, origin)
         self.report_at = time.monotonic() + REPORT_SECONDS
 
     def run(self, execute: Callable[[Driver, Data, Work], None], work: Work | None) -> Result:
@@ -277,7 +291,8 @@ class _Session:
     def _shown(self) -> Iterator[None]:
         s, n = self.settings, self.space.size
         where = f"{self.space.name} ({self.space.base}, {n:,} combinations) on {s.scope.data}"
-        self.progress.start(self.driver, f"{where}, {s.budget.sampler}, -> {self.folder}")
+        grows = "" if self.origin is None else f", grows from {self.origin.text}"
+        self.progress.start(self.driver, f"{where}, {s.budget.sampler}{grows}, -> {self.folder}")
         try:
             yield
         finally:

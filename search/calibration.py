@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,15 @@ from scipy.optimize import nnls
 
 from res2net.errors import UserError
 from res2net.factory import create
+from search.included import Included
 from search.ledger import Ledger
 from search.objectives import ACTIVATIONS
-from search.plan import Candidate, Pace, Plan, Terms
-from search.planner import plan
+from search.plan import LEAST_EPOCHS, Candidate, Pace, Plan, Terms
+from search.planner import Way, plan
 from search.report.tables import cost_range
 from search.settings import Settings
 from search.timetable import Member, Timetable, members, nested
+from search.timing import LEAST_GROWN, grown, independent
 from search.units import format_seconds
 from space import Space
 from trainers.datasets.data import Data
@@ -80,16 +83,36 @@ def terms_of(settings: Settings, space: Space, data: Data, books: Ledger) -> Ter
 
 
 def timetable(
-    settings: Settings, space: Space, data: Data, books: Ledger, left: float, workers: int, session: int
+    settings: Settings,
+    space: Space,
+    data: Data,
+    books: Ledger,
+    left: float,
+    workers: int,
+    session: int,
+    origin: Included | None = None,
 ) -> Timetable:
     """Return the timetable of a new plan.
 
-    left: seconds until the training must end. session: the session that makes the plan. Raise `UserError` if the time
-    does not suffice for the cheapest network.
+    left: seconds until the training must end. session: the session that makes the plan. origin: the network of
+    `--include`, which all networks of the plan contain.
+    Raise `UserError` if the time does not suffice for the cheapest network, and if networks cannot grow but should.
     """
     begun = time.monotonic()
     scope = settings.scope
-    chosen = members(space, scope.limits, scope.cost, scope.seed)
+    nests = settings.evaluator.grows and settings.scoring.evaluator is not None
+    small = None if origin is None else origin.arch
+    chosen = members(space, scope.limits, scope.cost, scope.seed, nests, small)
+    if nests and origin is None and len(chosen) == 1:
+        raise UserError(
+            f"`evaluator`: no network of space {space.name!r} that meets the limits contains another one to grow from; "
+            "accepted: scratch, or wider limits"
+        )
+    if not chosen and origin is not None:
+        raise UserError(
+            f"`include`: no network that meets the limits contains {origin.arch}; accepted: wider limits, or a smaller "
+            "network"
+        )
     if not chosen:
         name = scope.limits.bounds[0][0]
         raise UserError(
@@ -99,15 +122,24 @@ def timetable(
     left -= time.monotonic() - begun
     terms = terms_of(settings, space, data, books)
     candidates = [Candidate(m.params, m.cost, pace.of(m.cost)) for m in chosen]
-    grows = settings.evaluator.grows and nested(chosen)
-    made = plan(candidates, left, workers, terms, pace.overhead, grows)
+    inherits = _inherited(origin, settings, space)
+    ways: list[Way] = [] if nests else [independent]
+    if settings.evaluator.grows and nested(chosen):
+        ways.append(partial(grown, inherited=inherits))
+    made = plan(candidates, left, workers, terms, pace.overhead, ways)
     if not made.levels:
-        least = candidates[0].seconds + pace.overhead - left + (settings.budget.time or 0.0)
+        epochs = LEAST_EPOCHS if independent in ways else LEAST_GROWN
+        least = epochs * candidates[0].seconds + pace.overhead - left + (settings.budget.time or 0.0)
         raise UserError(
-            f"`time`: {format_seconds(settings.budget.time or 0.0)} is too short to train the cheapest network for an "
-            f"epoch; accepted: at least {format_seconds(least + 1)}"
+            f"`time`: {format_seconds(settings.budget.time or 0.0)} is too short to train the cheapest network for "
+            f"{epochs:g} epochs; accepted: at least {format_seconds(least + 1)}"
         )
-    return Timetable(made, pace, terms, _steps(settings, data), session)
+    return Timetable(made, pace, terms, _steps(settings, data), session, inherits=inherits)
+
+
+def _inherited(origin: Included | None, settings: Settings, space: Space) -> float:
+    """Return the epochs of an included network times its cost; 0 without one."""
+    return 0.0 if origin is None else origin.epochs * settings.scope.cost.of(origin.arch, space.image_size)
 
 
 def _steps(settings: Settings, data: Data) -> int:
@@ -120,9 +152,17 @@ def recorded(table: Timetable) -> dict[str, Any]:
     return {"session": table.session, "plan": table.plan.to_dict(), "pace": asdict(table.pace)}
 
 
-def restored(values: dict[str, Any], settings: Settings, space: Space, data: Data, books: Ledger) -> Timetable:
+def restored(
+    values: dict[str, Any],
+    settings: Settings,
+    space: Space,
+    data: Data,
+    books: Ledger,
+    origin: Included | None = None,
+) -> Timetable:
     """Return the timetable that `recorded` wrote."""
     pace = values["pace"]
     pace = Pace(tuple(pace["costs"]), tuple(pace["seconds"]), pace["overhead"])
     terms = terms_of(settings, space, data, books)
-    return Timetable(Plan.from_dict(values["plan"]), pace, terms, _steps(settings, data), values["session"])
+    made, inherits = Plan.from_dict(values["plan"]), _inherited(origin, settings, space)
+    return Timetable(made, pace, terms, _steps(settings, data), values["session"], inherits=inherits)

@@ -7,12 +7,15 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 
+from search.children import child, gaps
 from search.ledger import Ledger
+from search.lineage import Lineage
 from search.proposals import Accepted, Proposals
 from search.running import Running
 from search.settings import Settings
 from search.study.study import Study
-from search.timetable import Awaited, Timetable
+from search.timetable import Awaited, Member, Timetable
+from space.dimensions import Params
 
 CONFIRMING = 0.3  # share of the time that is kept for training networks which shared weights have estimated
 
@@ -20,14 +23,22 @@ CONFIRMING = 0.3  # share of the time that is kept for training networks which s
 class Choice:
     """The choice of the next trial, from the ledger, the plan and the sampler's proposals.
 
+    lineage: the networks from which others may grow.
     timetable: the plan of a planned search.
     why_stopped: the reason why no further trial starts, in words; empty while trials may start.
     """
 
     def __init__(
-        self, settings: Settings, study: Study, ledger: Ledger, proposals: Proposals, timetable: Timetable | None
+        self,
+        settings: Settings,
+        study: Study,
+        ledger: Ledger,
+        proposals: Proposals,
+        lineage: Lineage,
+        timetable: Timetable | None,
     ) -> None:
         self.settings, self.study, self.ledger, self.proposals = settings, study, ledger, proposals
+        self.lineage = lineage
         self.timetable, self.estimates = timetable, settings.evaluator.estimates
         self.why_stopped = ""
 
@@ -63,8 +74,11 @@ class Choice:
         return self._accepted(self.proposals.new())
 
     def _planned(self, timetable: Timetable, running: Mapping[int, Running], left: float) -> Accepted | None:
-        """Return the plan's next network, or one that the sampler proposes in the time left."""
-        ends = time.monotonic() + left
+        """Return the plan's next network. After its last one, return a child of the front or a sampler's proposal.
+
+        The two take turns. A proposal that is too long for the time left is followed by a child that is not.
+        """
+        ends, too_long = time.monotonic() + left, False
         while (left := ends - time.monotonic()) > 0:
             if not self.study.waiting():  # else a retry waits
                 trunks = [trial.cost for trial in running.values() if trial.trains_trunk]
@@ -76,13 +90,38 @@ class Choice:
                     self.study.enqueue(level.params, plan=level.place, budget=level.epochs, trunk=level.trunk or None)
                 elif not timetable.explores(left):
                     break
+                else:
+                    turn = len(self.ledger.history) + len(running)
+                    params = self._child(timetable, left, turn // 2) if too_long or turn % 2 == 0 else None
+                    if params is not None:
+                        self.study.enqueue(params)
+                    elif too_long:
+                        break
             accepted = self.proposals.ask() if self.study.waiting() else self._accepted(self.proposals.new())
             if accepted is None and self.why_stopped:
                 return None
-            if accepted is not None and (timed := self._timed(timetable, accepted, left)) is not None:
-                return timed
+            if accepted is not None:
+                timed = self._timed(timetable, accepted, left)
+                if timed is not None:
+                    return timed
+                too_long = True
         self.why_stopped = "the time is up"
         return None
+
+    def _child(self, timetable: Timetable, left: float, turn: int) -> Params | None:
+        """Return a child of the front that can be trained in the time left (`search.children`), or None."""
+        scope, space, known = self.settings.scope, self.proposals.space, self.proposals.known()
+
+        def allowed(member: Member) -> bool:
+            fits = timetable.epochs(member.cost, left) is not None and member.arch.key() not in known
+            return fits and scope.limits.allow(member.arch, space.image_size)
+
+        grows, front = timetable.plan.grown, self.ledger.front
+        archs = [origin.arch for origin in self.lineage.origins] if grows else [record.arch for record in front]
+        members = [(space.params_of(arch), arch) for arch in archs]
+        parents = [Member(p, arch, scope.cost.of(arch, space.image_size)) for p, arch in members if p is not None]
+        found = gaps(timetable.terms, [(self.ledger.cost(r), (r.val_top1 or 0.0) / 100) for r in front])
+        return child(space, scope.cost, found, parents, grows, allowed, turn, scope.seed)
 
     def _timed(self, timetable: Timetable, accepted: Accepted, left: float) -> Accepted | None:
         """Return a proposal with its epochs. End its trial and return None if the time left is too short for it."""

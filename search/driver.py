@@ -11,9 +11,12 @@ import time
 from collections.abc import Callable, Iterator, MutableMapping
 from dataclasses import replace
 
+from res2net.arch import Arch
 from search.choice import Choice
-from search.evaluators import Grow, origin_of
+from search.evaluators import Grow
+from search.included import Included
 from search.ledger import KILLED, RETRIES, Ledger
+from search.lineage import Lineage
 from search.proposals import Accepted, Proposals
 from search.running import Running
 from search.scheduler import continues
@@ -24,8 +27,6 @@ from search.timetable import Timetable
 from search.worker import Job, Report
 from space import Space
 
-KEPT_TRUNKS = 64  # trunks that a run keeps, the newest ones; the largest networks grow from the newest
-
 
 class Driver:
     """Turn the study's proposals into jobs for workers, and record their reports in the study.
@@ -35,7 +36,7 @@ class Driver:
 
     on_scored: called before a trial's score is recorded, with the job and the trained weights (None without any).
     checkpoints: the newest checkpoint of each trial that may still resume, by trial number.
-    trunks: the weights from which larger networks grow, by trial number.
+    trunks: the weights from which larger networks grow, by trial number. included: the network of `--include`.
     timetable: what to train and for how long, if the search is planned. ends: the time (`time.monotonic`) of its end.
     session: this session's index in `run.json`. Each trial records the index, to find the hardware and the commit.
     """
@@ -52,16 +53,17 @@ class Driver:
         trunks: MutableMapping[int, bytes] | None = None,
         timetable: Timetable | None = None,
         ends: float | None = None,
+        included: Included | None = None,
     ) -> None:
         self.checkpoints = {} if checkpoints is None else checkpoints
-        self.trunks = {} if trunks is None else trunks
         self.settings, self.space, self.study = settings, space, study
         self.on_scored, self.on_change = on_scored, on_change
         self.session = session
         self.evaluator, self.limits, self.objective = settings.evaluator, settings.scope.limits, settings.scope.cost
         self.ledger = Ledger(settings.rules)
         self.proposals = Proposals(settings, space, study, self.ledger, self._refresh)
-        self.choice = Choice(settings, study, self.ledger, self.proposals, timetable)
+        self.lineage = Lineage({} if trunks is None else trunks, included, study, self._cost)
+        self.choice = Choice(settings, study, self.ledger, self.proposals, self.lineage, timetable)
         self.running: dict[int, Running] = {}
         limit = settings.budget.time
         self.ends = ends if ends is not None or limit is None else time.monotonic() + limit
@@ -107,24 +109,21 @@ class Driver:
         return replace(job, checkpoint=checkpoint, seconds=self.seconds_left, fits=self.timetable is not None)
 
     def _grown(self, evaluator: Grow, job: Job, accepted: Accepted) -> Job:
-        """Return the job of a network that grows from a trunk, if this driver has a trunk that the network contains.
+        """Return the job of a network that grows from an origin (`Lineage`), if the network contains one.
 
         A retry grows from the same trunk as the trial before it. If that trunk is gone, the worker says so.
         """
         if self.timetable is not None and not self.timetable.plan.grown:
             return job
-        record = self.study.record(job.number)
-        if "inherited" not in record.attrs:
-            records = [self.study.record(number) for number in self.trunks]
-            found = origin_of(job.arch, [r for r in records if r.key], self.ledger.cost)
-            before = {} if found is None else {"parent": found.number}
-            epochs = 0 if found is None else found.attrs.get("inherited", 0) + found.attrs["trunk"]
+        attrs = self.study.record(job.number).attrs
+        if "inherited" not in attrs:
             trunk = evaluator.grown(job, accepted.proposal.trunk, None).trunk
-            self.study.annotate(job.number, {**before, "inherited": epochs, "trunk": trunk})
-            record = self.study.record(job.number)
-        parent = record.attrs.get("parent")
-        origin = None if parent is None else (self.study.record(parent).arch, self.trunks.get(parent, b""))
-        return evaluator.grown(job, record.attrs["trunk"], origin)
+            self.study.annotate(job.number, {**self.lineage.of(job.arch), "trunk": trunk})
+            attrs = self.study.record(job.number).attrs
+        return evaluator.grown(job, attrs["trunk"], self.lineage.weights(attrs))
+
+    def _cost(self, arch: Arch) -> float:
+        return self.objective.of(arch, self.space.image_size)
 
     # ---- What comes back -------------------------------------------------------------------------------------------
 
@@ -154,9 +153,7 @@ class Driver:
         if report.note is not None and len(trial.reports) == 1:
             self.study.annotate(number, {"note": report.note})
         if report.trunk is not None:  # before the checkpoint, after which the worker does not report it again
-            self.trunks[number] = report.trunk
-            for oldest in sorted(self.trunks)[:-KEPT_TRUNKS]:
-                del self.trunks[oldest]
+            self.lineage.keep(number, report.trunk, {self.study.record(n).attrs.get("parent") for n in self.running})
         if report.checkpoint is not None:  # before the rung's accuracy: no kill may leave a rung without one
             self.checkpoints[number] = report.checkpoint
             self._drop_checkpoints(*trial.earlier)

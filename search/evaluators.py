@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -69,8 +69,15 @@ class Evaluator:
 
     def check(self, resources: Resources) -> None:
         """Raise `UserError` for settings that contradict the evaluator."""
+        self._check_include()
         if self.scoring.supernet is not None:
             raise UserError("`supernet`: has no effect with `evaluator` scratch; accepted: with supernet or inherit")
+
+    def _check_include(self) -> None:
+        if self.scoring.include is not None and not self.grows:
+            raise UserError(
+                f"`include`: has no effect with `evaluator` {self.scoring.evaluator}; accepted: with `evaluator` grow"
+            )
 
     def check_weights(self, space: Space, data: Data) -> None:
         """Raise `UserError` if the shared weights that the user names do not fit the search."""
@@ -120,8 +127,8 @@ class Grow(Evaluator):
             raise UserError("`match_macs`: no network contains another of equal MACs; accepted: `evaluator` scratch")
 
     def check_weights(self, space: Space, data: Data) -> None:
-        """Raise `UserError` if no network of the space contains another one. A plan then does without growth."""
-        if self.scoring.epochs is None:
+        """Raise `UserError` if no network of the space contains another one, and the user asks for growth."""
+        if self.scoring.evaluator is None or self.scoring.include is not None:
             return
         rng = random.Random(self.scope.seed)
         small = space.arch(space.cheapest()[0])
@@ -141,16 +148,10 @@ class Grow(Evaluator):
 
         trunk: the epochs at the peak rate; None takes half of the training.
         """
-        trunk = max(1, job.config.epochs // 2) if trunk is None else trunk
+        trunk = job.config.epochs // 2 if trunk is None else trunk
         warmup = job.config.warmup if origin is None else 0.0  # grown weights need no warm-up
         config = replace(job.config, lr=self.lr / CALMER, hold=trunk, warmup=warmup)
         return replace(job, config=config, trunk=trunk, origin=origin)
-
-
-def origin_of(arch: Arch, records: Sequence[Record], cost: Callable[[Record], float]) -> Record | None:
-    """Return the trial whose trunk a network grows from: the dearest that it contains, and of those the longest."""
-    fits = [r for r in records if contains(arch, r.arch)]
-    return max(fits, key=lambda r: (cost(r), r.attrs.get("inherited", 0) + r.attrs["trunk"]), default=None)
 
 
 class Inherit(Evaluator):
@@ -166,6 +167,7 @@ class Inherit(Evaluator):
 
     def check(self, resources: Resources) -> None:
         """Raise `UserError` if some networks or drivers could not use the same shared weights."""
+        self._check_include()
         name = self.scoring.evaluator
         if self.scope.matching.active:
             raise UserError(

@@ -19,6 +19,8 @@ from res2net.factory import create
 from res2net.files import write_atomic, write_folder
 from res2net.folder import ARCH_FILE, CARD_FILE, ONNX_FILE, TRAINING_FILE, WEIGHTS_FILE, check_replaceable, load
 from search import runs
+from search.included import FOLDER as INCLUDED
+from search.included import SEEN, seen
 from search.ledger import Ledger
 from search.objectives import COSTS, MACS, PARAMS
 from search.settings import Settings
@@ -79,12 +81,14 @@ def export(
     check_replaceable(to, "`to`")
     run = runs.read(folder)
     training = _training(run, record, test_top1)
+    settings = runs.settings_of(folder)
+    shows = settings.scoring.include is not None and seen(folder / INCLUDED, settings, run["data"]["name"])
 
     def fill(temporary: Path) -> None:
         write_atomic(temporary / ARCH_FILE, record.arch.to_json())
         write_atomic(temporary / WEIGHTS_FILE, weights.read_bytes())
         write_atomic(temporary / TRAINING_FILE, json.dumps(training, indent=2) + "\n")
-        write_atomic(temporary / CARD_FILE, card(record, run, training))
+        write_atomic(temporary / CARD_FILE, card(record, run, training, SEEN if shows else ""))
         model = load(temporary)  # refuses weights that do not fit, before the folder gets its name
         if onnx:
             pixels = run["data"].get("image_size", runs.space_of(folder).image_size)  # early runs lack the size
@@ -120,6 +124,7 @@ def _training(run: dict[str, Any], record: Record, test_top1: float | None) -> d
         "test_top1": test_top1,
         **{name: record.attrs[name] for name in SHOWN},
         "epochs": record.attrs["epochs"],
+        "inherited": record.attrs.get("inherited", 0),
         "seconds": record.attrs["seconds"],
         "data": run["data"],
         "settings": run["settings"],
@@ -129,22 +134,23 @@ def _training(run: dict[str, Any], record: Record, test_top1: float | None) -> d
     }
 
 
-def card(record: Record, run: dict[str, Any], training: dict[str, Any]) -> str:
-    """Return the model card: the network, its score, its training and its use."""
+def card(record: Record, run: dict[str, Any], training: dict[str, Any], caution: str = "") -> str:
+    """Return the model card: the network, its score, its training and its use. caution: follows its origin."""
     data, tested = run["data"], training["test_top1"]
     settings = Settings.from_dict(run["settings"])
     sampler = f"{settings.budget.sampler}, seed {settings.scope.seed}"
-    origin = settings.evaluator.origin
+    origin, epochs = settings.evaluator.origin, record.attrs.get("inherited")
     if "parent" in record.attrs:
-        parent, epochs = record.attrs["parent"], record.attrs["inherited"]
-        origin = f"the weights of trial {parent} of the same search, after {epochs} epochs in all"
+        origin = f"the weights of trial {record.attrs['parent']} of the same search, after {epochs:g} epochs in all"
+    if "included" in record.attrs:
+        origin = f"the network of {settings.scoring.include}, after {epochs:g} epochs"
     budget = f"{record.attrs['epochs']} epochs of {data['train_images']:,} images"
     rows = [
         ("top-1, validation split", f"{record.val_top1:.2f} % (n = 1, {data['val_images']:,} images, last epoch)"),
         *([("top-1, test split", f"{tested:.2f} %")] if tested is not None else []),
         *((COSTS[name].label.removesuffix(" of one image"), f"{record.attrs[name]:,}") for name in SHOWN),
         ("trained", f"{budget}, batch {settings.scoring.batch_size}, lr {settings.evaluator.lr_of(record):g}"),
-        *([("started from", origin)] if origin else []),
+        *([("started from", origin + caution)] if origin else []),
         ("search", f"{sampler}, the best of many: its validation accuracy is optimistic"),
         ("hardware", machine(training)),
         ("code", code(training)),

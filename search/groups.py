@@ -147,7 +147,7 @@ class Scoring:
 
     evaluator: str | None = option(
         None,
-        "how a trial gets its score: {choices}, or my_package:NAME (default: grow if planned, else scratch)",
+        "how a trial gets its score: {choices}, or my_package:NAME (default: grow if a plan gains by it, else scratch)",
         "NAME",
         common=True,
     )
@@ -163,6 +163,7 @@ class Scoring:
     )
     batch_size: int | None = option(None, "images per step (default: the recipe's)", "N")
     lr: float | None = option(None, "the peak learning rate (default: the recipe's)", "X")
+    include: str | None = option(None, "a trained network to grow from: its model folder", "FOLDER")
     supernet: str | None = option(
         None, "the folder of shared weights from search.supernet (default: train them first)", "DIR"
     )

@@ -32,16 +32,15 @@ def plan(
     workers: int,
     terms: Terms,
     overhead: float = 1.0,
-    grows: bool = False,
+    ways: Sequence[Way] = (independent,),
 ) -> Plan:
     """Return the best plan for the time. candidates: by rising cost.
 
-    grows: whether each candidate contains the cheaper ones, so that it can grow from them. Then the plan grows its
-    networks if more volume is expected from that.
+    ways: how networks may be trained: `independent`, or `grown` if each candidate contains the cheaper ones. The plan
+        takes the way of the largest expected volume.
     If its first score would come late, either a preview comes first, or the cheapest network's training is shorter.
     The plan has no levels if not even the cheapest network can be trained for one epoch.
     """
-    ways = (independent, grown) if grows else (independent,)
     plans = [_soon(way, candidates, seconds, workers, terms, overhead) for way in ways]
     return _with_exploration(max(plans, key=lambda found: found.volume if found.levels else -1.0), overhead)
 

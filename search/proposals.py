@@ -124,14 +124,18 @@ class Proposals:
         if self.study.waiting():
             return True
         books = self.ledger
-        done = books.estimated if self.estimates else books.scored
-        known = {r.key for r in self.study.running()} | done.keys()
-        known |= books.given_up.keys() | books.stopped.keys() | books.suspects.keys()
+        done, known = books.estimated if self.estimates else books.scored, self.known()
         rng = random.Random(f"{self.settings.scope.seed} {len(done)} {len(known)}")
         unseen = next((p for p in self._candidates(rng) if self._is_new(p, known)), None)
         if unseen is not None:
             self.study.enqueue(unseen)
         return unseen is not None
+
+    def known(self) -> set[str]:
+        """Return the keys of all networks that need no further trial."""
+        books = self.ledger
+        done = books.estimated if self.estimates else books.scored
+        return set().union((r.key for r in self.study.running()), done, books.given_up, books.stopped, books.suspects)
 
     def _candidates(self, rng: random.Random) -> Iterator[dict[str, int]]:
         """Yield members in random order."""

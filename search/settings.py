@@ -86,8 +86,9 @@ class Settings:
             budget = dataclasses.replace(budget, trials=TRIALS if budget.trials is None else budget.trials)
         elif budget.time is None:
             budget = dataclasses.replace(budget, time=TIME)
-        if scoring.evaluator is None:
-            scoring = dataclasses.replace(scoring, evaluator="scratch" if budget.trials is not None else "grow")
+        if scoring.evaluator is None and (budget.trials is not None or scoring.include is not None):
+            usual = "grow" if scoring.include is not None else "scratch"
+            scoring = dataclasses.replace(scoring, evaluator=usual)
         object.__setattr__(self, "scoring", scoring)
         object.__setattr__(self, "budget", budget)
 
@@ -110,8 +111,8 @@ class Settings:
 
     @property
     def evaluator(self) -> Evaluator:
-        """The evaluator, which decides how a network gets its score."""
-        return evaluator_class(self.scoring.evaluator or "scratch")(self.scope, self.scoring, self.budget)
+        """The evaluator, which decides how a network gets its score. Without the setting, a plan may grow networks."""
+        return evaluator_class(self.scoring.evaluator or "grow")(self.scope, self.scoring, self.budget)
 
     @property
     def rules(self) -> Rules:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from res2net.arch import Arch
 from res2net.containment import contains
 from search.objectives import ACTIVATIONS, Limits, Objective
-from search.plan import Pace, Plan, Terms
+from search.plan import Level, Pace, Plan, Terms
 from search.planner import retimed
 from search.study.trials import Record
 from space import Space
@@ -22,6 +22,7 @@ from trainers.recipes import Config, shortened
 
 CHOICES = 8  # members of about equal cost from which a chain is made
 LEVELS = 24  # the costs that a plan may choose from, evenly spread on the cost axis
+LEAST_FIRST = 0.25  # epochs that the first network gets at least
 SAMPLED = 20_000  # spaces of at most this many combinations are enumerated; of larger ones, an eighth as many are drawn
 
 
@@ -50,7 +51,8 @@ class Timetable:
     session: the session of the run that made the plan.
     started: indices of the plan's levels that trials have begun.
     ratios: measured over expected seconds of the trials so far. They correct the pace.
-    inherits: if networks grow, the sum of the epochs of the trunk so far, each times its cost.
+    inherits: if networks grow, the sum of the epochs of the trunk so far, each times its cost. It starts with those of
+        an included network.
     """
 
     plan: Plan
@@ -66,7 +68,7 @@ class Timetable:
         """Mark the levels that trials of earlier sessions have begun."""
         places = {r.attrs["plan"][1]: r.attrs for r in records if r.attrs.get("plan", [None])[0] == self.session}
         self.started |= places.keys()
-        self.inherits = sum(a.get("trunk", 0) * self.plan.levels[i].cost for i, a in places.items())
+        self.inherits += sum(a.get("trunk", 0) * self.plan.levels[i].cost for i, a in places.items())
 
     @property
     def now(self) -> Pace:
@@ -90,6 +92,8 @@ class Timetable:
             return None
         inherits = self.inherits if self.plan.grown else None
         level = retimed([self.plan.levels[i] for i in waiting], left, free, self.terms, self.now, inherits)
+        if level is None and not self.started:  # workers started late: a short training is better than an empty front
+            level = self._shortest(left)
         if level is None:
             return None
         if self.plan.grown and any(cost < level.cost for cost in trunks):
@@ -101,6 +105,12 @@ class Timetable:
             trunk = min(max(1, round(level.trunk)), math.ceil(epochs) - 1)  # weights are passed on after whole epochs
             self.inherits += trunk * level.cost
         return Step(level.params, (self.session, place), epochs, trunk)
+
+    def _shortest(self, left: float) -> Level | None:
+        """Return the cheapest level for the time left; None if that is less than a quarter of an epoch."""
+        cheapest = min(self.plan.levels, key=lambda level: level.cost)
+        fits = (left - self.pace.overhead) / self.now.of(cheapest.cost)
+        return replace(cheapest, epochs=fits) if fits >= LEAST_FIRST else None
 
     def epochs(self, cost: float, left: float) -> float | None:
         """Return the epochs of a network that the sampler proposes; None if the time left does not suffice.
@@ -130,12 +140,17 @@ class Member:
     cost: float
 
 
-def members(space: Space, limits: Limits, objective: Objective, seed: int) -> list[Member]:
+def members(
+    space: Space, limits: Limits, objective: Objective, seed: int, nests: bool = False, origin: Arch | None = None
+) -> list[Member]:
     """Return members within the limits, by rising cost, at most one for each of `LEVELS` costs.
 
     Each member contains the cheaper ones, so that it can grow from them, unless that leaves out most of the costs.
+    nests: whether it must contain them, however few members that leaves.
+    origin: a network that each member must contain.
     """
-    every = {m.arch.key(): m for m in _all(space, objective, seed) if limits.allow(m.arch, space.image_size)}
+    found = (m for m in _all(space, objective, seed) if origin is None or contains(m.arch, origin))
+    every = {m.arch.key(): m for m in found if limits.allow(m.arch, space.image_size)}
     if not every:
         return []
     low = objective.axis(min(m.cost for m in every.values()))
@@ -145,8 +160,8 @@ def members(space: Space, limits: Limits, objective: Objective, seed: int) -> li
         places.setdefault(round((objective.axis(member.cost) - low) / step), []).append((_rank(member, space), member))
     for found in places.values():
         found.sort(key=lambda pair: -pair[0])
-    nested = _chain([places[place][:CHOICES] for place in sorted(places)])
-    return nested if 2 * len(nested) > len(places) else [places[place][0][1] for place in sorted(places)]
+    chain = _chain([places[place][:CHOICES] for place in sorted(places)])
+    return chain if nests or 2 * len(chain) > len(places) else [places[place][0][1] for place in sorted(places)]
 
 
 def _chain(places: Sequence[Sequence[tuple[float, Member]]]) -> list[Member]:

@@ -35,6 +35,7 @@ from trainers.train import Trainer
 
 FIRST_STEPS = 5  # steps that tell nothing about the pace: they allocate memory and choose kernels
 LOOK_STEPS = 20  # steps between two looks at the time that a training needs
+GAINED = 0.01  # share of the steps left by which a shortened training must be able to grow again
 SAFE = 0.97  # share of the time left that a shortened training plans to use
 
 
@@ -186,11 +187,15 @@ class Clock:
         return now >= self.end
 
     def _fit(self, now: float) -> None:
-        """Shorten the training if its remaining steps would take longer than the time left."""
+        """Shorten the training if its remaining steps would take longer than the time left.
+
+        If the pace turns out better later, the training gets some of these steps back.
+        """
         trainer, done = self.trainer, self.trainer.done_steps
-        left = int(SAFE * (self.end - now) * (self.calls - FIRST_STEPS) / (now - self.begun))  # in steps
-        if trainer.total_steps - done > left:
-            trainer.shorten(done + max(1, left))
+        left = max(1, int(SAFE * (self.end - now) * (self.calls - FIRST_STEPS) / (now - self.begun)))  # in steps
+        total = min(done + left, trainer.planned_steps)
+        if total < trainer.total_steps or total > trainer.total_steps + GAINED * left:
+            trainer.end_after(total)
 
 
 def _begin(job: Job, data: Data, start: Callable[[Arch], nn.Module]) -> tuple[Trainer, list[Report], str | None]:

@@ -83,9 +83,9 @@ class Trainer:
             mode = "reduce-overhead" if self.device.type == "cuda" else "default"
             self.net = torch.compile(self.net, mode=mode)
         self.steps_per_epoch = config.steps_per_epoch(len(self.train_images), group.world)
-        self.total_steps = config.total_steps(self.steps_per_epoch)
+        self.planned_steps = self.total_steps = config.total_steps(self.steps_per_epoch)
         self.bend: tuple[int, float] | None = (
-            None  # after `shorten`: the step at which the rate begins to fall, and the rate there
+            None  # after `end_after`: the step at which the rate begins to fall, and the rate there
         )
         self.done_epochs = 0
         self.unfinished: Unfinished | None = None
@@ -114,7 +114,7 @@ class Trainer:
 
     @property
     def keeps_schedule(self) -> bool:
-        """Whether the steps so far had the learning rates of the whole schedule: `shorten` has not lowered them yet."""
+        """Whether the steps so far had the learning rates of the whole schedule: no earlier end has lowered them."""
         return self.bend is None or self.done_steps <= self.bend[0]
 
     @property
@@ -122,13 +122,13 @@ class Trainer:
         """Whether the training is complete."""
         return self.done_steps >= self.total_steps and self.unfinished is None
 
-    def shorten(self, total_steps: int) -> None:
-        """End the training after fewer steps. From now on, the learning rate falls linearly to zero.
+    def end_after(self, total_steps: int) -> None:
+        """End the training after another number of steps, planned ones at most. The rate falls linearly to zero.
 
         A warm-up first reaches the peak rate, and a held rate is first held to its end, if enough steps remain for the
         rate to fall.
         """
-        assert self.done_steps < total_steps <= self.total_steps, "the training can only become shorter"
+        assert self.done_steps < total_steps <= self.planned_steps, "a training cannot become longer than planned"
         ends = sorted((self.config.hold, self.config.warmup), reverse=True)  # in epochs
         starts = [max(self.done_steps, round(e * self.steps_per_epoch)) for e in ends]
         left = total_steps - self.done_steps
@@ -198,7 +198,7 @@ class Trainer:
         parts = self._parts()[at.steps :]
         batches = self.train_images.epoch(self.rng, parts, self.group.shard, self.config.flip)
         for step, ((x, y), part) in enumerate(zip(batches, parts, strict=True), first):
-            if step >= self.total_steps:  # `shorten` has ended the training in this epoch
+            if step >= self.total_steps:  # `end_after` has ended the training in this epoch
                 break
             if stop is not None and stop():
                 return False
@@ -212,11 +212,11 @@ class Trainer:
         return True
 
     def _parts(self) -> list[slice]:
-        """Return the batches of the current epoch, as slices of its random order. The last epoch may be shorter."""
+        """Return the batches of the current epoch, as slices of its random order. The last epoch may have fewer."""
         n, size = len(self.train_images), self.config.batch_size
         starts = [step * size for step in range(self.steps_per_epoch)]
         parts = [slice(a, b) for a, b in zip(starts, [*starts[1:], n], strict=True)]
-        return parts[: self.total_steps - self.done_epochs * self.steps_per_epoch]
+        return parts[: self.planned_steps - self.done_epochs * self.steps_per_epoch]
 
     def _step(self, x: Tensor, y: Tensor, step: int, weight: float = 1.0) -> Tensor:
         """Update the weights with one batch and return its loss. step: counts from 0 over all epochs."""

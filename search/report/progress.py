@@ -188,7 +188,7 @@ def plan_lines(table: Timetable, settings: Settings) -> list[str]:
     out = [
         f"plan: {format_seconds(plan.seconds)} of training by {workers}; the first score after "
         f"{format_seconds(plan.first)}; expected volume {plan.volume:.0f} %, {plan.idle:.0%} idle"
-        + ("; each network grows from the one before" if plan.grown else "")
+        + ("; each network grows from the one before" if plan.grown else "; each network from scratch")
     ]
     for level in plan.levels:
         out.append(

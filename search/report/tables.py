@@ -15,7 +15,7 @@ from space import Space
 
 # Columns of the trials' table: COLUMNS come first, then the parameters, then LAST.
 COLUMNS = ("number", "state", "outcome", "front", "val_top1", *COSTS, "epochs", "seconds", "arch")
-LAST = ("key", "parent", "inherited", "retry_of", "repeat_of", "confirms", "reason", "note", "host")
+LAST = ("key", "parent", "included", "inherited", "retry_of", "repeat_of", "confirms", "reason", "note", "host")
 # Attributes of trials that the table leaves out.
 ONLY_IN_STUDY = (
     *("arch_json", "val_loss", "images_per_second", "session", "driver", "node"),

@@ -18,6 +18,9 @@ from search.study.storage import DRIVER, Direction, create_study, fold_log, is_s
 from search.study.trials import INFEASIBLE, ORPHAN, STOPPED, Proposal, Record, TakenOver, record_of
 from search.study.turns import Turns, new_driver
 
+# Attributes that a retry shares with the trial before it.
+OF_RETRIES = ("confirms", "plan", "budget", "trunk", "parent", "included", "inherited")
+
 
 @contextlib.contextmanager
 def own() -> Iterator[None]:
@@ -114,7 +117,7 @@ class Study:
         """Enqueue a proposal; `ask` returns it before new ones. attrs: fields of `Proposal`; a None is left out."""
         if attrs.get("retry_of") is not None:
             before = self.record(attrs["retry_of"]).attrs
-            attrs |= {name: before.get(name) for name in ("confirms", "plan", "budget", "trunk", "parent", "inherited")}
+            attrs |= {name: before.get(name) for name in OF_RETRIES}
         self._stale = True
         self.optuna_study.enqueue_trial(dict(params), user_attrs={k: v for k, v in attrs.items() if v is not None})
 

@@ -94,14 +94,27 @@ def test_a_training_that_ends_in_time_is_not_changed(job: Job, data: Data, steps
     assert timed[-1].budget is None
 
 
+def test_a_slow_start_costs_few_steps(job: Job, data: Data, steps: Steps) -> None:
+    """The first steps are three times as slow as the others. The steps that they cost at first come back."""
+    steps.lasts = lambda step: 3.0 if step < 6 else 1.0
+    last = list(train_trial(replace(job, seconds=45), data))[-1]
+    assert last.budget == pytest.approx(len(steps.rates) / STEPS)
+    assert 6 * 3 + (len(steps.rates) - 6) == pytest.approx(45, abs=4)
+    after = steps.rates[steps.rates.index(max(steps.rates)) :]
+    assert after == sorted(after, reverse=True)
+
+
 def test_a_training_that_need_not_fit_is_stopped(job: Job, data: Data, steps: Steps) -> None:
     last = list(train_trial(replace(job, fits=False, seconds=23), data))[-1]
     assert (last.paused, last.budget, len(steps.rates)) == (True, None, 23)
 
 
 @pytest.mark.parametrize("rung", [1, 2])
-def test_a_shortened_training_resumes_exactly(rung: int, job: Job, data: Data, steps: Steps) -> None:
+def test_a_shortened_training_resumes_exactly(
+    rung: int, job: Job, data: Data, steps: Steps, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The first steps are slow. The checkpoint holds the new end and the new learning rates."""
+    monkeypatch.setattr(worker, "GAINED", math.inf)  # the resumed training has no clock to win steps back
     steps.lasts = lambda step: 1.0 if step < 8 else 0.0
     short = list(train_trial(replace(job, seconds=36), data))
     budget = short[-1].budget
@@ -136,7 +149,7 @@ def weights(reports: list[Report]) -> dict[str, list[float]]:
 
 
 class TestShorten:
-    """`Trainer.shorten`: fewer steps, and the rate from the present one to zero."""
+    """`Trainer.end_after`: fewer steps, and the rate from the present one to zero."""
 
     @pytest.fixture
     def trainer(self, job: Job, data: Data) -> Trainer:
@@ -147,7 +160,7 @@ class TestShorten:
     def test_ends_after_so_many_steps(self, total: int, trainer: Trainer, steps: Steps) -> None:
         trainer.epoch()
         before = steps.rates[-1]
-        trainer.shorten(total)
+        trainer.end_after(total)
         while not trainer.finished:
             trainer.epoch()
         assert (trainer.done_steps, len(steps.rates)) == (total, total)
@@ -162,7 +175,7 @@ class TestShorten:
         trainer = Trainer(worker.initialised(job.arch), data, config)
         looks = iter([False, False, True])
         assert trainer.epoch(lambda: next(looks)) is None
-        trainer.shorten(4 * STEPS)
+        trainer.end_after(4 * STEPS)
         assert trainer.keeps_schedule
         while not trainer.finished:
             trainer.epoch()
@@ -173,9 +186,30 @@ class TestShorten:
         assert held == pytest.approx((hold or 0.5) * STEPS - peak, abs=2)
         assert steps.rates[-1] < 0.1 * config.lr
 
-    def test_cannot_lengthen(self, trainer: Trainer) -> None:
-        with pytest.raises(AssertionError, match="shorter"):
-            trainer.shorten(EPOCHS * STEPS + 1)
+    def test_steps_come_back(self, trainer: Trainer, steps: Steps) -> None:
+        trainer.end_after(2 * STEPS)
+        trainer.epoch()
+        low = steps.rates[-1]
+        trainer.end_after(4 * STEPS)
+        while not trainer.finished:
+            trainer.epoch()
+        assert len(steps.rates) == 4 * STEPS
+        assert steps.rates[STEPS] < low
+        falls = [a - b for a, b in zip(steps.rates[STEPS:], [*steps.rates[STEPS + 1 :], 0.0], strict=True)]
+        assert falls == pytest.approx([steps.rates[STEPS] / (3 * STEPS)] * len(falls))
+
+    def test_steps_come_back_within_the_last_epoch(self, trainer: Trainer, steps: Steps) -> None:
+        trainer.end_after(5)
+        looks = iter([False, False, True])
+        assert trainer.epoch(lambda: next(looks)) is None
+        trainer.end_after(STEPS + 3)
+        while not trainer.finished:
+            trainer.epoch()
+        assert (len(steps.rates), trainer.done_epochs) == (STEPS + 3, 2)
+
+    def test_cannot_become_longer_than_planned(self, trainer: Trainer) -> None:
+        with pytest.raises(AssertionError, match="longer than planned"):
+            trainer.end_after(EPOCHS * STEPS + 1)
 
     def test_a_job_says_whether_it_fits(self, job: Job) -> None:
         assert Job.from_json(job.to_json()) == job

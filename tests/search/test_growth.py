@@ -24,6 +24,8 @@ from search.worker import Job, Report, guarded, train_trial
 from trainers.datasets.data import Data
 from trainers.recipes import Config
 
+UNNESTED = {"min_macs": 13_200, "max_macs": 13_400}  # two networks of the tiny space
+
 
 class Killed(BaseException):
     """Stands for a `kill -9` of the driver."""
@@ -166,6 +168,17 @@ class TestRefusals:
         with pytest.raises(UserError, match=r"`evaluator`: no network of space '.+' contains its cheapest one"):
             settings.evaluator.check_weights(single, loaded)
 
-    def test_the_default_follows_the_plan(self, make_settings: Callable) -> None:
+    def test_a_plan_whose_networks_do_not_contain_each_other(
+        self, make_settings: Callable, loaded: Data, tmp_path: Path
+    ) -> None:
+        settings = make_settings(evaluator="grow", trials=None, epochs=None, time=60, **UNNESTED)
+        with pytest.raises(UserError, match=r"`evaluator`: no network of space .* contains another one"):
+            search(settings, tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
+    def test_without_the_setting_the_plan_decides(self, make_settings: Callable) -> None:
+        planned = {"trials": None, "epochs": None, "time": 60}
         assert make_settings().scoring.evaluator == "scratch"
-        assert make_settings(trials=None, epochs=None, time=60).scoring.evaluator == "grow"
+        assert make_settings(**planned).scoring.evaluator is None
+        assert make_settings(**planned).evaluator.grows
+        assert not make_settings(evaluator="scratch", **planned).evaluator.grows

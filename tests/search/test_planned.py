@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from res2net import contains
 from search import api, runs, search
 from search.driver import Driver
 from search.execute.local import execute
@@ -18,7 +19,7 @@ from search.objectives import MACS
 from search.plan import Level, Pace, Plan, Terms
 from search.settings import Settings
 from search.study.storage import read
-from search.study.trials import FAILED, ORPHAN, REPEATED, SCORED, STOPPED, Record
+from search.study.trials import FAILED, INFEASIBLE, ORPHAN, REPEATED, SCORED, STOPPED, Record
 from search.timetable import Member, Timetable, members
 from search.worker import Job, Report, Work
 from studies.synthetic import Synthetic, accuracy
@@ -298,6 +299,44 @@ class TestExploration:
         assert len({r.key for r in ended}) == len(ended) == 12
         assert driver.why_stopped == "every network of the space that meets the limits was tried"
 
+    def test_children_grow_from_the_trunks_that_are_there(
+        self, run: Callable, make_table: Callable, tmp_path: Path
+    ) -> None:
+        def work(job: Job, data: Data) -> Iterator[Report]:
+            for report in Synthetic()(job, data):
+                yield replace(report, trunk=b"weights" if report.epoch == job.trunk else None)
+
+        table = make_table()
+        table.plan = replace(table.plan, grown=True)
+        run(table, work)
+        records = {r.number: r for r in of(tmp_path, SCORED, STOPPED)}
+        grown = [r for r in records.values() if "parent" in r.attrs and "plan" not in r.attrs]
+        assert grown
+        for record in grown:
+            parent = records[record.attrs["parent"]]
+            assert contains(record.arch, parent.arch)
+            assert record.attrs["inherited"] == parent.attrs["inherited"] + parent.attrs["trunk"] > 0
+
+    def test_a_proposal_that_is_too_long_is_followed_by_a_child_that_is_not(
+        self,
+        run: Callable,
+        open_driver: Callable,
+        settings: Settings,
+        make_table: Callable,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        with monkeypatch.context() as levels_alone:
+            levels_alone.setattr(Timetable, "explores", lambda self, left: False)
+            run(make_table())
+        table = make_table()
+        table.started |= set(range(4))
+        enough = 3 * 2 * SECONDS + 1  # for networks up to the second level
+        with open_driver(settings, timetable=table, ends=time.monotonic() + enough) as driver:
+            jobs = [job for job in (driver.next_job() for _ in range(4)) if job is not None]
+            too_long = [r for r in driver.study.records() if r.outcome == INFEASIBLE]
+        assert jobs
+        assert len(too_long) <= len(jobs) + 1
+
     def test_bad_networks_stop_at_rungs_and_levels_never_do(
         self, run: Callable, make_table: Callable, tmp_path: Path
     ) -> None:
@@ -337,7 +376,7 @@ class TestSearch:
         def timetable(settings: Settings, space: object, data: object, books: object, left: float, *rest: int) -> Any:
             made.append(left)
             table = make_table()
-            table.session = rest[-1]
+            table.session = rest[1]
             return table
 
         monkeypatch.setattr(api.calibration, "timetable", timetable)

@@ -17,7 +17,7 @@ from search.plan import Candidate, Level, Pace, Plan, Terms
 from search.planner import plan
 from search.settings import Settings
 from search.study.trials import ORPHAN, SCORED, Record
-from search.timetable import LEVELS, Awaited, Timetable, members
+from search.timetable import LEAST_FIRST, LEVELS, Awaited, Timetable, members
 from trainers.datasets.data import Data
 from trainers.recipes import RECIPES, Config
 
@@ -64,11 +64,20 @@ class TestNext:
         step = table.next(left, busy)
         if step is None:
             assert table.started == set()
-            assert left < 1 * PACE.of(COSTS[0]) + PACE.overhead + 0.1 or len(busy) >= workers
+            assert left < LEAST_FIRST * PACE.of(COSTS[0]) + PACE.overhead + 0.01
         else:
-            assert step.epochs >= 1
+            assert step.epochs >= LEAST_FIRST
             cost = table.plan.levels[step.place[1]].cost
             assert step.epochs * PACE.of(cost) + PACE.overhead <= left + 0.01 * PACE.of(cost)  # two decimals
+
+    def test_a_late_start_trains_the_cheapest_network_for_the_time_left(self) -> None:
+        table = timetable()
+        late = PACE.overhead + 0.5 * PACE.of(COSTS[0])
+        step = table.next(late, [])
+        assert step is not None
+        assert step.params == table.plan.levels[0].params
+        assert step.epochs == pytest.approx(0.5)
+        assert table.next(late, []) is None  # no other network gets less than an epoch
 
     def test_no_time_starts_nothing(self) -> None:
         table = timetable()

@@ -1,0 +1,86 @@
+"""Children of the front: new networks where the front is thin or steep, a step or two from a network that is there."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+from res2net.containment import contains
+from search.objectives import Objective
+from search.plan import MOST_PASSES, REFERENCE, Terms, expected
+from search.timetable import Member
+from space import Space
+from space.dimensions import Params
+
+BROOD = 3  # children of one parent that are tried together; the scheduler stops the worse ones early
+NEAR = 3  # parents that are tried, those of the nearest cost
+TRIED = 400  # changes of a parent that are tried
+
+
+class Gap(NamedTuple):
+    """A range of costs without a network on the front. worth: the volume that a network there may add, in octaves."""
+
+    low: float
+    high: float
+    worth: float
+
+
+def gaps(terms: Terms, front: Sequence[tuple[float, float]]) -> list[Gap]:
+    """Return the gaps of a front, from the least cost to the greatest.
+
+    A gap's worth is its octaves times the rise of the accuracy over it. Above the front, the rise is a prediction.
+    front: the cost and the accuracy (0 to 1) of its networks.
+    """
+    points = sorted(front) or [(terms.low, 0.0)]
+    dearest, best = points[-1]
+    epochs = MOST_PASSES * REFERENCE / terms.images
+    rise = expected(terms, terms.high, epochs) - expected(terms, dearest, epochs)
+    edges = [(terms.low, 0.0), *points, (terms.high, best + max(0.0, rise))]
+    return [
+        Gap(a, b, max(0.0, terms.octaves(b) - terms.octaves(a)) * max(0.0, top - bottom))
+        for (a, bottom), (b, top) in itertools.pairwise(edges)
+    ]
+
+
+def child(
+    space: Space,
+    objective: Objective,
+    found: Sequence[Gap],
+    parents: Sequence[Member],
+    grows: bool,
+    allowed: Callable[[Member], bool],
+    turn: int,
+    seed: int,
+) -> Params | None:
+    """Return a new network in a gap, or None if none is allowed.
+
+    The gap is drawn by its worth. Its children differ from a parent of about its cost in one or two choices.
+    grows: whether a child must contain its parent, so that it can grow from it.
+    turn: the number of the child; the same numbers give the same children, and `BROOD` of them share a gap.
+    """
+    draw = random.Random(f"{seed} {turn // BROOD}")
+    left = [gap for gap in found if gap.worth > 0]
+    while left:
+        gap = draw.choices(left, [g.worth for g in left])[0]
+        left.remove(gap)
+        below = sorted((p for p in parents if p.cost < gap.high), key=lambda p: -p.cost)
+        for parent in below[:NEAR]:
+            for member in changed(space, objective, parent, random.Random(f"{seed} {turn}")):
+                inside = gap.low < member.cost < gap.high
+                if inside and (not grows or contains(member.arch, parent.arch)) and allowed(member):
+                    return member.params
+    return None
+
+
+def changed(space: Space, objective: Objective, parent: Member, rng: random.Random) -> Iterator[Member]:
+    """Yield members with one choice changed, then with two, each in random order, `TRIED` at most."""
+    single = [(k, v) for k, values in space.parameters.items() for v in values if v != parent.params[k]]
+    double = [pair for pair in itertools.combinations(single, 2) if pair[0][0] != pair[1][0]]
+    rng.shuffle(single)
+    rng.shuffle(double)
+    for changes in itertools.islice(itertools.chain(([one] for one in single), double), TRIED):
+        params = {**parent.params, **dict(changes)}
+        arch = space.arch(params)
+        yield Member(params, arch, objective.of(arch, space.image_size))

@@ -1,0 +1,80 @@
+"""The weights that networks of a search grow from: trunks of its trials, and the network of `--include`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+
+from res2net.arch import Arch
+from res2net.containment import contains
+from search.included import Included
+from search.study.study import Study
+
+KEPT = 64  # trunks that a run keeps, the newest ones; the largest networks grow from the newest
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """A network whose weights are there to grow from.
+
+    epochs: the epochs behind its weights, with those of its ancestors.
+    attrs: the attributes that name it in the record of a trial that grows from it.
+    """
+
+    arch: Arch
+    epochs: float
+    attrs: Mapping[str, Any]
+
+
+class Lineage:
+    """The origins of a search.
+
+    trunks: the trunk of each trial that has one, by trial number. A driver reads only its own.
+    included: the network of `--include`, or None.
+    cost: a network's value on the cost axis.
+    """
+
+    def __init__(
+        self, trunks: MutableMapping[int, bytes], included: Included | None, study: Study, cost: Callable[[Arch], float]
+    ) -> None:
+        self.trunks, self.included, self.study, self.cost = trunks, included, study, cost
+
+    @property
+    def origins(self) -> list[Origin]:
+        """All networks whose weights are there."""
+        records = [self.study.record(number) for number in self.trunks]
+        out = [
+            Origin(r.arch, r.attrs.get("inherited", 0) + r.attrs["trunk"], {"parent": r.number})
+            for r in records
+            if r.key
+        ]
+        if self.included is not None:
+            out.append(Origin(self.included.arch, self.included.epochs, {"included": True}))
+        return out
+
+    def of(self, arch: Arch) -> dict[str, Any]:
+        """Return the attributes of a trial that trains this network: its origin, and the epochs that it inherits.
+
+        The origin is the dearest that the network contains, and of equal ones the longest trained. It may have none.
+        """
+        fits = [origin for origin in self.origins if contains(arch, origin.arch)]
+        best = max(fits, key=lambda origin: (self.cost(origin.arch), origin.epochs), default=None)
+        return {"inherited": 0} if best is None else {**best.attrs, "inherited": best.epochs}
+
+    def weights(self, attrs: Mapping[str, Any]) -> tuple[Arch, bytes] | None:
+        """Return the network and the weights that `of` chose; None for a trial without origin.
+
+        The weights are empty if they are gone. The worker then fails the trial with the reason.
+        """
+        if attrs.get("included"):
+            return (self.included.arch, self.included.weights) if self.included is not None else None
+        parent = attrs.get("parent")
+        return None if parent is None else (self.study.record(parent).arch, self.trunks.get(parent, b""))
+
+    def keep(self, number: int, trunk: bytes, growing: Collection[int | None]) -> None:
+        """Keep a trial's trunk, and delete the oldest trunks beyond `KEPT`. growing: the parents of running trials."""
+        self.trunks[number] = trunk
+        for oldest in sorted(self.trunks)[:-KEPT]:
+            if oldest not in growing:
+                del self.trunks[oldest]
