@@ -42,7 +42,7 @@ class Description:
     distinct: the number of different networks among them.
     ranges: the least and the greatest value of each objective, over the whole space.
     within: for each limit that is set, and for all together, the share of combinations that meets it.
-    moves: for each dimension, the factor (a median) by which each objective grows from its least to its greatest choice.
+    moves: for each dimension, the factor (a median) by which its greatest choice costs more than its least.
     members: named networks that are members, with their costs.
     others: the number of named networks that are not.
     """
