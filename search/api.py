@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from res2net.errors import UserError
-from search import calibration, export, included, runs
+from search import calibration, export, from_run, included, runs
 from search.checkpoints import TRUNKS, Checkpoints
 from search.driver import Driver
 from search.execute import Executor, executor_of
+from search.included import Included
 from search.ledger import Ledger
 from search.lock import locked
 from search.objectives import ACCURACY
@@ -123,7 +124,7 @@ def search(
     begun = time.monotonic() if begun is None else begun
     folder = Path(out) if out is not None else Path("runs") / runs.new_name(settings)
     data, space, executor = _checked(settings, folder, progress)
-    origin = included.included(settings, folder, space, data)
+    networks = _networks(settings, folder, space, data)
     settings = _with_study_name(settings, folder)
     runs.check(folder, settings, space)
     storage, name = settings.resources.storage, settings.resources.study
@@ -134,16 +135,15 @@ def search(
     table = None
     if settings.planned:  # before the lock creates the folder: the time may be too short
         with connection_watched(storage):
-            table = _timetable(settings, folder, space, data, begun, executor.places(), origin)
+            table = _timetable(settings, folder, space, data, begun, executor.places(), networks)
     with runs.disk_watched(folder), locked(folder), connection_watched(storage):
         plan = None if table is None else calibration.recorded(table)
         number = runs.open_run(folder, settings, space, data.describe(), plan)
-        if settings.scoring.include is not None:
-            included.keep(Path(settings.scoring.include), folder)
+        included.keep(networks, folder)
         here = {"host": socket.gethostname(), "folder": str(folder.absolute())}
         url, name = storage or sqlite_url(folder), name or folder.absolute().name
         study = open_study(url, name, settings, space, here, sampler)
-        session = _Session(number, settings, folder, space, data, progress or Silent(), study, table, begun, origin)
+        session = _Session(number, settings, folder, space, data, progress or Silent(), study, table, begun, networks)
         with contextlib.closing(study):
             return session.run(executor.execute, work)
 
@@ -156,9 +156,9 @@ def plan_of(
     if not settings.planned:
         raise UserError("`dry_run`: this search has no plan; accepted: with `time`, without `trials` and `epochs`")
     data, space, executor = _checked(settings, folder, progress)
-    origin = included.included(settings, folder, space, data)
+    networks = _networks(settings, folder, space, data)
     begun = time.monotonic() if begun is None else begun
-    return _timetable(settings, folder, space, data, begun, executor.places(), origin)
+    return _timetable(settings, folder, space, data, begun, executor.places(), networks)
 
 
 def _checked(settings: Settings, folder: Path, progress: Progress | None) -> tuple[Data, Space, Executor]:
@@ -176,6 +176,12 @@ def _checked(settings: Settings, folder: Path, progress: Progress | None) -> tup
     return data, space, executor
 
 
+def _networks(settings: Settings, folder: Path, space: Space, data: Data) -> tuple[Included, ...]:
+    """Return the networks that the search starts from."""
+    found = included.included(settings, folder, space, data)
+    return *found, *from_run.front(settings, folder, len(found), data)
+
+
 def _timetable(
     settings: Settings,
     folder: Path,
@@ -183,7 +189,7 @@ def _timetable(
     data: Data,
     begun: float,
     workers: int,
-    origin: included.Included | None,
+    networks: Sequence[Included],
 ) -> Timetable:
     """Return the timetable: the last session's, if that session left the time that is given, else a new one."""
     resumes = (folder / runs.RUN_FILE).exists()
@@ -191,9 +197,9 @@ def _timetable(
     sessions = runs.read(folder)["sessions"] if resumes else []
     seconds = settings.budget.time or 0.0
     if sessions and sessions[-1].get("plan") and seconds <= runs.time_left(folder):
-        return calibration.restored(sessions[-1]["plan"], settings, space, data, books, origin)
+        return calibration.restored(sessions[-1]["plan"], settings, space, data, books, networks)
     left = seconds - RESERVE - (time.monotonic() - begun)
-    return calibration.timetable(settings, space, data, books, left, workers, len(sessions), origin)
+    return calibration.timetable(settings, space, data, books, left, workers, len(sessions), networks)
 
 
 def directions(settings: Settings) -> dict[str, Direction]:
@@ -236,15 +242,15 @@ class _Session:
         study: Study,
         table: Timetable | None,
         begun: float,
-        origin: included.Included | None,
+        networks: Sequence[Included],
     ) -> None:
-        self.number, self.begun, self.origin = number, begun, origin
+        self.number, self.begun, self.networks = number, begun, networks
         self.settings, self.folder, self.space, self.data = settings, folder, space, data
         self.progress, self.study = progress, study
         seconds = settings.budget.time
         ends = None if seconds is None else begun + seconds - RESERVE
         files = Checkpoints(folder), Checkpoints(folder, TRUNKS) if settings.evaluator.grows else None
-        self.driver = Driver(settings, space, study, self._keep, self._changed, number, *files, table, ends, origin)
+        self.driver = Driver(settings, space, study, self._keep, self._changed, number, *files, table, ends, networks)
         self.report_at = time.monotonic() + REPORT_SECONDS
 
     def run(self, execute: Callable[[Driver, Data, Work], None], work: Work | None) -> Result:
@@ -291,8 +297,8 @@ class _Session:
     def _shown(self) -> Iterator[None]:
         s, n = self.settings, self.space.size
         where = f"{self.space.name} ({self.space.base}, {n:,} combinations) on {s.scope.data}"
-        grows = "" if self.origin is None else f", grows from {self.origin.text}"
-        self.progress.start(self.driver, f"{where}, {s.budget.sampler}{grows}, -> {self.folder}")
+        extra = f", with {included.text(self.networks)}" if self.networks else ""
+        self.progress.start(self.driver, f"{where}, {s.budget.sampler}{extra}, -> {self.folder}")
         try:
             yield
         finally:

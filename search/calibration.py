@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from scipy.optimize import nnls
 
+from res2net.arch import Arch
+from res2net.containment import contains
 from res2net.errors import UserError
 from res2net.factory import create
 from search.included import Included
@@ -74,12 +76,15 @@ def _seconds_per_image(member: Member, data: Data, config: Config) -> float:
     return (timed[-1] - timed[0]) / (len(timed) - 1) / min(config.batch_size, len(data.train))
 
 
-def terms_of(settings: Settings, space: Space, data: Data, books: Ledger) -> Terms:
-    """Return the terms of a plan: the range of costs, the images, and the front so far."""
+def terms_of(settings: Settings, space: Space, data: Data, books: Ledger, networks: Sequence[Included] = ()) -> Terms:
+    """Return the terms of a plan: the range of costs, the images, and the front so far, with the scores to reuse."""
     low, high = cost_range(space, settings)
     chance = 1 / data.num_classes
-    front = [(books.cost(r), max(0.0, (r.val_top1 or 0.0) / 100 - chance) / (1 - chance)) for r in books.front]
-    return Terms(low, high, len(data.train), tuple(front))
+    known = [(books.cost(r), r.val_top1 or 0.0) for r in books.front]
+    cost, size = settings.scope.cost, space.image_size
+    reused = [n for n in networks if n.reused and settings.scope.limits.allow(n.arch, size)]
+    known += [(cost.of(n.arch, size), n.training["val_top1"]) for n in reused]
+    return Terms(low, high, len(data.train), tuple((c, max(0.0, a / 100 - chance) / (1 - chance)) for c, a in known))
 
 
 def timetable(
@@ -90,28 +95,30 @@ def timetable(
     left: float,
     workers: int,
     session: int,
-    origin: Included | None = None,
+    networks: Sequence[Included] = (),
 ) -> Timetable:
     """Return the timetable of a new plan.
 
-    left: seconds until the training must end. session: the session that makes the plan. origin: the network of
-    `--include`, which all networks of the plan contain.
+    left: seconds until the training must end. session: the session that makes the plan. networks: those that the search
+    starts from. If some are trained, each network of the plan contains one of them.
     Raise `UserError` if the time does not suffice for the cheapest network, and if networks cannot grow but should.
     """
     begun = time.monotonic()
     scope = settings.scope
-    nests = settings.evaluator.grows and settings.scoring.evaluator is not None
-    small = None if origin is None else origin.arch
-    chosen = members(space, scope.limits, scope.cost, scope.seed, nests, small)
-    if nests and origin is None and len(chosen) == 1:
+    origins = _origins(networks, settings)
+    nests = bool(origins) or (settings.evaluator.grows and settings.scoring.evaluator is not None)
+    chosen = members(space, scope.limits, scope.cost, scope.seed, nests, [o.arch for o in origins])
+    if nests and not origins and len(chosen) == 1:
         raise UserError(
             f"`evaluator`: no network of space {space.name!r} that meets the limits contains another one to grow from; "
             "accepted: scratch, or wider limits"
         )
-    if not chosen and origin is not None:
+    if not chosen and origins and settings.scoring.include is None:
+        origins, chosen = [], members(space, scope.limits, scope.cost, scope.seed)
+    if not chosen and origins:
         raise UserError(
-            f"`include`: no network that meets the limits contains {origin.arch}; accepted: wider limits, or a smaller "
-            "network"
+            f"`include`: no network that meets the limits contains {' or '.join(o.name for o in origins)}; accepted: "
+            "wider limits, or a smaller network"
         )
     if not chosen:
         name = scope.limits.bounds[0][0]
@@ -120,9 +127,9 @@ def timetable(
         )
     pace = measure(chosen, data, settings)
     left -= time.monotonic() - begun
-    terms = terms_of(settings, space, data, books)
+    terms = terms_of(settings, space, data, books, networks)
     candidates = [Candidate(m.params, m.cost, pace.of(m.cost)) for m in chosen]
-    inherits = _inherited(origin, settings, space)
+    inherits = _inherited(origins, chosen[0].arch, settings, space)
     ways: list[Way] = [] if nests else [independent]
     if settings.evaluator.grows and nested(chosen):
         ways.append(partial(grown, inherited=inherits))
@@ -137,9 +144,15 @@ def timetable(
     return Timetable(made, pace, terms, _steps(settings, data), session, inherits=inherits)
 
 
-def _inherited(origin: Included | None, settings: Settings, space: Space) -> float:
-    """Return the epochs of an included network times its cost; 0 without one."""
-    return 0.0 if origin is None else origin.epochs * settings.scope.cost.of(origin.arch, space.image_size)
+def _origins(networks: Sequence[Included], settings: Settings) -> list[Included]:
+    """Return the networks from which others may grow."""
+    return [n for n in networks if n.weights is not None and settings.evaluator.grows]
+
+
+def _inherited(origins: Sequence[Included], first: Arch, settings: Settings, space: Space) -> float:
+    """Return the epochs times the cost of the trained network from which a plan's first network grows, or 0."""
+    fits = [o for o in origins if contains(first, o.arch)]
+    return max((o.epochs * settings.scope.cost.of(o.arch, space.image_size) for o in fits), default=0.0)
 
 
 def _steps(settings: Settings, data: Data) -> int:
@@ -158,11 +171,13 @@ def restored(
     space: Space,
     data: Data,
     books: Ledger,
-    origin: Included | None = None,
+    networks: Sequence[Included] = (),
 ) -> Timetable:
     """Return the timetable that `recorded` wrote."""
     pace = values["pace"]
     pace = Pace(tuple(pace["costs"]), tuple(pace["seconds"]), pace["overhead"])
-    terms = terms_of(settings, space, data, books)
-    made, inherits = Plan.from_dict(values["plan"]), _inherited(origin, settings, space)
+    terms = terms_of(settings, space, data, books, networks)
+    made = Plan.from_dict(values["plan"])
+    first = min(made.levels, key=lambda level: level.cost)
+    inherits = _inherited(_origins(networks, settings), space.arch(first.params), settings, space)
     return Timetable(made, pace, terms, _steps(settings, data), values["session"], inherits=inherits)

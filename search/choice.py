@@ -14,6 +14,7 @@ from search.proposals import Accepted, Proposals
 from search.running import Running
 from search.settings import Settings
 from search.study.study import Study
+from search.study.trials import INFEASIBLE
 from search.timetable import Awaited, Member, Timetable
 from space.dimensions import Params
 
@@ -23,7 +24,7 @@ CONFIRMING = 0.3  # share of the time that is kept for training networks which s
 class Choice:
     """The choice of the next trial, from the ledger, the plan and the sampler's proposals.
 
-    lineage: the networks from which others may grow.
+    lineage: the networks from which others may grow. included: those that are to be enqueued.
     timetable: the plan of a planned search.
     why_stopped: the reason why no further trial starts, in words; empty while trials may start.
     """
@@ -40,7 +41,7 @@ class Choice:
         self.settings, self.study, self.ledger, self.proposals = settings, study, ledger, proposals
         self.lineage = lineage
         self.timetable, self.estimates = timetable, settings.evaluator.estimates
-        self.why_stopped = ""
+        self.included, self.why_stopped = list(lineage.included), ""
 
     def next(self, running: Mapping[int, Running], left: float | None) -> Accepted | None:
         """Return the next trial, or None if none can start now.
@@ -49,8 +50,26 @@ class Choice:
         """
         if self._runs_alone(running):
             return None
+        if self.included:
+            self._enqueue_included(started=bool(self.ledger.history or running or self.timetable is None))
         new = self._planned(self.timetable, running, left or 0.0) if self.timetable is not None else self._new(left)
         return new or self._confirmation(left) or self._suspect(running, left)
+
+    def _enqueue_included(self, started: bool) -> None:
+        """Enqueue the networks that the search starts from, unless an earlier session did, once.
+
+        started: whether the first network of a plan, which gives the first front, has begun. Before that, only networks
+        whose scores are reused are enqueued. A plan has levels of its own that grow from trained networks.
+        """
+        before = {r.attrs.get("included") for r in self.study.records() if r.outcome != INFEASIBLE}
+        now = [network for network in self.included if started or network.reused]
+        self.included = [network for network in self.included if network not in now]
+        for network in now:
+            params = self.proposals.space.params_of(network.arch)
+            level = params is not None and self.timetable is not None and network.weights is not None
+            if network.name not in before and (network.reused or not level):
+                given = network.arch.to_dict() if params is None else None
+                self.study.enqueue(params or {}, included=network.name, given=given)
 
     def _runs_alone(self, running: Mapping[int, Running]) -> bool:
         """Return whether a suspect runs alone, or waits until this driver's trials end. Then no other trial may start.
@@ -126,7 +145,7 @@ class Choice:
     def _timed(self, timetable: Timetable, accepted: Accepted, left: float) -> Accepted | None:
         """Return a proposal with its epochs. End its trial and return None if the time left is too short for it."""
         proposal = accepted.proposal
-        if proposal.budget is not None:
+        if proposal.budget is not None or self.lineage.reused(proposal.number) is not None:
             return accepted
         epochs = timetable.epochs(accepted.cost, left)
         if epochs is None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from dataclasses import replace
 
 from res2net.arch import Arch
@@ -36,7 +36,7 @@ class Driver:
 
     on_scored: called before a trial's score is recorded, with the job and the trained weights (None without any).
     checkpoints: the newest checkpoint of each trial that may still resume, by trial number.
-    trunks: the weights from which larger networks grow, by trial number. included: the network of `--include`.
+    trunks: the weights from which larger networks grow, by trial number. included: the networks that it starts from.
     timetable: what to train and for how long, if the search is planned. ends: the time (`time.monotonic`) of its end.
     session: this session's index in `run.json`. Each trial records the index, to find the hardware and the commit.
     """
@@ -53,7 +53,7 @@ class Driver:
         trunks: MutableMapping[int, bytes] | None = None,
         timetable: Timetable | None = None,
         ends: float | None = None,
-        included: Included | None = None,
+        included: Sequence[Included] = (),
     ) -> None:
         self.checkpoints = {} if checkpoints is None else checkpoints
         self.settings, self.space, self.study = settings, space, study
@@ -89,8 +89,24 @@ class Driver:
         with self.study.exclusive():
             self._refresh()
             self._take_over()
-            accepted = self.choice.next(self.running, self.seconds_left)
-            return None if accepted is None else self._start(accepted)
+            while (accepted := self.choice.next(self.running, self.seconds_left)) is not None:
+                known = self.lineage.reused(accepted.proposal.number)
+                if known is None:
+                    return self._start(accepted)
+                self._reuse(accepted, known)
+            return None
+
+    def _reuse(self, accepted: Accepted, known: Included) -> None:
+        """Score a network as an earlier run did, without a training. Its trial does not count against `trials`."""
+        number, training = accepted.proposal.number, known.training
+        self.on_scored(self.evaluator.job(number, accepted.arch), known.weights)
+        earned = {name: training[name] for name in ("epochs", "inherited", "seconds")}
+        reused = {name: training[name] for name in ("hardware", "versions", "commit")}
+        note = f"scored as {known.name}"
+        attrs = {**earned, "reused": reused, "note": note, "session": self.session}
+        self.study.complete(number, (training["val_top1"], accepted.cost), SCORED, **attrs)
+        self._refresh()
+        self.on_change()
 
     def _start(self, accepted: Accepted) -> Job:
         """Return the job of an accepted proposal, with the last checkpoint of the network's earlier trials."""

@@ -69,15 +69,8 @@ class Evaluator:
 
     def check(self, resources: Resources) -> None:
         """Raise `UserError` for settings that contradict the evaluator."""
-        self._check_include()
         if self.scoring.supernet is not None:
             raise UserError("`supernet`: has no effect with `evaluator` scratch; accepted: with supernet or inherit")
-
-    def _check_include(self) -> None:
-        if self.scoring.include is not None and not self.grows:
-            raise UserError(
-                f"`include`: has no effect with `evaluator` {self.scoring.evaluator}; accepted: with `evaluator` grow"
-            )
 
     def check_weights(self, space: Space, data: Data) -> None:
         """Raise `UserError` if the shared weights that the user names do not fit the search."""
@@ -167,8 +160,14 @@ class Inherit(Evaluator):
 
     def check(self, resources: Resources) -> None:
         """Raise `UserError` if some networks or drivers could not use the same shared weights."""
-        self._check_include()
         name = self.scoring.evaluator
+        for option in ("include", "from_run"):
+            if getattr(self.scoring, option) is None:
+                continue
+            raise UserError(
+                f"`{option}`: its networks have no part in the shared weights of `evaluator` {name}; "
+                "accepted: with `evaluator` scratch or grow"
+            )
         if self.scope.matching.active:
             raise UserError(
                 f"`match_macs`: its widths are not in the supernet of `evaluator` {name}; "

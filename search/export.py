@@ -21,7 +21,7 @@ from res2net.folder import ARCH_FILE, CARD_FILE, ONNX_FILE, TRAINING_FILE, WEIGH
 from search import runs
 from search.included import FOLDER as INCLUDED
 from search.included import SEEN, seen
-from search.ledger import Ledger
+from search.ledger import REUSED, Ledger
 from search.objectives import COSTS, MACS, PARAMS
 from search.settings import Settings
 from search.study.storage import home_of
@@ -80,15 +80,16 @@ def export(
     weights = _weights(folder, record)
     check_replaceable(to, "`to`")
     run = runs.read(folder)
-    training = _training(run, record, test_top1)
+    training = training_of(run, record, test_top1)
     settings = runs.settings_of(folder)
-    shows = settings.scoring.include is not None and seen(folder / INCLUDED, settings, run["data"]["name"])
+    copies = (folder / INCLUDED).glob(f"*/{WEIGHTS_FILE}")
+    cautious = any(seen(path.parent, settings, run["data"]["name"]) for path in copies)
 
     def fill(temporary: Path) -> None:
         write_atomic(temporary / ARCH_FILE, record.arch.to_json())
         write_atomic(temporary / WEIGHTS_FILE, weights.read_bytes())
         write_atomic(temporary / TRAINING_FILE, json.dumps(training, indent=2) + "\n")
-        write_atomic(temporary / CARD_FILE, card(record, run, training, SEEN if shows else ""))
+        write_atomic(temporary / CARD_FILE, card(record, run, training, SEEN if cautious else ""))
         model = load(temporary)  # refuses weights that do not fit, before the folder gets its name
         if onnx:
             pixels = run["data"].get("image_size", runs.space_of(folder).image_size)  # early runs lack the size
@@ -116,8 +117,10 @@ def _weights(folder: Path, record: Record) -> Path:
     return path
 
 
-def _training(run: dict[str, Any], record: Record, test_top1: float | None) -> dict[str, Any]:
-    session = run["sessions"][record.attrs.get("session", -1)]  # records of early runs lack the session: take the last
+def training_of(run: dict[str, Any], record: Record, test_top1: float | None) -> dict[str, Any]:
+    """Return the content of `training.json` for a trial. run: the content of `run.json`."""
+    # Records of early runs lack the session: take the last one.
+    session = record.attrs.get(REUSED) or run["sessions"][record.attrs.get("session", -1)]
     return {
         "trial": record.number,
         "val_top1": record.val_top1,
@@ -142,8 +145,10 @@ def card(record: Record, run: dict[str, Any], training: dict[str, Any], caution:
     origin, epochs = settings.evaluator.origin, record.attrs.get("inherited")
     if "parent" in record.attrs:
         origin = f"the weights of trial {record.attrs['parent']} of the same search, after {epochs:g} epochs in all"
-    if "included" in record.attrs:
-        origin = f"the network of {settings.scoring.include}, after {epochs:g} epochs"
+    if REUSED in record.attrs:
+        origin = f"random weights or a smaller network, in an earlier run ({record.attrs['included']})"
+    if "origin" in record.attrs:
+        origin = f"the network of {record.attrs['origin']}, after {epochs:g} epochs"
     budget = f"{record.attrs['epochs']} epochs of {data['train_images']:,} images"
     rows = [
         ("top-1, validation split", f"{record.val_top1:.2f} % (n = 1, {data['val_images']:,} images, last epoch)"),

@@ -163,7 +163,10 @@ class Scoring:
     )
     batch_size: int | None = option(None, "images per step (default: the recipe's)", "N")
     lr: float | None = option(None, "the peak learning rate (default: the recipe's)", "X")
-    include: str | None = option(None, "a trained network to grow from: its model folder", "FOLDER")
+    include: str | None = option(
+        None, "networks to start from: names (python -m res2net), arch.json files, trained model folders", "A,B"
+    )
+    from_run: str | None = option(None, "start with the front of an earlier run on the same data: its folder", "DIR")
     supernet: str | None = option(
         None, "the folder of shared weights from search.supernet (default: train them first)", "DIR"
     )

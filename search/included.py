@@ -1,105 +1,156 @@
-"""The trained network that a search grows from: the model folder of `--include`, copied to the run's folder."""
+"""The networks that a search starts from, `--include NAME,arch.json,FOLDER`: named, the user's own, or trained ones.
+
+Named networks and `arch.json` files are trained with the networks of the space, and compared with them. From a trained
+network, a model folder, larger networks grow. The run's folder keeps a copy of each.
+"""
 
 from __future__ import annotations
 
 import json
 import random
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from res2net.arch import Arch
+from res2net.arch import Arch, BaseArch
 from res2net.containment import contains
+from res2net.cost import cost
 from res2net.errors import UserError
 from res2net.files import write_atomic, write_folder
-from res2net.folder import ARCH_FILE, TRAINING_FILE, WEIGHTS_FILE, load, weights_bytes
+from res2net.folder import ARCH_FILE, TRAINING_FILE, WEIGHTS_FILE, load, load_arch, weights_bytes
+from res2net.named import named, names
+from search.groups import Scope
 from search.settings import Settings
 from space import Space
 from trainers.datasets.data import Data
 
 FOLDER = "included"  # in the run's folder
 SEEN = "; it may have been trained on validation images of this search, and then all scores are too high"
-TRIED = 1_000  # random members among which one that contains the network is looked for
+TRIED = 1_000  # random members among which one that contains a trained network is looked for
 
 
 @dataclass(frozen=True, slots=True)
 class Included:
-    """A trained network to grow from.
+    """A network that a search starts from.
 
-    weights: its state dict as safetensors.
+    name: the item of the setting `include`, or the earlier run and the trial.
+    weights: its state dict as safetensors, to grow from; None for a network that is only to be trained.
     epochs: the epochs that its folder records, with inherited ones; 0 if the folder records none.
     seen: whether its training may have used validation images of this search. Then the scores of all networks that
         grow from it are too high.
+    training: the content of its `training.json`.
+    reused: whether the score in `training` counts for this search, so that the network is not trained again.
     """
 
+    name: str
     arch: Arch
-    weights: bytes
-    epochs: float
-    seen: bool
-
-    @property
-    def text(self) -> str:
-        """The network in words."""
-        epochs = f"after {self.epochs:g} epochs" if self.epochs else "of unknown training"
-        return f"{self.arch}, {epochs}{SEEN if self.seen else ''}"
+    weights: bytes | None = None
+    epochs: float = 0.0
+    seen: bool = False
+    training: Mapping[str, Any] = field(default_factory=dict)
+    reused: bool = False
 
 
-def included(settings: Settings, run: Path, space: Space, data: Data) -> Included | None:
-    """Return the network of the setting `include`; None without the setting. A resumed search takes its copy.
+def text(networks: Sequence[Included]) -> str:
+    """Return the networks that a search starts from in words."""
+    out = []
+    for network in networks:
+        epochs = f"after {network.epochs:g} epochs" if network.epochs else "of unknown training"
+        reused = f", {network.training['val_top1']:.2f} %" if network.reused else ""
+        trained = f" ({network.arch}, {epochs}{reused}{SEEN if network.seen else ''})"
+        out.append(network.name + (trained if network.weights is not None else ""))
+    return "; ".join(out)
 
-    A classifier for other classes is replaced by a new one. Raise `UserError` if the folder's weights are missing, or
-    if no network of the space contains the network.
+
+def items_of(settings: Settings) -> list[str]:
+    """Return the items of the setting `include`. Raise `UserError` for one that is given twice."""
+    items = [item.strip() for item in (settings.scoring.include or "").split(",") if item.strip()]
+    twice = next((item for item in items if items.count(item) > 1), None)
+    if twice is not None:
+        raise UserError(f"`include`: {twice} is given twice; accepted: each network once")
+    return items
+
+
+def included(settings: Settings, run: Path, space: Space, data: Data) -> tuple[Included, ...]:
+    """Return the networks of the setting `include`. A resumed search takes its copies.
+
+    The classifier of a trained network for other classes is replaced by a new one. Raise `UserError` for an unknown
+    name, a missing file, a network that the data does not fit, and a trained network that none can grow from.
     """
-    source = settings.scoring.include
-    if source is None:
-        return None
-    copy = run / FOLDER
-    found = read(copy if copy.exists() else Path(source), settings, data)
-    if not _contained(found.arch, space, settings.scope.seed):
+    found = []
+    for i, item in enumerate(items_of(settings)):
+        try:
+            network = _network(item, run / FOLDER / str(i), settings, data)
+            cost(network.arch, data.image_size)
+        except UserError as error:
+            raise UserError(f"`include`: {error}") from None
+        if network.weights is not None:
+            _check_growth(network, settings, space)
+        found.append(network)
+    return tuple(found)
+
+
+def _network(item: str, copy: Path, settings: Settings, data: Data) -> Included:
+    """Return the network of an item. copy: where an earlier session may have copied it."""
+    path = copy if copy.is_dir() else Path(item)
+    if path != copy and item in names():
+        return Included(item, _fitted(named(item), data))
+    if not path.exists():
         raise UserError(
-            f"`include`: no network of space {space.name!r} over base {space.base} contains {found.arch}; accepted: a "
-            "network of this space (python -m search.export writes one)"
+            f"{item!r} is no network and no file; accepted: a name (python -m res2net), an {ARCH_FILE} file, or a "
+            "model folder"
         )
-    return found
-
-
-def read(folder: Path, settings: Settings, data: Data) -> Included:
-    """Return the network of a model folder. Raise `UserError` for a folder without weights, and for other networks."""
-    try:
-        model = load(folder, num_classes=data.num_classes)
-    except UserError as error:
-        raise UserError(f"`include`: {error}") from None
-    if not isinstance(model.arch, Arch):
-        raise UserError(f"`include`: {str(folder)!r} holds {model.arch}; accepted: a Res2Net")
-    training = _training(folder)
+    if path.is_file() or (path == copy and not (copy / WEIGHTS_FILE).exists()):
+        return Included(item, _fitted(load_arch(path), data))
+    model, training = load(path, num_classes=data.num_classes), _training(path)
     epochs = training.get("epochs", training.get("config", {}).get("epochs", 0)) + training.get("inherited", 0)
-    return Included(model.arch, weights_bytes(model), epochs, seen(folder, settings, data.name))
+    spoilt = seen(path, settings, data.name)
+    return Included(item, res2net(model.arch), weights_bytes(model), epochs, spoilt, training)
 
 
-def keep(source: Path, run: Path) -> None:
-    """Copy a model folder to the run's folder, if no earlier session did. A resumed search needs no other folder."""
+def _fitted(arch: BaseArch, data: Data) -> Arch:
+    """Return a network for the data's channels and classes."""
+    return replace(res2net(arch), num_classes=data.num_classes, in_channels=data.in_channels).canonical()
+
+
+def res2net(arch: BaseArch) -> Arch:
+    """Return a network as a Res2Net. Raise `UserError` for other kinds of networks."""
+    if not isinstance(arch, Arch):
+        raise UserError(f"{arch} cannot be searched; accepted: a Res2Net")
+    return arch
+
+
+def _check_growth(network: Included, settings: Settings, space: Space) -> None:
+    """Raise `UserError` if nothing can grow from a trained network."""
+    if not settings.evaluator.grows:
+        raise UserError(
+            f"`include`: {network.name} is trained, but `evaluator` {settings.scoring.evaluator} does not grow "
+            f"networks; accepted: `evaluator` grow, or its {ARCH_FILE}"
+        )
+    rng = random.Random(settings.scope.seed)
+    drawn = (space.arch(space.sample(rng)) for _ in range(TRIED))
+    if not any(contains(member, network.arch) for member in (space.largest(), *drawn)):
+        raise UserError(
+            f"`include`: no network of space {space.name!r} over base {space.base} contains {network.arch}; accepted: "
+            "a network of this space (python -m search.export writes one)"
+        )
+
+
+def keep(networks: Sequence[Included], run: Path) -> None:
+    """Copy the networks to the run's folder, if no earlier session did. A resumed search needs no other file."""
 
     def fill(temporary: Path) -> None:
-        for name in (ARCH_FILE, WEIGHTS_FILE, TRAINING_FILE):
-            if (source / name).is_file():
-                write_atomic(temporary / name, (source / name).read_bytes())
+        for i, network in enumerate(networks):
+            folder = temporary / str(i)
+            folder.mkdir()
+            write_atomic(folder / ARCH_FILE, network.arch.to_json())
+            if network.weights is not None:
+                write_atomic(folder / WEIGHTS_FILE, network.weights)
+                write_atomic(folder / TRAINING_FILE, json.dumps(network.training, indent=2) + "\n")
 
-    if not (run / FOLDER).exists():
+    if networks and not (run / FOLDER).exists():
         write_folder(run / FOLDER, fill)
-
-
-def _training(folder: Path) -> dict[str, Any]:
-    """Return the content of `training.json`; empty without this file."""
-    path = folder / TRAINING_FILE
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(
-            f"`include`: {str(path)!r} is not JSON ({error}); accepted: the file as it was written"
-        ) from None
-    return content if isinstance(content, dict) else {}
 
 
 def seen(folder: Path, settings: Settings, data: str) -> bool:
@@ -110,11 +161,22 @@ def seen(folder: Path, settings: Settings, data: str) -> bool:
     training = _training(folder)
     if training.get("data", {}).get("name", data) != data:
         return False
-    theirs, ours = training.get("settings", {}).get("scope", {}), settings.scope
-    return any(theirs.get(name) != getattr(ours, name) for name in ("data", "seed", "train_images"))
+    theirs = training.get("settings")
+    return theirs is None or other_split(Settings.from_dict(theirs).scope, settings.scope)
 
 
-def _contained(arch: Arch, space: Space, seed: int) -> bool:
-    rng = random.Random(seed)
-    drawn = (space.arch(space.sample(rng)) for _ in range(TRIED))
-    return any(contains(member, arch) for member in (space.largest(), *drawn))
+def other_split(theirs: Scope, ours: Scope) -> bool:
+    """Return whether two searches divide the images into training and validation images in different ways."""
+    return any(getattr(theirs, name) != getattr(ours, name) for name in ("data", "seed", "train_images"))
+
+
+def _training(folder: Path) -> dict[str, Any]:
+    """Return the content of `training.json`; empty without this file."""
+    path = folder / TRAINING_FILE
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{str(path)!r} is not JSON ({error}); accepted: the file as it was written") from None
+    return content if isinstance(content, dict) else {}

@@ -16,6 +16,7 @@ from search.objectives import Objective
 from search.study.trials import ESTIMATED, FAILED, ORPHAN, SCORED, STOPPED, Record
 
 KILLED = "the search was stopped while it ran"  # the recorded reason of a trial whose driver was killed
+REUSED = "reused"  # the attribute of trials that were scored by an earlier run
 RETRIES = 2  # how often a network is run again after its trials were lost at the same epoch
 
 
@@ -43,7 +44,7 @@ class Rules:
 class Ledger:
     """The ledger over the records so far. Networks are named by their keys.
 
-    counts: the number of ended trials with each outcome.
+    counts: the number of ended trials with each outcome. A score of an earlier run is no outcome of this one.
     scored, estimated: the record of each network with a score.
     given_up, stopped: for each network that never runs again, the number of the trial that failed or was stopped.
     lost: the number of lost trials for each network and last epoch (`Record.reached`).
@@ -94,7 +95,7 @@ class Ledger:
 
     def _enter(self, record: Record) -> None:
         outcome = record.outcome
-        self.counts[outcome] += 1
+        self.counts[REUSED if REUSED in record.attrs else outcome] += 1
         if outcome == SCORED:
             known = self.scored.get(record.key)
             if known is None or record.attrs.get("epochs", 0) >= known.attrs.get("epochs", 0):

@@ -1,8 +1,8 @@
-"""The weights that networks of a search grow from: trunks of its trials, and the network of `--include`."""
+"""The weights that networks of a search grow from: trunks of its trials, and trained networks of `--include`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, MutableMapping
+from collections.abc import Callable, Collection, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,12 +31,16 @@ class Lineage:
     """The origins of a search.
 
     trunks: the trunk of each trial that has one, by trial number. A driver reads only its own.
-    included: the network of `--include`, or None.
+    included: the networks that the search starts from.
     cost: a network's value on the cost axis.
     """
 
     def __init__(
-        self, trunks: MutableMapping[int, bytes], included: Included | None, study: Study, cost: Callable[[Arch], float]
+        self,
+        trunks: MutableMapping[int, bytes],
+        included: Sequence[Included],
+        study: Study,
+        cost: Callable[[Arch], float],
     ) -> None:
         self.trunks, self.included, self.study, self.cost = trunks, included, study, cost
 
@@ -49,9 +53,7 @@ class Lineage:
             for r in records
             if r.key
         ]
-        if self.included is not None:
-            out.append(Origin(self.included.arch, self.included.epochs, {"included": True}))
-        return out
+        return out + [Origin(n.arch, n.epochs, {"origin": n.name}) for n in self.included if n.weights is not None]
 
     def of(self, arch: Arch) -> dict[str, Any]:
         """Return the attributes of a trial that trains this network: its origin, and the epochs that it inherits.
@@ -67,10 +69,15 @@ class Lineage:
 
         The weights are empty if they are gone. The worker then fails the trial with the reason.
         """
-        if attrs.get("included"):
-            return (self.included.arch, self.included.weights) if self.included is not None else None
-        parent = attrs.get("parent")
-        return None if parent is None else (self.study.record(parent).arch, self.trunks.get(parent, b""))
+        if "parent" in attrs:
+            return self.study.record(attrs["parent"]).arch, self.trunks.get(attrs["parent"], b"")
+        found = (n for n in self.included if n.weights is not None and n.name == attrs.get("origin"))
+        return next(((n.arch, n.weights or b"") for n in found), None)
+
+    def reused(self, number: int) -> Included | None:
+        """Return the network of an earlier run whose score a trial gets without a training, or None."""
+        name = self.study.record(number).attrs.get("included") if self.included else None
+        return next((network for network in self.included if network.reused and network.name == name), None)
 
     def keep(self, number: int, trunk: bytes, growing: Collection[int | None]) -> None:
         """Keep a trial's trunk, and delete the oldest trunks beyond `KEPT`. growing: the parents of running trials."""

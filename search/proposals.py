@@ -75,7 +75,10 @@ class Proposals:
 
     def _screened(self, proposal: Proposal) -> Accepted | None:
         try:
-            arch = self.settings.scope.matching.member(self.space, proposal.params)
+            if proposal.given is not None:
+                arch = Arch.from_dict(proposal.given)
+            else:
+                arch = self.settings.scope.matching.member(self.space, proposal.params)
         except UserError as error:  # no width gives this shape the MACs to match
             self.study.infeasible(proposal.number, str(error))
             return None

@@ -32,7 +32,7 @@ from trainers.recipes import RECIPES
 # The settings of three groups of the help. `build_parser` gives each group a title.
 DATA = ("data", "data_dir", "train_images", "image_size")
 HOW = ("sampler", "trials", "time", "epochs", "scheduler", "eta", "min_epochs", "recipe", "batch_size", "lr", "seed")
-SCORES = ("evaluator", "include", "supernet", "supernet_epochs", "confirm", "confirm_by")
+SCORES = ("evaluator", "include", "from_run", "supernet", "supernet_epochs", "confirm", "confirm_by")
 
 
 def build_parser(everything: bool = False) -> Parser:

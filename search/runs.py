@@ -171,8 +171,8 @@ def time_left(folder: Path) -> float:
 
 
 def _unfinished(folder: Path) -> list[Path]:
-    """Return the leftovers of a killed driver: temporary files, and an unfinished `best/`."""
-    return [*folder.glob(".*.tmp"), *folder.glob("[!.]*/.*.tmp"), *folder.glob(".best.*")]
+    """Return the leftovers of a killed driver: temporary files, unfinished folders."""
+    return [*folder.glob(".*.tmp"), *folder.glob("[!.]*/.*.tmp"), *folder.glob(".best.*"), *folder.glob(".included.*")]
 
 
 @contextlib.contextmanager

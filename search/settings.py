@@ -86,9 +86,8 @@ class Settings:
             budget = dataclasses.replace(budget, trials=TRIALS if budget.trials is None else budget.trials)
         elif budget.time is None:
             budget = dataclasses.replace(budget, time=TIME)
-        if scoring.evaluator is None and (budget.trials is not None or scoring.include is not None):
-            usual = "grow" if scoring.include is not None else "scratch"
-            scoring = dataclasses.replace(scoring, evaluator=usual)
+        if scoring.evaluator is None and budget.trials is not None:
+            scoring = dataclasses.replace(scoring, evaluator="scratch")
         object.__setattr__(self, "scoring", scoring)
         object.__setattr__(self, "budget", budget)
 

@@ -52,7 +52,7 @@ class Timetable:
     started: indices of the plan's levels that trials have begun.
     ratios: measured over expected seconds of the trials so far. They correct the pace.
     inherits: if networks grow, the sum of the epochs of the trunk so far, each times its cost. It starts with those of
-        an included network.
+        a trained network that is included.
     """
 
     plan: Plan
@@ -141,15 +141,20 @@ class Member:
 
 
 def members(
-    space: Space, limits: Limits, objective: Objective, seed: int, nests: bool = False, origin: Arch | None = None
+    space: Space,
+    limits: Limits,
+    objective: Objective,
+    seed: int,
+    nests: bool = False,
+    origins: Sequence[Arch] = (),
 ) -> list[Member]:
     """Return members within the limits, by rising cost, at most one for each of `LEVELS` costs.
 
     Each member contains the cheaper ones, so that it can grow from them, unless that leaves out most of the costs.
     nests: whether it must contain them, however few members that leaves.
-    origin: a network that each member must contain.
+    origins: networks, one of which each member must contain.
     """
-    found = (m for m in _all(space, objective, seed) if origin is None or contains(m.arch, origin))
+    found = (m for m in _all(space, objective, seed) if not origins or any(contains(m.arch, o) for o in origins))
     every = {m.arch.key(): m for m in found if limits.allow(m.arch, space.image_size)}
     if not every:
         return []

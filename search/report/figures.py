@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -67,6 +68,7 @@ def pareto_figure(trials: pd.DataFrame, ledger: Ledger, title: str, settings: Se
     if len(done):
         _draw_points(figure, ax, done, objective)
         _draw_lineage(ax, done, objective)
+        _mark_included(ax, done, objective)
         _draw_front(ax, done.loc[done.front].sort_values(by=objective.name), objective)
         _name_knee(ax, ledger, objective)
     for name, bound in settings.scope.limits.of(objective).bounds:
@@ -89,11 +91,19 @@ def option(name: str) -> str:
 def _draw_points(figure: Figure, ax: Axes, done: pd.DataFrame, objective: Objective) -> None:
     style: dict[str, Any] = {"s": 34, "zorder": 3, "edgecolor": "white", "linewidth": 0.5}
     x, scale = done[objective.name].astype(float), mean_scale(done)
-    if scale.notna().all() and scale.nunique() > 1:
-        dots = ax.scatter(x, done.val_top1, c=scale, cmap="viridis", **style)
+    known = scale.notna() & (scale.nunique() > 1)
+    if known.any():
+        dots = ax.scatter(x[known], done.val_top1[known], c=scale[known], cmap="viridis", **style)
         figure.colorbar(dots, ax=ax, label="scale (splits per block)", pad=0.01)
-    else:
-        ax.scatter(x, done.val_top1, color="tab:blue", **style)
+    ax.scatter(x[~known], done.val_top1[~known], color="tab:blue", **style)
+
+
+def _mark_included(ax: Axes, done: pd.DataFrame, objective: Objective) -> None:
+    """Mark the networks of `--include` with a star and their names."""
+    for row in done.loc[done.included.notna()].to_dict("records"):
+        place = (float(row[objective.name]), row["val_top1"])
+        ax.scatter(*place, marker="*", s=130, color="tab:orange", edgecolor="white", linewidth=0.5, zorder=4)
+        ax.annotate(Path(row["included"]).name, place, xytext=(6, -10), textcoords="offset points", fontsize=8)
 
 
 def _draw_lineage(ax: Axes, done: pd.DataFrame, objective: Objective) -> None:

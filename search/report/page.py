@@ -36,6 +36,7 @@ def interactive_front(trials: pd.DataFrame, ledger: Ledger, title: str, settings
     if len(estimates):
         parts.insert(0, (ESTIMATE, estimates, {"mode": "markers", "marker": {"size": 6, "color": "#d5dbe1"}}))
     for name, part, style in parts:
+        style["marker"]["symbol"] = ["star" if isinstance(item, str) else "circle" for item in part.included]
         figure.add_scatter(
             x=part[objective.name].astype(float),
             y=part.val_top1,
@@ -63,4 +64,5 @@ def _hover(row: Mapping[str, Any], settings: Settings) -> str:
         f"<b>trial {row['number']}: {row['val_top1']:.2f} %</b><br>{row['arch']}<br>"
         f"{cost} {objective.unit}, {params} {PARAMS.unit}, "
         f"{row['epochs']} epochs, {row['seconds']:.1f} s"
+        + (f"<br>included: {row['included']}" if isinstance(row["included"], str) else "")
     )

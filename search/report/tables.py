@@ -15,13 +15,16 @@ from space import Space
 
 # Columns of the trials' table: COLUMNS come first, then the parameters, then LAST.
 COLUMNS = ("number", "state", "outcome", "front", "val_top1", *COSTS, "epochs", "seconds", "arch")
-LAST = ("key", "parent", "included", "inherited", "retry_of", "repeat_of", "confirms", "reason", "note", "host")
+LAST = (
+    *("key", "included", "parent", "origin", "inherited"),
+    *("retry_of", "repeat_of", "confirms", "reason", "note", "host"),
+)
 # Attributes of trials that the table leaves out.
 ONLY_IN_STUDY = (
     *("arch_json", "val_loss", "images_per_second", "session", "driver", "node"),
-    *("alone", "plan", "budget", "trunk"),
+    *("alone", "plan", "budget", "trunk", "given", "reused"),
 )
-WHOLE = (*COSTS, "parent", "inherited", "retry_of", "repeat_of", "confirms")  # integer columns with missing values
+WHOLE = (*COSTS, "parent", "retry_of", "repeat_of", "confirms")  # integer columns with missing values
 
 
 def trials_frame(records: Sequence[Record], ledger: Ledger) -> pd.DataFrame:
@@ -35,15 +38,16 @@ def trials_frame(records: Sequence[Record], ledger: Ledger) -> pd.DataFrame:
     frame = pd.DataFrame(rows)
     for name in (*COLUMNS, *LAST):
         if name not in frame:
-            frame[name] = None
+            frame[name] = math.nan
     params = [c for c in frame.columns if c not in (*COLUMNS, *LAST)]
     frame["front"] = frame.number.isin([r.number for r in ledger.front])
-    for name in WHOLE:
+    for name in (*WHOLE, *params):  # an included network may have no parameters
         frame[name] = frame[name].astype("Int64")
     frame["val_top1"] = frame["val_top1"].astype(float)
-    epochs = frame["epochs"].astype(float)  # a planned search has fractions of epochs
-    whole = all(float(n).is_integer() for n in epochs.dropna())
-    frame["epochs"] = epochs.astype("Int64") if whole else epochs
+    for name in ("epochs", "inherited"):
+        epochs = frame[name].astype(float)  # a planned search has fractions of epochs
+        whole = all(float(n).is_integer() for n in epochs.dropna())
+        frame[name] = epochs.astype("Int64") if whole else epochs
     return frame.loc[:, [*COLUMNS, *params, *LAST]]
 
 

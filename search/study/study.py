@@ -13,13 +13,13 @@ from optuna.trial import FrozenTrial, TrialState
 from res2net.arch import Arch
 from search.front import front
 from search.study.optuna_private import BoundedStudy
-from search.study.sampler import BoundedTPE, Factory, make_sampler, remembered
+from search.study.sampler import Bounded, Factory, make_sampler, remembered
 from search.study.storage import DRIVER, Direction, create_study, fold_log, is_shared, open_storage
 from search.study.trials import INFEASIBLE, ORPHAN, STOPPED, Proposal, Record, TakenOver, record_of
 from search.study.turns import Turns, new_driver
 
 # Attributes that a retry shares with the trial before it.
-OF_RETRIES = ("confirms", "plan", "budget", "trunk", "parent", "included", "inherited")
+OF_RETRIES = ("confirms", "plan", "budget", "trunk", "given", "included", "parent", "origin", "inherited")
 
 
 @contextlib.contextmanager
@@ -89,13 +89,17 @@ class Study:
         waiting = sum(self._trials[n].state == TrialState.WAITING for n in self._open)
         # The seed ignores orphans, whose networks run again, so that later proposals are the same as without them.
         sampler = make_sampler(self._sampler, self._seed, len(self._trials) - waiting - self._orphans)
-        if isinstance(sampler, BoundedTPE):
-            known = remembered(self._trials, self._front)
+        if isinstance(sampler, Bounded):
+            known = remembered(self._trials, self._front, sampler.remembers)
             sampler.view = BoundedStudy(self.optuna_study, known, self._distributions)
         self.optuna_study.sampler = sampler
+        first = next((t for t in self._trials if t.state == TrialState.WAITING), None)
         self._stale = True
-        trial = self.optuna_study.ask(self._distributions)
-        _ = trial.relative_params  # makes NSGA-II record the generation, for enqueued trials too
+        if first is not None and "given" in first.user_attrs:  # its network has no parameters to propose
+            trial = self.optuna_study.ask()
+        else:
+            trial = self.optuna_study.ask(self._distributions)
+            _ = trial.relative_params  # makes NSGA-II record the generation, for enqueued trials too
         self._take(trial)
         attrs = trial.user_attrs
         return Proposal(
@@ -107,6 +111,7 @@ class Study:
             tuple(attrs["plan"]) if "plan" in attrs else None,
             attrs.get("budget"),
             attrs.get("trunk"),
+            attrs.get("given"),
         )
 
     def _take(self, trial: optuna.Trial) -> None:

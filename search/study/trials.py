@@ -39,6 +39,7 @@ class Proposal:
     alone: whether its driver may run nothing else meanwhile, because its network is a suspect (`Ledger.suspects`).
     plan: the session that made the plan, and the index of the plan's level that this trial trains.
     budget: the trial's epochs, if the plan sets them. trunk: see `search.worker.Job`, if the plan sets it.
+    given: the network as `Arch.to_dict` writes it, if `--include` brings it and it is no member of the space.
     """
 
     number: int
@@ -49,6 +50,7 @@ class Proposal:
     plan: tuple[int, int] | None = None
     budget: float | None = None
     trunk: int | None = None
+    given: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)

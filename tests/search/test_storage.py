@@ -12,6 +12,7 @@ from storages import Open, StorageContract, opener
 
 import search.study.sampler
 import search.study.study
+from search.study.sampler import BoundedTPE
 from search.study.storage import sqlite_url
 from studies.synthetic import Synthetic
 from trainers.datasets.data import Data
@@ -63,7 +64,7 @@ def test_what_is_done_for_a_trial_does_not_grow_with_the_study(
     open_driver: Callable, make_settings: Callable, data: Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A trial is read out of the study a bounded number of times, however many there are."""
-    monkeypatch.setattr(search.study.sampler, "REMEMBERED", 10)
+    monkeypatch.setattr(BoundedTPE, "remembers", 10)
     given, read_, seen = search.study.study.record_of, [], []
     monkeypatch.setattr(search.study.study, "record_of", lambda trial: read_.append(trial.number) or given(trial))
     settings = make_settings(space="scale_card_depth_width", trials=60, epochs=1, sampler="tpe")
@@ -71,7 +72,7 @@ def test_what_is_done_for_a_trial_does_not_grow_with_the_study(
         while (job := driver.next_job()) is not None:
             for report in Synthetic()(job, data):
                 driver.on_report(job.number, report)
-            seen.append(len(search.study.sampler.remembered(driver.study._trials, driver.study._front)))
+            seen.append(len(search.study.sampler.remembered(driver.study._trials, driver.study._front, 10)))
         trials = len(driver.study._trials)
         front = len(driver.study._front)
     assert len(read_) < 12 * trials

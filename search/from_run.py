@@ -1,0 +1,72 @@
+"""The front of an earlier run, with which a search starts: `--from-run DIR`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from res2net.errors import UserError
+from res2net.folder import TRAINING_FILE, WEIGHTS_FILE, load_arch
+from search import runs
+from search.export import ledger_of, training_of
+from search.included import FOLDER, Included, other_split, res2net
+from search.settings import Settings
+from trainers.datasets.data import Data
+
+
+def front(settings: Settings, run: Path, first: int, data: Data) -> Iterator[Included]:
+    """Yield the networks on the front of the run in the setting `from_run`; a resumed search takes its copies.
+
+    run: the folder of this search. first: the number of the first copy in it.
+    Raise `UserError` for a folder without a trained front, and for a run on other data.
+    """
+    if settings.scoring.from_run is None:
+        return
+    source = Path(settings.scoring.from_run)
+    if (run / FOLDER).exists():
+        copies = sorted((run / FOLDER).glob("*"), key=lambda path: int(path.name))[first:]
+        for path in copies:
+            training = json.loads((path / TRAINING_FILE).read_text(encoding="utf-8"))
+            yield _included(source, path / WEIGHTS_FILE, Included("", res2net(load_arch(path))), training, settings)
+        return
+    try:
+        books, described = ledger_of(source), runs.read(source)
+    except UserError as error:
+        raise UserError(f"`from_run`: {error}") from None
+    if not books.trained:
+        raise UserError(f"`from_run`: {str(source)!r} has no trained network yet; accepted: a run with a front")
+    theirs = described["data"]
+    if (theirs["name"], tuple(theirs["classes"])) != (data.name, data.classes):
+        raise UserError(f"`from_run`: {str(source)!r} searched on {theirs['name']}; accepted: a run on {data.name}")
+    for record in books.front:
+        path = runs.weights_path(source, record.number)
+        if path.is_file():  # other drivers of a shared study keep weights in folders of their own
+            training = training_of(described, record, None)
+            yield _included(source, path, Included("", record.arch), training, settings)
+
+
+def _included(
+    source: Path, weights: Path, network: Included, training: Mapping[str, Any], settings: Settings
+) -> Included:
+    """Return a network of an earlier run with its weights.
+
+    Its score is reused if a trial of this search would be trained on the same images, by the same recipe, and for as
+    many epochs, inherited ones included. The trials of a plan have epochs of their own.
+    """
+    theirs, epochs, inherited = Settings.from_dict(training["settings"]), training["epochs"], training["inherited"]
+    a, b = theirs.scoring, settings.scoring
+    budget = b.epochs is None or (b.epochs == epochs and (not inherited or settings.evaluator.grows))
+    same = (replace(a.recipe, seed=0), a.batch_size, a.lr) == (replace(b.recipe, seed=0), b.batch_size, b.lr)
+    other = other_split(theirs.scope, settings.scope)
+    return replace(
+        network,
+        name=f"{source} trial {training['trial']}",
+        weights=weights.read_bytes(),
+        epochs=epochs + inherited,
+        seen=other,
+        training=training,
+        reused=same and not other and budget,
+    )
