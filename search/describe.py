@@ -1,4 +1,4 @@
-"""Describe a space before anything is trained: `python -m search.describe --space scale_card_depth --max-macs 20M`.
+"""Describe a space before anything is trained: `python -m search.describe --space scale_card_depth`.
 
 The costs are those of a search: of one image of the data set. No image is read, unless `--time` asks for a plan.
 """
