@@ -7,11 +7,12 @@ sampler, add an entry to `SAMPLERS`. Users pass a factory `seed -> sampler`, or 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import optuna
+from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from res2net.errors import UserError, unknown
 from res2net.plugins import PATH, load_object
@@ -27,34 +28,51 @@ class Bounded(BaseSampler):
     remembers: it learns from the front and from this many of the last trials.
     """
 
-    remembers: ClassVar[int]
-    view: BoundedStudy | None = None
+    def __init__(self, sampler: BaseSampler, remembers: int) -> None:
+        self.sampler, self.remembers = sampler, remembers
+        self.view: BoundedStudy | None = None
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, Any]:
         """Return all parameters. Every trial has the same parameters, so no trial needs to be read."""
-        return self.view.space if self.view else super().infer_relative_search_space(study, trial)
+        return self.view.space if self.view else self.sampler.infer_relative_search_space(study, trial)
 
     def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, Any]) -> dict[str, Any]:
         """Return the proposal that the sampler makes from the view."""
         seen: Any = self.view or study
-        return super().sample_relative(seen, trial, search_space)
+        return self.sampler.sample_relative(seen, trial, search_space)
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """Return one parameter, for the first trials."""
+        return self.sampler.sample_independent(study, trial, param_name, param_distribution)
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        """Tell the sampler that a trial begins."""
+        self.sampler.before_trial(study, trial)
+
+    def after_trial(
+        self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
+    ) -> None:
+        """Tell the sampler that a trial has ended."""
+        self.sampler.after_trial(study, trial, state, values)
 
 
-class BoundedTPE(Bounded, optuna.samplers.TPESampler):
-    """TPE: a proposal takes 6 ms."""
+def tpe(seed: int) -> Bounded:
+    """Return TPE. A proposal takes 6 ms."""
+    sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True, n_startup_trials=8)
+    return Bounded(sampler, remembers=500)
 
-    remembers = 500
 
-
-class BoundedGP(Bounded, optuna.samplers.GPSampler):
-    """Gaussian processes: a proposal takes a second or two."""
-
-    remembers = 300
+def gp(seed: int) -> Bounded:
+    """Return Gaussian processes. A proposal takes a second or two."""
+    sampler = optuna.samplers.GPSampler(seed=seed, n_startup_trials=8, warn_independent_sampling=False)
+    return Bounded(sampler, remembers=300)
 
 
 SAMPLERS: dict[str, Factory] = {
-    "tpe": lambda seed: BoundedTPE(seed=seed, multivariate=True, constant_liar=True, n_startup_trials=8),
-    "gp": lambda seed: BoundedGP(seed=seed, n_startup_trials=8, warn_independent_sampling=False),
+    "tpe": tpe,
+    "gp": gp,
     "nsga2": lambda seed: NSGAIISampler(seed=seed, population_size=16),
     "random": lambda seed: RandomSampler(seed=seed),
 }

@@ -12,7 +12,7 @@ from storages import Open, StorageContract, opener
 
 import search.study.sampler
 import search.study.study
-from search.study.sampler import BoundedTPE
+from search.study.sampler import SAMPLERS, Bounded, tpe
 from search.study.storage import sqlite_url
 from studies.synthetic import Synthetic
 from trainers.datasets.data import Data
@@ -64,7 +64,7 @@ def test_what_is_done_for_a_trial_does_not_grow_with_the_study(
     open_driver: Callable, make_settings: Callable, data: Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A trial is read out of the study a bounded number of times, however many there are."""
-    monkeypatch.setattr(BoundedTPE, "remembers", 10)
+    monkeypatch.setitem(SAMPLERS, "tpe", lambda seed: Bounded(tpe(seed).sampler, 10))
     given, read_, seen = search.study.study.record_of, [], []
     monkeypatch.setattr(search.study.study, "record_of", lambda trial: read_.append(trial.number) or given(trial))
     settings = make_settings(space="scale_card_depth_width", trials=60, epochs=1, sampler="tpe")

@@ -9,8 +9,9 @@ from optuna.distributions import CategoricalDistribution
 from optuna.samplers import BaseSampler
 from optuna.trial import TrialState
 
+from search.study import sampler
 from search.study.optuna_private import BoundedStudy
-from search.study.sampler import BoundedTPE
+from search.study.sampler import Bounded
 from search.study.storage import stable
 
 SPACE = {"scale": CategoricalDistribution((1, 2, 4)), "depth": CategoricalDistribution((1, 2, 3))}
@@ -28,9 +29,9 @@ def grown_study(trials: int = TRIALS) -> optuna.Study:
     return study
 
 
-def tpe(seed: int = 0) -> BoundedTPE:
+def tpe(seed: int = 0) -> Bounded:
     with stable():
-        return BoundedTPE(seed=seed, multivariate=True, constant_liar=True, n_startup_trials=8)
+        return sampler.tpe(seed)
 
 
 def proposals(study: optuna.Study, view: BoundedStudy | None, count: int = 10) -> list[dict[str, int]]:
@@ -38,9 +39,9 @@ def proposals(study: optuna.Study, view: BoundedStudy | None, count: int = 10) -
     out = []
     running = study.get_trials(deepcopy=False)[-1]
     for seed in range(count):
-        sampler = tpe(seed)
-        sampler.view = view
-        out.append(sampler.sample_relative(study, running, SPACE))
+        proposer = tpe(seed)
+        proposer.view = view
+        out.append(proposer.sample_relative(study, running, SPACE))
     return out
 
 
@@ -94,5 +95,5 @@ def test_a_view_is_the_study_in_everything_else() -> None:
 
 
 def test_only_tpe_needs_a_view() -> None:
-    assert issubclass(BoundedTPE, BaseSampler)
+    assert issubclass(Bounded, BaseSampler)
     assert tpe().view is None
