@@ -198,7 +198,7 @@ def _timetable(
     seconds = settings.budget.time or 0.0
     if sessions and sessions[-1].get("plan") and seconds <= runs.time_left(folder):
         return calibration.restored(sessions[-1]["plan"], settings, space, data, books, networks)
-    left = seconds - RESERVE - (time.monotonic() - begun)
+    left = (seconds - RESERVE - (time.monotonic() - begun)) / settings.budget.repeat
     return calibration.timetable(settings, space, data, books, left, workers, len(sessions), networks)
 
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from search.children import child, gaps
-from search.ledger import Ledger
+from search.ledger import REUSED, Ledger
 from search.lineage import Lineage
 from search.proposals import Accepted, Proposals
 from search.running import Running
 from search.settings import Settings
 from search.study.study import Study
-from search.study.trials import INFEASIBLE
+from search.study.trials import AGAIN, INFEASIBLE, ORPHAN, SCORED, Record
 from search.timetable import Awaited, Member, Timetable
 from space.dimensions import Params
 
@@ -52,8 +52,11 @@ class Choice:
             return None
         if self.included:
             self._enqueue_included(started=bool(self.ledger.history or running or self.timetable is None))
-        new = self._planned(self.timetable, running, left or 0.0) if self.timetable is not None else self._new(left)
-        return new or self._confirmation(left) or self._suspect(running, left)
+        if self.timetable is not None:
+            new = self._planned(self.timetable, running, (left or 0.0) - self.reserve)
+        else:
+            new = self._new(left)
+        return new or self._confirmation(left) or self._again(left) or self._suspect(running, left)
 
     def _enqueue_included(self, started: bool) -> None:
         """Enqueue the networks that the search starts from, unless an earlier session did, once.
@@ -82,7 +85,7 @@ class Choice:
     def _new(self, left: float | None) -> Accepted | None:
         """Return the next new network; None without such a network, budget or time."""
         under_way = [*self.study.running(), *self.ledger.suspects.values()]
-        searching = sum("confirms" not in r.attrs for r in under_way)
+        searching = sum("confirms" not in r.attrs and "again" not in r.attrs for r in under_way)
         nothing = self.why_stopped and not self.study.waiting()  # another driver may have enqueued a retry
         trials = self.settings.budget.trials or 0
         if self.estimates and left is not None and left < CONFIRMING * (self.settings.budget.time or 0.0):
@@ -107,7 +110,7 @@ class Choice:
                     return None
                 if level is not None:
                     self.study.enqueue(level.params, plan=level.place, budget=level.epochs, trunk=level.trunk or None)
-                elif not timetable.explores(left):
+                elif not timetable.explores(left) or self.settings.budget.repeat > 1:
                     break
                 else:
                     turn = len(self.ledger.history) + len(running)
@@ -177,6 +180,46 @@ class Choice:
                 self.study.enqueue(pick.params, confirms=pick.number)
             if (accepted := self.proposals.ask()) is not None:
                 return accepted
+
+    @property
+    def reserve(self) -> float:
+        """The seconds of a planned search that are kept to train its front with further seeds."""
+        budget = self.settings.budget
+        return (1 - 1 / budget.repeat) * (budget.time or 0.0) if self.timetable is not None else 0.0
+
+    def _again(self, left: float | None) -> Accepted | None:
+        """Return a network of the front to train with another seed; None while the front may still change."""
+        if self.settings.budget.repeat == 1 or any("again" not in r.attrs for r in self.study.running()):
+            return None
+        for record, sample in self._seeds():
+            if left is not None and left < record.attrs["seconds"]:
+                self.why_stopped = "the time is up"
+                continue
+            if not self.study.waiting():
+                same = {name: record.attrs.get(name) for name in ("given", "trunk", "confirms")}
+                same["budget"] = record.attrs["epochs"]
+                self.study.enqueue(record.params, again=record.number, sample=sample, **same)
+            return self.proposals.ask()
+        return None
+
+    def _seeds(self) -> Iterator[tuple[Record, int]]:
+        """Yield what is to be trained again: the first trial and the number of the seed, ancestors of a network first.
+
+        A network whose parent is still being trained with this seed is left out for now.
+        """
+        scored = {r.number: r for r in self.ledger.history if r.outcome == SCORED}
+        tried = [r for r in self.study.records() if "again" in r.attrs and r.outcome not in (ORPHAN, "waiting")]
+        done = {(r.attrs["again"], r.attrs["sample"]): r.outcome for r in tried}
+        for sample in range(1, self.settings.budget.repeat):
+            for record in self.ledger.front:
+                if REUSED in record.attrs and record.attrs["inherited"]:
+                    continue  # its lineage is in another run
+                line: list[Record | None] = [record]
+                while line[-1] is not None and (parent := line[-1].attrs.get("parent")) is not None:
+                    line.append(scored.get(parent))  # None for an ancestor that passed its trunk on, and then failed
+                first = next((r for r in reversed(line) if r is None or done.get((r.number, sample)) != AGAIN), None)
+                if first is not None and (first.number, sample) not in done:
+                    yield first, sample
 
     def _suspect(self, running: Mapping[int, Running], left: float | None) -> Accepted | None:
         """Return a suspect (`Ledger.suspects`). A suspect runs last, while this driver runs nothing else."""

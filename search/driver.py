@@ -22,7 +22,7 @@ from search.running import Running
 from search.scheduler import continues
 from search.settings import Settings
 from search.study.study import Study
-from search.study.trials import ESTIMATED, FAILED, ORPHAN, SCORED, Record, TakenOver
+from search.study.trials import AGAIN, ESTIMATED, FAILED, ORPHAN, SCORED, Record, TakenOver
 from search.timetable import Timetable
 from search.worker import Job, Report
 from space import Space
@@ -110,8 +110,12 @@ class Driver:
 
     def _start(self, accepted: Accepted) -> Job:
         """Return the job of an accepted proposal, with the last checkpoint of the network's earlier trials."""
-        number, is_new = accepted.proposal.number, accepted.proposal.confirms is None
-        job = (self.evaluator.job if is_new else self.evaluator.confirmation)(number, accepted.arch)
+        number, again = accepted.proposal.number, accepted.proposal.again
+        is_new = accepted.proposal.confirms is None and again is None
+        if again is not None:
+            job = self.evaluator.again(number, accepted.arch, accepted.proposal.sample)
+        else:
+            job = (self.evaluator.job if is_new else self.evaluator.confirmation)(number, accepted.arch)
         if self.timetable is not None and accepted.proposal.budget is not None:
             config = self.timetable.config(job.config, accepted.proposal.budget)
             job = replace(job, config=config, rungs=self.settings.budget.rungs(config.epochs))
@@ -122,7 +126,11 @@ class Driver:
         self.running[number] = Running(job, accepted, estimate, budget, earlier=earlier)
         self.on_change()
         checkpoint = next((self.checkpoints[n] for n in earlier if n in self.checkpoints), None)
-        return replace(job, checkpoint=checkpoint, seconds=self.seconds_left, fits=self.timetable is not None)
+        left = self.seconds_left
+        if left is not None and again is None:
+            left -= self.choice.reserve
+        fits = self.timetable is not None and again is None
+        return replace(job, checkpoint=checkpoint, seconds=left, fits=fits)
 
     def _grown(self, evaluator: Grow, job: Job, accepted: Accepted) -> Job:
         """Return the job of a network that grows from an origin (`Lineage`), if the network contains one.
@@ -134,7 +142,8 @@ class Driver:
         attrs = self.study.record(job.number).attrs
         if "inherited" not in attrs:
             trunk = evaluator.grown(job, accepted.proposal.trunk, None).trunk
-            self.study.annotate(job.number, {**self.lineage.of(job.arch), "trunk": trunk})
+            found = self.lineage.of(job.arch) if accepted.proposal.again is None else self.lineage.again(attrs)
+            self.study.annotate(job.number, {**found, "trunk": trunk})
             attrs = self.study.record(job.number).attrs
         return evaluator.grown(job, attrs["trunk"], self.lineage.weights(attrs))
 
@@ -189,6 +198,8 @@ class Driver:
 
     def _continues(self, trial: Running, report: Report) -> bool:
         """Return whether the scheduler lets a trial continue. A retry passes the rungs that earlier trials passed."""
+        if trial.accepted.proposal.again is not None:
+            return True
         books, key = self.ledger, trial.job.arch.key()
         before = books.furthest.get(key, 0)
         books.note_rung(key, report.epoch, report.val_top1, trial.cost)
@@ -210,7 +221,8 @@ class Driver:
             self.timetable.note(trial.cost, trial.budget, time.monotonic() - trial.begun)
         attrs = self._earned(0 if trial.estimate else trial.budget, report)
         self.on_scored(trial.job, report.weights)  # before the score: no kill may leave a score without weights
-        outcome = ESTIMATED if trial.estimate else SCORED
+        again = trial.accepted.proposal.again is not None
+        outcome = ESTIMATED if trial.estimate else AGAIN if again else SCORED
         self.study.complete(number, (report.val_top1, trial.cost), outcome, **attrs)
         self._drop_checkpoints(number, *trial.earlier)
         self._refresh()

@@ -31,9 +31,13 @@ TRIED = 1_000  # random members among which one that contains the cheapest is lo
 TUNED = 5  # ratio of two peak learning rates: that of the shared weights to that of tuning a slice
 
 
-def trial_seed(seed: int, arch: Arch) -> int:
-    """Return the seed of a network's training. It depends on the search's seed and the network, not on trial order."""
-    return int.from_bytes(hashlib.sha256(f"{seed} {arch.key()}".encode()).digest()[:4])
+def trial_seed(seed: int, arch: Arch, sample: int = 0) -> int:
+    """Return the seed of a network's training. It depends on the search's seed and the network, not on trial order.
+
+    sample: above 0 for further trainings of the same network.
+    """
+    text = f"{seed} {arch.key()}" + (f" {sample}" if sample else "")
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4])
 
 
 class Evaluator:
@@ -91,6 +95,11 @@ class Evaluator:
     def confirmation(self, number: int, arch: Arch) -> Job:
         """Return the job that confirms an estimate by training."""
         return self._training(number, arch, "scratch")
+
+    def again(self, number: int, arch: Arch, sample: int) -> Job:
+        """Return the job that trains a network of the front with another seed. sample: the seed's number, from 1."""
+        job = self.confirmation(number, arch) if self.estimates else self.job(number, arch)
+        return replace(job, config=replace(job.config, seed=trial_seed(self.scope.seed, arch, sample)))
 
     def _training(self, number: int, arch: Arch, start: str) -> Job:
         config = replace(self.scoring.train_config(trial_seed(self.scope.seed, arch)), lr=self.lr)

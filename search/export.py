@@ -124,6 +124,7 @@ def training_of(run: dict[str, Any], record: Record, test_top1: float | None) ->
     return {
         "trial": record.number,
         "val_top1": record.val_top1,
+        "val_top1_of_seeds": list(record.seeds),
         "test_top1": test_top1,
         **{name: record.attrs[name] for name in SHOWN},
         "epochs": record.attrs["epochs"],
@@ -150,8 +151,9 @@ def card(record: Record, run: dict[str, Any], training: dict[str, Any], caution:
     if "origin" in record.attrs:
         origin = f"the network of {record.attrs['origin']}, after {epochs:g} epochs"
     budget = f"{record.attrs['epochs']} epochs of {data['train_images']:,} images"
+    seeds = f"n = {len(record.seeds)}" + (f", +- {record.spread:.2f}" if len(record.seeds) > 1 else "")
     rows = [
-        ("top-1, validation split", f"{record.val_top1:.2f} % (n = 1, {data['val_images']:,} images, last epoch)"),
+        ("top-1, validation split", f"{record.val_top1:.2f} % ({seeds}, {data['val_images']:,} images, last epoch)"),
         *([("top-1, test split", f"{tested:.2f} %")] if tested is not None else []),
         *((COSTS[name].label.removesuffix(" of one image"), f"{record.attrs[name]:,}") for name in SHOWN),
         ("trained", f"{budget}, batch {settings.scoring.batch_size}, lr {settings.evaluator.lr_of(record):g}"),

@@ -218,6 +218,7 @@ class Budget:
         parse=parse_seconds,
         common=True,
     )
+    repeat: int = option(1, "train the networks of the final front with K seeds in all", "K")
     scheduler: str = option("none", "which trials stop early: {choices}", "NAME", choices=lambda: SCHEDULERS)
     eta: int = option(3, "continue one trial in N at each rung", "N")
     min_epochs: int = option(1, "epochs before the first rung", "N")
@@ -227,6 +228,7 @@ class Budget:
             factory(self.sampler)
         _check_choice("scheduler", self.scheduler, SCHEDULERS)
         check_least("trials", self.trials)
+        check_least("repeat", self.repeat)
         check_least("min_epochs", self.min_epochs)
         check_least("eta", self.eta, 2)
         if self.time is not None and not 0 < self.time < math.inf:

@@ -6,6 +6,7 @@ front, so that all of them agree.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Self
 
 from search.front import front, hypervolume, knee
 from search.objectives import Objective
-from search.study.trials import ESTIMATED, FAILED, ORPHAN, SCORED, STOPPED, Record
+from search.study.trials import AGAIN, ESTIMATED, FAILED, ORPHAN, SCORED, STOPPED, Record
 
 KILLED = "the search was stopped while it ran"  # the recorded reason of a trial whose driver was killed
 REUSED = "reused"  # the attribute of trials that were scored by an earlier run
@@ -44,7 +45,7 @@ class Rules:
 class Ledger:
     """The ledger over the records so far. Networks are named by their keys.
 
-    counts: the number of ended trials with each outcome. A score of an earlier run is no outcome of this one.
+    counts: the number of ended trials with each outcome; scores of an earlier run and further seeds apart.
     scored, estimated: the record of each network with a score.
     given_up, stopped: for each network that never runs again, the number of the trial that failed or was stopped.
     lost: the number of lost trials for each network and last epoch (`Record.reached`).
@@ -52,7 +53,7 @@ class Ledger:
     retried: the numbers of the trials whose network was enqueued again.
     rungs: the quality and cost of each network at each rung.
     furthest: for each network, the last epoch with a known accuracy.
-    history: the records of scored, estimated, stopped and failed trials, in the order they were added.
+    history: the records of scored (with any seed), estimated, stopped and failed trials, in the order they were added.
     """
 
     def __init__(self, rules: Rules) -> None:
@@ -85,18 +86,22 @@ class Ledger:
         self.suspects = {key: r for key, r in self.suspects.items() if r.number not in self.retried}
         for record in ended:
             self._enter(record)
+        lower = any(r.outcome == AGAIN for r in ended)  # a mean may fall, and then dominated networks come back
         for outcome, known in self._fronts.items():
-            points = [*known, *(r for r in ended if r.outcome == outcome and self.qualifies(r))]
+            new = self.history if lower else ended
+            points = [*([] if lower else known), *(r for r in new if r.outcome == outcome and self.qualifies(r))]
             self._fronts[outcome] = self._front_of(points)
         for record in [*ended, *(r for r in unended if r.state == "RUNNING")]:
-            for epoch, quality in record.epochs.items():
+            for epoch, quality in record.epochs.items() if AGAIN not in record.attrs else ():
                 self.note_rung(record.key, epoch, quality, self.cost(record))
         return self
 
     def _enter(self, record: Record) -> None:
         outcome = record.outcome
-        self.counts[REUSED if REUSED in record.attrs else outcome] += 1
-        if outcome == SCORED:
+        self.counts[next((name for name in (REUSED, AGAIN) if name in record.attrs), outcome)] += 1
+        if outcome == AGAIN:
+            self._add_seed(record)
+        elif outcome == SCORED:
             known = self.scored.get(record.key)
             if known is None or record.attrs.get("epochs", 0) >= known.attrs.get("epochs", 0):
                 self.scored[record.key] = record
@@ -106,11 +111,18 @@ class Ledger:
             self.stopped[record.key] = record.number
         elif record.attrs.get("reason") == KILLED or (outcome == FAILED and record.number in self.retried):
             self.lost[record.reached] += 1
-        elif outcome == FAILED:
+        elif outcome == FAILED and "again" not in record.attrs:
             self.given_up[record.key] = record.number
-        if outcome in (SCORED, ESTIMATED, STOPPED, FAILED):
+        if outcome in (SCORED, AGAIN, ESTIMATED, STOPPED, FAILED):
             self.history.append(record)
         self._suspect(record)
+
+    def _add_seed(self, again: Record) -> None:
+        """Add the score of another seed to the record of the network's first trial."""
+        index = next(i for i, r in enumerate(self.history) if r.number == again.attrs[AGAIN])
+        known = self.history[index] = self.history[index].with_seed(again.val_top1 or 0.0)
+        if self.scored[known.key].number == known.number:
+            self.scored[known.key] = known
 
     def _suspect(self, record: Record) -> None:
         """Update the suspects with a record.
@@ -167,6 +179,43 @@ class Ledger:
         """The networks trained for the full budget, best first."""
         known = [r for r in self.history if r.outcome == SCORED and self.qualifies(r)]
         return sorted(known, key=lambda r: (-(r.val_top1 or 0.0), self.cost(r), r.number))
+
+    @property
+    def noise(self) -> tuple[float, float] | None:
+        """The standard deviation of an accuracy between seeds, and its 95 % quantile of t; None without further seeds.
+
+        All networks that were trained with several seeds are pooled.
+        """
+        several = [r for r in self.best if len(r.seeds) > 1]
+        degrees = sum(len(r.seeds) - 1 for r in several)
+        if not degrees:
+            return None
+        from scipy.stats import t  # takes a second to import
+
+        spread = math.sqrt(sum((len(r.seeds) - 1) * r.spread**2 for r in several) / degrees)
+        return spread, float(t.ppf(0.975, degrees))
+
+    @property
+    def maybe(self) -> list[Record]:
+        """The networks that may be on the front too: no network of it is significantly better at no higher cost.
+
+        The interval of a difference is that of Student's t at 95 %. Empty without further seeds.
+        """
+        if (noise := self.noise) is None:
+            return []
+        spread, quantile = noise
+        numbers = {r.number for r in self.front}
+
+        def beaten(record: Record) -> bool:
+            for other in self.front:
+                error = spread * math.sqrt(1 / len(other.seeds) + 1 / len(record.seeds))
+                better = (other.val_top1 or 0.0) - (record.val_top1 or 0.0)
+                if self.cost(other) <= self.cost(record) and better > quantile * error:
+                    return True
+            return False
+
+        known = {r.key: r for r in reversed(self.best)}  # of several trials of a network, the best
+        return [r for r in known.values() if r.number not in numbers and r.seeds and not beaten(r)]
 
     def knee(self, records: Sequence[Record]) -> Record:
         """Return the record farthest above the line between the ends of the records' front."""

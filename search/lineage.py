@@ -10,6 +10,7 @@ from res2net.arch import Arch
 from res2net.containment import contains
 from search.included import Included
 from search.study.study import Study
+from search.study.trials import AGAIN
 
 KEPT = 64  # trunks that a run keeps, the newest ones; the largest networks grow from the newest
 
@@ -63,6 +64,19 @@ class Lineage:
         fits = [origin for origin in self.origins if contains(arch, origin.arch)]
         best = max(fits, key=lambda origin: (self.cost(origin.arch), origin.epochs), default=None)
         return {"inherited": 0} if best is None else {**best.attrs, "inherited": best.epochs}
+
+    def again(self, attrs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the attributes of a trial that trains a network with another seed. It repeats the whole lineage.
+
+        attrs: those of the trial. If the first trial grew from a trunk, this one grows from the trunk of the same seed.
+        """
+        first = self.study.record(attrs["again"]).attrs
+        out = {name: first[name] for name in ("origin", "inherited") if name in first}
+        if "parent" in first:
+            same = (first["parent"], attrs["sample"])
+            done = (r for r in self.study.records() if r.outcome == AGAIN)
+            out["parent"] = next(r.number for r in done if (r.attrs["again"], r.attrs["sample"]) == same)
+        return out
 
     def weights(self, attrs: Mapping[str, Any]) -> tuple[Arch, bytes] | None:
         """Return the network and the weights that `of` chose; None for a trial without origin.

@@ -98,6 +98,8 @@ class Proposals:
     def _answered(self, accepted: Accepted) -> bool:
         """Return whether the network is known. If so, end the trial with the earlier result, or with a reason."""
         books, proposal, key = self.ledger, accepted.proposal, accepted.arch.key()
+        if proposal.again is not None:
+            return False
         earlier = books.scored.get(key)
         if earlier is None and proposal.confirms is None:
             earlier = books.estimated.get(key)

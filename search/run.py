@@ -31,7 +31,8 @@ from trainers.recipes import RECIPES
 
 # The settings of three groups of the help. `build_parser` gives each group a title.
 DATA = ("data", "data_dir", "train_images", "image_size")
-HOW = ("sampler", "trials", "time", "epochs", "scheduler", "eta", "min_epochs", "recipe", "batch_size", "lr", "seed")
+BUDGET = ("sampler", "trials", "time", "epochs", "repeat", "scheduler", "eta", "min_epochs")
+HOW = (*BUDGET, "recipe", "batch_size", "lr", "seed")
 SCORES = ("evaluator", "include", "from_run", "supernet", "supernet_epochs", "confirm", "confirm_by")
 
 
@@ -141,6 +142,11 @@ def show(console: Console, result: Result) -> None:
         if not books.trained:
             console.print("no network was trained: these scores are by shared weights (--confirm K trains K of them)")
         console.print(progress.front_table(books.front, books))
+        if books.maybe:
+            spread, trials = (books.noise or (0.0, 0.0))[0], ", ".join(str(r.number) for r in books.maybe)
+            console.print(
+                f"within the spread of seeds (+-{spread:.2f}), on the front too: trial {trials}", highlight=False
+            )
         measured = "best top-1 averaged over budgets of " + settings.scope.cost.unit
         console.print(f"hypervolume {result.hypervolume:.2f} % ({measured})", highlight=False)
     for name, text in _commands(result):

@@ -26,6 +26,7 @@ FREE = (
     "data_dir",
     "trials",
     "time",
+    "repeat",
     "confirm",
     "executor",
     "workers",

@@ -68,6 +68,7 @@ def pareto_figure(trials: pd.DataFrame, ledger: Ledger, title: str, settings: Se
     if len(done):
         _draw_points(figure, ax, done, objective)
         _draw_lineage(ax, done, objective)
+        _draw_spreads(ax, done, objective)
         _mark_included(ax, done, objective)
         _draw_front(ax, done.loc[done.front].sort_values(by=objective.name), objective)
         _name_knee(ax, ledger, objective)
@@ -96,6 +97,14 @@ def _draw_points(figure: Figure, ax: Axes, done: pd.DataFrame, objective: Object
         dots = ax.scatter(x[known], done.val_top1[known], c=scale[known], cmap="viridis", **style)
         figure.colorbar(dots, ax=ax, label="scale (splits per block)", pad=0.01)
     ax.scatter(x[~known], done.val_top1[~known], color="tab:blue", **style)
+
+
+def _draw_spreads(ax: Axes, done: pd.DataFrame, objective: Objective) -> None:
+    """Draw the standard deviation over the seeds of networks that were trained again."""
+    part = done.loc[done.val_sd.notna()]
+    if len(part):
+        x = part[objective.name].astype(float)
+        ax.errorbar(x, part.val_top1, yerr=part.val_sd, fmt="none", ecolor="0.3", lw=1, capsize=3, zorder=3)
 
 
 def _mark_included(ax: Axes, done: pd.DataFrame, objective: Objective) -> None:

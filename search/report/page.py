@@ -41,6 +41,7 @@ def interactive_front(trials: pd.DataFrame, ledger: Ledger, title: str, settings
             x=part[objective.name].astype(float),
             y=part.val_top1,
             name=name,
+            error_y={"type": "data", "array": part.val_sd.fillna(0), "visible": bool(part.val_sd.notna().any())},
             text=[_hover(row, settings) for row in part.to_dict("records")],
             hovertemplate="%{text}<extra></extra>",
             **style,
@@ -60,8 +61,9 @@ def interactive_front(trials: pd.DataFrame, ledger: Ledger, title: str, settings
 def _hover(row: Mapping[str, Any], settings: Settings) -> str:
     objective = settings.scope.cost
     cost, params = objective.format(float(row[objective.name])), PARAMS.format(float(row[PARAMS.name]))
+    spread = "" if math.isnan(row["val_sd"]) else f" +- {row['val_sd']:.2f} (n = {row['n']})"
     return (
-        f"<b>trial {row['number']}: {row['val_top1']:.2f} %</b><br>{row['arch']}<br>"
+        f"<b>trial {row['number']}: {row['val_top1']:.2f} %</b>{spread}<br>{row['arch']}<br>"
         f"{cost} {objective.unit}, {params} {PARAMS.unit}, "
         f"{row['epochs']} epochs, {row['seconds']:.1f} s"
         + (f"<br>included: {row['included']}" if isinstance(row["included"], str) else "")

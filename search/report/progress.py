@@ -19,7 +19,7 @@ from search.ledger import Ledger
 from search.objectives import PARAMS, Objective
 from search.running import Running
 from search.settings import Settings
-from search.study.trials import ESTIMATED, FAILED, INFEASIBLE, ORPHAN, REPEATED, STOPPED, Record
+from search.study.trials import AGAIN, ESTIMATED, FAILED, INFEASIBLE, ORPHAN, REPEATED, STOPPED, Record
 from search.timetable import Timetable
 from search.units import format_seconds
 
@@ -106,6 +106,7 @@ class Lines:
             f"{objective.format(books.cost(record)):>6} {objective.unit}  {record.attrs['seconds']:6.1f} s  "
             f"{record.attrs['arch']}"
             + ("  shared weights" if record.outcome == ESTIMATED else "")
+            + (f"  seed {record.attrs['sample'] + 1} of trial {record.attrs[AGAIN]}" if record.outcome == AGAIN else "")
             + ("  (front)" if record in books.front else "")
         )
 
@@ -195,7 +196,9 @@ def plan_lines(table: Timetable, settings: Settings) -> list[str]:
             f"  at {format_seconds(level.start):>12}: {cost.format(level.cost):>6} {cost.unit}, "
             f"{level.epochs:5.1f} epochs in {format_seconds(level.seconds)}"
         )
-    if plan.explore:
+    if settings.budget.repeat > 1:
+        out.append(f"  then the networks of the front again, with {settings.budget.repeat} seeds in all")
+    elif plan.explore:
         out.append(
             f"  then about {plan.explore} networks that {settings.budget.sampler} proposes, the worst stopped early"
         )
@@ -229,7 +232,8 @@ def front_table(records: Sequence[Record], ledger: Ledger) -> Table:
     )
     for r in records[-FRONT_ROWS:]:
         cost, params = objective.format(ledger.cost(r)), PARAMS.format(r.attrs[PARAMS.name])
-        table.add_row(f"trial {r.number}", cost, params, f"{r.val_top1:.2f} %", r.attrs["arch"])
+        spread = f" +- {r.spread:.2f} (n = {len(r.seeds)})" if len(r.seeds) > 1 else ""
+        table.add_row(f"trial {r.number}", cost, params, f"{r.val_top1:.2f} %{spread}", r.attrs["arch"])
     if (hidden := len(records) - FRONT_ROWS) > 0:
         table.add_row(f"({hidden} cheaper)")
     return table

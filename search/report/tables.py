@@ -10,30 +10,35 @@ import pandas as pd
 from search.ledger import Ledger
 from search.objectives import COSTS, MACS, Objective
 from search.settings import Settings
-from search.study.trials import Record
+from search.study.trials import AGAIN, SCORED, Record
 from space import Space
 
 # Columns of the trials' table: COLUMNS come first, then the parameters, then LAST.
-COLUMNS = ("number", "state", "outcome", "front", "val_top1", *COSTS, "epochs", "seconds", "arch")
+COLUMNS = ("number", "state", "outcome", "front", "val_top1", "val_sd", "n", *COSTS, "epochs", "seconds", "arch")
 LAST = (
     *("key", "included", "parent", "origin", "inherited"),
-    *("retry_of", "repeat_of", "confirms", "reason", "note", "host"),
+    *("retry_of", "repeat_of", "confirms", "again", "reason", "note", "host"),
 )
 # Attributes of trials that the table leaves out.
 ONLY_IN_STUDY = (
     *("arch_json", "val_loss", "images_per_second", "session", "driver", "node"),
-    *("alone", "plan", "budget", "trunk", "given", "reused"),
+    *("alone", "plan", "budget", "trunk", "given", "reused", "sample"),
 )
-WHOLE = (*COSTS, "parent", "retry_of", "repeat_of", "confirms")  # integer columns with missing values
+WHOLE = ("n", *COSTS, "parent", "retry_of", "repeat_of", "confirms", "again")  # integer columns with missing values
 
 
 def trials_frame(records: Sequence[Record], ledger: Ledger) -> pd.DataFrame:
-    """Return a row for each trial: outcome, accuracy (%), costs, parameters. `front` marks the front."""
-    rows = []
+    """Return a row for each trial: outcome, accuracy (%), costs, parameters. `front` marks the front.
+
+    `val_top1` is the mean over the `n` seeds of a network that was trained again, and `val_sd` their spread.
+    """
+    rows, means = [], {r.number: r for r in ledger.history}
     for r in records:
+        r = means.get(r.number, r)
         attrs = {k: v for k, v in r.attrs.items() if k not in ONLY_IN_STUDY}
         rows.append(
-            {"number": r.number, "state": r.state, "outcome": r.outcome, "val_top1": r.val_top1, **attrs, **r.params}
+            {"number": r.number, "state": r.state, "outcome": r.outcome, "val_top1": r.val_top1, "val_sd": r.spread}
+            | {"n": len(r.seeds) if r.outcome in (SCORED, AGAIN) else None, **attrs, **r.params}
         )
     frame = pd.DataFrame(rows)
     for name in (*COLUMNS, *LAST):
@@ -54,7 +59,9 @@ def trials_frame(records: Sequence[Record], ledger: Ledger) -> pd.DataFrame:
 def front_frame(trials: pd.DataFrame, objective: Objective) -> pd.DataFrame:
     """Return the front's rows, cheapest first, without columns on a trial's course (`outcome`, `retry_of`, ...)."""
     chosen = trials.loc[trials.front].sort_values(by=objective.name).reset_index(drop=True)
-    return chosen.drop(columns=["state", "outcome", "front", "retry_of", "repeat_of", "confirms", "reason", "note"])
+    return chosen.drop(
+        columns=["state", "outcome", "front", "retry_of", "repeat_of", "confirms", "again", "reason", "note"]
+    )
 
 
 def cost_range(space: Space, settings: Settings) -> tuple[float, float]:

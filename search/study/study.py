@@ -19,7 +19,10 @@ from search.study.trials import INFEASIBLE, ORPHAN, STOPPED, Proposal, Record, T
 from search.study.turns import Turns, new_driver
 
 # Attributes that a retry shares with the trial before it.
-OF_RETRIES = ("confirms", "plan", "budget", "trunk", "given", "included", "parent", "origin", "inherited")
+OF_RETRIES = (
+    *("confirms", "plan", "budget", "trunk", "given", "included"),
+    *("parent", "origin", "inherited", "again", "sample"),
+)
 
 
 @contextlib.contextmanager
@@ -112,6 +115,8 @@ class Study:
             attrs.get("budget"),
             attrs.get("trunk"),
             attrs.get("given"),
+            attrs.get("again"),
+            attrs.get("sample", 0),
         )
 
     def _take(self, trial: optuna.Trial) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+import statistics
+from dataclasses import dataclass, replace
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
@@ -13,7 +15,8 @@ from res2net.arch import Arch
 # front holds no others. ESTIMATED trials have a score by shared weights. The scheduler ended STOPPED trials before
 # their full budget. A REPEATED trial's network was known, an INFEASIBLE trial's network broke a limit. FAILED trials
 # ended with an error. ORPHAN trials lost their driver or were released; their networks run again.
-SCORED, ESTIMATED, STOPPED, REPEATED, INFEASIBLE, FAILED, ORPHAN = (
+# AGAIN trials trained a network of the front once more, with another seed.
+SCORED, ESTIMATED, STOPPED, REPEATED, INFEASIBLE, FAILED, ORPHAN, AGAIN = (
     "scored",
     "estimated",
     "stopped",
@@ -21,6 +24,7 @@ SCORED, ESTIMATED, STOPPED, REPEATED, INFEASIBLE, FAILED, ORPHAN = (
     "infeasible",
     "failed",
     "orphan",
+    "again",
 )
 
 # Attributes that hold several minor ones. Each attribute costs a transaction, so minor ones are written together.
@@ -39,6 +43,7 @@ class Proposal:
     alone: whether its driver may run nothing else meanwhile, because its network is a suspect (`Ledger.suspects`).
     plan: the session that made the plan, and the index of the plan's level that this trial trains.
     budget: the trial's epochs, if the plan sets them. trunk: see `search.worker.Job`, if the plan sets it.
+    again: the trial whose network this one trains with another seed. sample: the number of the seed, from 1.
     given: the network as `Arch.to_dict` writes it, if `--include` brings it and it is no member of the space.
     """
 
@@ -51,6 +56,8 @@ class Proposal:
     budget: float | None = None
     trunk: int | None = None
     given: dict[str, Any] | None = None
+    again: int | None = None
+    sample: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +68,9 @@ class Record:
     outcome: our outcome of an ended trial, else the state in lower case.
     params: the sampled or enqueued parameters.
     attrs: the trial's attributes, with the content of `TABLES` as attributes of their own.
-    val_top1: the validation accuracy in %, once scored.
+    val_top1: the validation accuracy in %, once scored. In a ledger, the mean over the seeds.
     epochs: the validation accuracy in % after each epoch.
+    seeds: the validation accuracy with each seed; the first is the trial's own.
     """
 
     number: int
@@ -72,6 +80,17 @@ class Record:
     attrs: dict[str, Any]
     val_top1: float | None
     epochs: dict[int, float]
+    seeds: tuple[float, ...] = ()
+
+    @property
+    def spread(self) -> float:
+        """The standard deviation over the seeds; NaN for fewer than two."""
+        return statistics.stdev(self.seeds) if len(self.seeds) > 1 else math.nan
+
+    def with_seed(self, val_top1: float) -> Record:
+        """Return the record with the score of one more seed."""
+        seeds = (*(self.seeds or (self.val_top1 or 0.0,)), val_top1)
+        return replace(self, val_top1=statistics.fmean(seeds), seeds=seeds)
 
     @property
     def key(self) -> str:
@@ -106,4 +125,5 @@ def record_of(trial: FrozenTrial) -> Record:
         attrs,
         values[0] if values else None,
         dict(trial.intermediate_values),
+        tuple(values[:1]) if values else (),
     )
