@@ -244,7 +244,7 @@ class _Session:
         begun: float,
         networks: Sequence[Included],
     ) -> None:
-        self.number, self.begun, self.networks = number, begun, networks
+        self.number, self.begun = number, begun
         self.settings, self.folder, self.space, self.data = settings, folder, space, data
         self.progress, self.study = progress, study
         seconds = settings.budget.time
@@ -297,8 +297,7 @@ class _Session:
     def _shown(self) -> Iterator[None]:
         s, n = self.settings, self.space.size
         where = f"{self.space.name} ({self.space.base}, {n:,} combinations) on {s.scope.data}"
-        extra = f", with {included.text(self.networks)}" if self.networks else ""
-        self.progress.start(self.driver, f"{where}, {s.budget.sampler}{extra}, -> {self.folder}")
+        self.progress.start(self.driver, f"{where}, {s.budget.sampler}, -> {self.folder}")
         try:
             yield
         finally:

@@ -83,7 +83,7 @@ def terms_of(settings: Settings, space: Space, data: Data, books: Ledger, networ
     known = [(books.cost(r), r.val_top1 or 0.0) for r in books.front]
     cost, size = settings.scope.cost, space.image_size
     reused = [n for n in networks if n.reused and settings.scope.limits.allow(n.arch, size)]
-    known += [(cost.of(n.arch, size), n.training["val_top1"]) for n in reused]
+    known += [(cost.of(n.arch, size), n.score) for n in reused]
     return Terms(low, high, len(data.train), tuple((c, max(0.0, a / 100 - chance) / (1 - chance)) for c, a in known))
 
 

@@ -104,7 +104,7 @@ class Driver:
         reused = {name: training[name] for name in ("hardware", "versions", "commit")}
         note = f"scored as {known.name}"
         attrs = {**earned, "reused": reused, "note": note, "session": self.session}
-        self.study.complete(number, (training["val_top1"], accepted.cost), SCORED, **attrs)
+        self.study.complete(number, (known.score, accepted.cost), SCORED, **attrs)
         self._refresh()
         self.on_change()
 

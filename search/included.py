@@ -51,16 +51,19 @@ class Included:
     training: Mapping[str, Any] = field(default_factory=dict)
     reused: bool = False
 
+    @property
+    def score(self) -> float:
+        """The validation accuracy (%) of the weights: that of the first seed, if several were trained."""
+        return (self.training.get("val_top1_of_seeds") or [self.training["val_top1"]])[0]
 
-def text(networks: Sequence[Included]) -> str:
-    """Return the networks that a search starts from in words."""
-    out = []
-    for network in networks:
-        epochs = f"after {network.epochs:g} epochs" if network.epochs else "of unknown training"
-        reused = f", {network.training['val_top1']:.2f} %" if network.reused else ""
-        trained = f" ({network.arch}, {epochs}{reused}{SEEN if network.seen else ''})"
-        out.append(network.name + (trained if network.weights is not None else ""))
-    return "; ".join(out)
+    @property
+    def text(self) -> str:
+        """The network in words."""
+        if self.weights is None:
+            return f"{self.name} ({self.arch})"
+        epochs = f"after {self.epochs:g} epochs" if self.epochs else "of unknown training"
+        score = f", {self.score:.2f} %" if self.reused else ""
+        return f"{self.name} ({self.arch}, {epochs}{score}){SEEN if self.seen else ''}"
 
 
 def items_of(settings: Settings) -> list[str]:

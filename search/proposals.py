@@ -109,7 +109,8 @@ class Proposals:
             self.study.complete(proposal.number, (earlier.val_top1, accepted.cost), REPEATED, **answer)
             return True
         others = (r for r in self.study.running() if r.key == key and r.number != proposal.number)
-        twin = next((r.number for r in others if r.attrs.get("budget") == proposal.budget), None)
+        # A plan trains a network again for a longer budget; a sampler does not.
+        twin = next((r.number for r in others if proposal.budget in (None, r.attrs.get("budget"))), None)
         if twin is not None:
             self.study.fail(proposal.number, REPEATED, f"the same network runs as trial {twin}")
             return True

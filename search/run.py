@@ -144,9 +144,8 @@ def show(console: Console, result: Result) -> None:
         console.print(progress.front_table(books.front, books))
         if books.maybe:
             spread, trials = (books.noise or (0.0, 0.0))[0], ", ".join(str(r.number) for r in books.maybe)
-            console.print(
-                f"within the spread of seeds (+-{spread:.2f}), on the front too: trial {trials}", highlight=False
-            )
+            text = f"on the front too, within the spread of the seeds (+-{spread:.2f}): trial {trials}"
+            console.print(text, highlight=False, soft_wrap=True)
         measured = "best top-1 averaged over budgets of " + settings.scope.cost.unit
         console.print(f"hypervolume {result.hypervolume:.2f} % ({measured})", highlight=False)
     for name, text in _commands(result):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,6 +70,7 @@ def pareto_figure(trials: pd.DataFrame, ledger: Ledger, title: str, settings: Se
         _draw_points(figure, ax, done, objective)
         _draw_lineage(ax, done, objective)
         _draw_spreads(ax, done, objective)
+        _draw_attainment(ax, ledger)
         _mark_included(ax, done, objective)
         _draw_front(ax, done.loc[done.front].sort_values(by=objective.name), objective)
         _name_knee(ax, ledger, objective)
@@ -105,6 +107,33 @@ def _draw_spreads(ax: Axes, done: pd.DataFrame, objective: Objective) -> None:
     if len(part):
         x = part[objective.name].astype(float)
         ax.errorbar(x, part.val_top1, yerr=part.val_sd, fmt="none", ecolor="0.3", lw=1, capsize=3, zorder=3)
+
+
+def _draw_attainment(ax: Axes, ledger: Ledger) -> None:
+    """Fill the range between the front that all seeds attain and the one that the luckiest attains; draw the median.
+
+    These are the empirical attainment surfaces of the networks that were trained with all seeds.
+    """
+    seeds = max((len(r.seeds) for r in ledger.best), default=0)
+    known = [r for r in ledger.best if len(r.seeds) == seeds]
+    if seeds < 2:
+        return
+    import moocore
+    import numpy as np
+
+    points = np.array([(ledger.cost(r), -r.seeds[i]) for i in range(seeds) for r in known], dtype=float)
+    sets = np.repeat(range(seeds), len(known))  # moocore wants the points of each set one after the other
+    surfaces = moocore.eaf(points, sets, percentiles=[100 / seeds, 50, 100])
+    costs = np.unique(points[:, 0])
+
+    def steps(percentile: float) -> list[float]:
+        part = surfaces[np.isclose(surfaces[:, 2], percentile)]
+        return [max((-p[1] for p in part if p[0] <= cost), default=math.nan) for cost in costs]
+
+    style: dict[str, Any] = {"color": "tab:red", "zorder": 1}
+    label = f"attained by one to all of {seeds} seeds"
+    ax.fill_between(costs, steps(100), steps(100 / seeds), step="post", alpha=0.15, lw=0, label=label, **style)
+    ax.step(costs, steps(50), where="post", ls=":", lw=1, label="attained by half of them", **style)
 
 
 def _mark_included(ax: Axes, done: pd.DataFrame, objective: Objective) -> None:

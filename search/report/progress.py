@@ -58,7 +58,7 @@ class Lines:
         self._driver, self._seen = driver, len(driver.ledger.history)
         self._printed, self._ended = time.monotonic(), threading.Event()
         self._print(title)
-        for line in _plan(driver):
+        for line in _start(driver):
             self._print(line)
         threading.Thread(target=self._watch, daemon=True).start()
 
@@ -125,7 +125,7 @@ class Display:
         """Start to draw, four times a second."""
         self._driver, self._title, self._begun = driver, title, time.monotonic()
         self._before = driver.ledger.spent
-        for line in _plan(driver):
+        for line in _start(driver):
             self.console.print(line, highlight=False, markup=False, soft_wrap=True)
         self._live = Live(console=self.console, get_renderable=self._picture, refresh_per_second=4, transient=True)
         self._live.start()
@@ -177,9 +177,10 @@ def _trials(driver: Driver) -> int:
     return max(driver.ledger.spent + len(driver.running), len(driver.timetable.plan.levels))
 
 
-def _plan(driver: Driver) -> list[str]:
-    """Return the plan of a planned search as lines of text, else none."""
-    return [] if driver.timetable is None else plan_lines(driver.timetable, driver.settings)
+def _start(driver: Driver) -> list[str]:
+    """Return what a search starts with as lines of text: given networks, and the plan of a planned search."""
+    out = [f"starts with {network.text}" for network in driver.lineage.included]
+    return out if driver.timetable is None else out + plan_lines(driver.timetable, driver.settings)
 
 
 def plan_lines(table: Timetable, settings: Settings) -> list[str]:
@@ -227,13 +228,18 @@ def running_table(running: Sequence[Running], objective: Objective) -> Table:
 def front_table(records: Sequence[Record], ledger: Ledger) -> Table:
     """Return a row for each record of a front, cheapest first. A long front shows only its dearest records."""
     objective = ledger.rules.objective
+    several = any(len(r.seeds) > 1 for r in records)
+    seeds = [("+-", True), ("n", True)] if several else []
     table = _table(
-        ("front", False), (objective.unit, True), (PARAMS.unit, True), ("val top-1", True), ("network", False)
+        ("front", False), (objective.unit, True), (PARAMS.unit, True), ("val top-1", True), *seeds, ("network", False)
     )
+    table.columns[-1].no_wrap = False  # in a narrow window, this column alone becomes narrower
     for r in records[-FRONT_ROWS:]:
         cost, params = objective.format(ledger.cost(r)), PARAMS.format(r.attrs[PARAMS.name])
-        spread = f" +- {r.spread:.2f} (n = {len(r.seeds)})" if len(r.seeds) > 1 else ""
-        table.add_row(f"trial {r.number}", cost, params, f"{r.val_top1:.2f} %{spread}", r.attrs["arch"])
+        spread = (f"{r.spread:.2f}" if len(r.seeds) > 1 else "", str(len(r.seeds)))
+        table.add_row(
+            f"trial {r.number}", cost, params, f"{r.val_top1:.2f} %", *(spread if several else ()), r.attrs["arch"]
+        )
     if (hidden := len(records) - FRONT_ROWS) > 0:
         table.add_row(f"({hidden} cheaper)")
     return table

@@ -337,6 +337,19 @@ class TestExploration:
         assert jobs
         assert len(too_long) <= len(jobs) + 1
 
+    def test_a_network_that_a_level_trains_is_not_trained_twice(
+        self, open_driver: Callable, settings: Settings, make_table: Callable, as_measured: None
+    ) -> None:
+        table = make_table(workers=2)
+        with open_driver(settings, timetable=table, ends=time.monotonic() + LEFT) as driver:
+            first = driver.next_job()
+            assert first is not None
+            driver.study.enqueue(table.plan.levels[0].params)  # as a sampler may propose it
+            second = driver.next_job()
+            assert second is not None
+            assert second.arch != first.arch
+            assert driver.study.record(1).outcome == REPEATED
+
     def test_bad_networks_stop_at_rungs_and_levels_never_do(
         self, run: Callable, make_table: Callable, tmp_path: Path
     ) -> None:

@@ -18,6 +18,7 @@ from search.export import export
 from search.front import front
 from search.ledger import Ledger, Rules
 from search.objectives import MACS
+from search.report.figures import _draw_attainment, new_figure
 from search.report.tables import trials_frame
 from search.settings import Settings
 from search.study.storage import read
@@ -175,9 +176,28 @@ class TestReports:
         assert row.val_sd == pytest.approx(statistics.stdev(seeds_of(tmp_path / "run")[row.number]))
         assert load(tmp_path / "run").front.equals(result.front)
         assert "(n = 3)" in (tmp_path / "run/pareto.html").read_text()
-        assert result.plot() is not None
+        labels = result.plot().axes[0].get_legend_handles_labels()[1]
+        assert "attained by one to all of 3 seeds" in labels
         export(tmp_path / "run", "best", tmp_path / "model")
         assert "(n = 3, +- " in (tmp_path / "model/README.md").read_text()
+
+
+def test_attainment_surfaces_are_those_of_the_seeds_fronts() -> None:
+    """Two networks, three seeds: the cheap one's accuracies 70, 71, 72, the dear one's 80, 60, 75."""
+    attrs = [{"key": str(macs), "macs": macs, "epochs": 1} for macs in (100, 200)]
+    seeds = (70.0, 71.0, 72.0), (80.0, 60.0, 75.0)
+    records = [
+        Record(i, "COMPLETE", SCORED, {}, a, statistics.fmean(s), {}, s)
+        for i, (a, s) in enumerate(zip(attrs, seeds, strict=True))
+    ]
+    axes = new_figure().add_subplot()
+    _draw_attainment(axes, Ledger(Rules(MACS, 1)).add(records))
+    (median,) = axes.get_lines()
+    assert median.get_xdata().tolist() == [100, 200]
+    assert list(median.get_ydata()) == [71.0, 75.0]
+    (band,) = axes.collections
+    heights = {float(y) for _, y in band.get_paths()[0].vertices}
+    assert {70.0, 72.0, 71.0, 80.0} <= heights  # from what every seed attains (70, 71) to the luckiest (72, 80)
 
 
 class TestMaybe:
