@@ -112,10 +112,7 @@ class Driver:
         """Return the job of an accepted proposal, with the last checkpoint of the network's earlier trials."""
         number, again = accepted.proposal.number, accepted.proposal.again
         is_new = accepted.proposal.confirms is None and again is None
-        if again is not None:
-            job = self.evaluator.again(number, accepted.arch, accepted.proposal.sample)
-        else:
-            job = (self.evaluator.job if is_new else self.evaluator.confirmation)(number, accepted.arch)
+        job = self.evaluator.of(accepted.proposal, accepted.arch)
         if self.timetable is not None and accepted.proposal.budget is not None:
             config = self.timetable.config(job.config, accepted.proposal.budget)
             job = replace(job, config=config, rungs=self.settings.budget.rungs(config.epochs))

@@ -19,7 +19,7 @@ from res2net.errors import UserError, unknown
 from res2net.plugins import PATH, load_object
 from search import shared_weights
 from search.groups import Budget, Resources, Scope, Scoring
-from search.study.trials import Record
+from search.study.trials import Proposal, Record
 from search.worker import Job, SharedWork, Work, train_trial
 from space import Space
 from trainers.datasets.data import Data
@@ -87,6 +87,12 @@ class Evaluator:
         ends: the time (`time.monotonic`) of the search's end; None sets no limit. Raise `TimeUp` at this time.
         """
         return train_trial
+
+    def of(self, proposal: Proposal, arch: Arch) -> Job:
+        """Return the job of a proposal: a first score, a confirmation, or a training with another seed."""
+        if proposal.again is not None:
+            return self.again(proposal.number, arch, proposal.sample)
+        return (self.job if proposal.confirms is None else self.confirmation)(proposal.number, arch)
 
     def job(self, number: int, arch: Arch) -> Job:
         """Return the job that scores a network."""

@@ -12,7 +12,7 @@ from res2net.errors import UserError
 from res2net.folder import TRAINING_FILE, WEIGHTS_FILE, load_arch
 from search import runs
 from search.export import ledger_of, training_of
-from search.included import FOLDER, Included, other_split, res2net
+from search.included import FOLDER, Included, as_res2net, other_split
 from search.settings import Settings
 from trainers.datasets.data import Data
 
@@ -30,7 +30,7 @@ def front(settings: Settings, run: Path, first: int, data: Data) -> Iterator[Inc
         copies = sorted((run / FOLDER).glob("*"), key=lambda path: int(path.name))[first:]
         for path in copies:
             training = json.loads((path / TRAINING_FILE).read_text(encoding="utf-8"))
-            yield _included(source, path / WEIGHTS_FILE, Included("", res2net(load_arch(path))), training, settings)
+            yield _included(source, path / WEIGHTS_FILE, Included("", as_res2net(load_arch(path))), training, settings)
         return
     try:
         books, described = ledger_of(source), runs.read(source)

@@ -109,15 +109,15 @@ def _network(item: str, copy: Path, settings: Settings, data: Data) -> Included:
     model, training = load(path, num_classes=data.num_classes), _training(path)
     epochs = training.get("epochs", training.get("config", {}).get("epochs", 0)) + training.get("inherited", 0)
     spoilt = seen(path, settings, data.name)
-    return Included(item, res2net(model.arch), weights_bytes(model), epochs, spoilt, training)
+    return Included(item, as_res2net(model.arch), weights_bytes(model), epochs, spoilt, training)
 
 
 def _fitted(arch: BaseArch, data: Data) -> Arch:
     """Return a network for the data's channels and classes."""
-    return replace(res2net(arch), num_classes=data.num_classes, in_channels=data.in_channels).canonical()
+    return replace(as_res2net(arch), num_classes=data.num_classes, in_channels=data.in_channels).canonical()
 
 
-def res2net(arch: BaseArch) -> Arch:
+def as_res2net(arch: BaseArch) -> Arch:
     """Return a network as a Res2Net. Raise `UserError` for other kinds of networks."""
     if not isinstance(arch, Arch):
         raise UserError(f"{arch} cannot be searched; accepted: a Res2Net")
