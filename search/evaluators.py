@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -27,7 +28,7 @@ from trainers.recipes import RECIPES
 
 SHARED = "weights that all networks of the space share"
 CALMER = 2  # ratio of two peak learning rates: that of the recipe to that of a trunk
-TRIED = 1_000  # random members among which one that contains the cheapest is looked for
+TRIED = 1_000  # random members among which those that contain a network are looked for
 TUNED = 5  # ratio of two peak learning rates: that of the shared weights to that of tuning a slice
 
 
@@ -38,6 +39,13 @@ def trial_seed(seed: int, arch: Arch, sample: int = 0) -> int:
     """
     text = f"{seed} {arch.key()}" + (f" {sample}" if sample else "")
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4])
+
+
+def larger(space: Space, small: Arch, seed: int) -> Iterator[Arch]:
+    """Yield members that contain a network, of the largest member and of random ones. The network may be among them."""
+    rng = random.Random(seed)
+    drawn = (space.arch(space.sample(rng)) for _ in range(TRIED))
+    return (arch for arch in itertools.chain([space.largest()], drawn) if contains(arch, small))
 
 
 class Evaluator:
@@ -138,10 +146,8 @@ class Grow(Evaluator):
         """Raise `UserError` if no network of the space contains another one, and the user asks for growth."""
         if self.scoring.evaluator is None or self.scoring.include is not None:
             return
-        rng = random.Random(self.scope.seed)
         small = space.arch(space.cheapest()[0])
-        drawn = (space.arch(space.sample(rng)) for _ in range(TRIED))
-        if not any(arch != small and contains(arch, small) for arch in (space.largest(), *drawn)):
+        if all(arch == small for arch in larger(space, small, self.scope.seed)):
             raise UserError(
                 f"`evaluator`: no network of space {space.name!r} contains its cheapest one, so none can grow; "
                 "accepted: scratch"

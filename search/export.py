@@ -20,7 +20,7 @@ from res2net.files import write_atomic, write_folder
 from res2net.folder import ARCH_FILE, CARD_FILE, ONNX_FILE, TRAINING_FILE, WEIGHTS_FILE, check_replaceable, load
 from search import runs
 from search.included import FOLDER as INCLUDED
-from search.included import SEEN, seen
+from search.included import SEEN, read_training, seen
 from search.ledger import REUSED, Ledger
 from search.objectives import COSTS, MACS, PARAMS
 from search.settings import Settings
@@ -83,7 +83,7 @@ def export(
     training = training_of(run, record, test_top1)
     settings = runs.settings_of(folder)
     copies = (folder / INCLUDED).glob(f"*/{WEIGHTS_FILE}")
-    cautious = any(seen(path.parent, settings, run["data"]["name"]) for path in copies)
+    cautious = any(seen(read_training(path.parent), settings, run["data"]["name"]) for path in copies)
 
     def fill(temporary: Path) -> None:
         write_atomic(temporary / ARCH_FILE, record.arch.to_json())

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from res2net.errors import UserError
-from res2net.folder import TRAINING_FILE, WEIGHTS_FILE, load_arch
+from res2net.folder import WEIGHTS_FILE, load_arch
 from search import runs
 from search.export import ledger_of, training_of
-from search.included import FOLDER, Included, as_res2net, other_split
+from search.included import FOLDER, Included, as_res2net, other_split, read_training
 from search.settings import Settings
 from trainers.datasets.data import Data
 
@@ -29,8 +28,8 @@ def front(settings: Settings, run: Path, first: int, data: Data) -> Iterator[Inc
     if (run / FOLDER).exists():
         copies = sorted((run / FOLDER).glob("*"), key=lambda path: int(path.name))[first:]
         for path in copies:
-            training = json.loads((path / TRAINING_FILE).read_text(encoding="utf-8"))
-            yield _included(source, path / WEIGHTS_FILE, Included("", as_res2net(load_arch(path))), training, settings)
+            network = Included("", as_res2net(load_arch(path)))
+            yield _included(source, path / WEIGHTS_FILE, network, read_training(path), settings)
         return
     try:
         books, described = ledger_of(source), runs.read(source)

@@ -7,19 +7,18 @@ network, a model folder, larger networks grow. The run's folder keeps a copy of 
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from res2net.arch import Arch, BaseArch
-from res2net.containment import contains
 from res2net.cost import cost
 from res2net.errors import UserError
 from res2net.files import write_atomic, write_folder
 from res2net.folder import ARCH_FILE, TRAINING_FILE, WEIGHTS_FILE, load, load_arch, weights_bytes
 from res2net.named import named, names
+from search.evaluators import larger
 from search.groups import Scope
 from search.settings import Settings
 from space import Space
@@ -27,7 +26,6 @@ from trainers.datasets.data import Data
 
 FOLDER = "included"  # in the run's folder
 SEEN = "; it may have been trained on validation images of this search, and then all scores are too high"
-TRIED = 1_000  # random members among which one that contains a trained network is looked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +104,9 @@ def _network(item: str, copy: Path, settings: Settings, data: Data) -> Included:
         )
     if path.is_file() or (path == copy and not (copy / WEIGHTS_FILE).exists()):
         return Included(item, _fitted(load_arch(path), data))
-    model, training = load(path, num_classes=data.num_classes), _training(path)
+    model, training = load(path, num_classes=data.num_classes), read_training(path)
     epochs = training.get("epochs", training.get("config", {}).get("epochs", 0)) + training.get("inherited", 0)
-    spoilt = seen(path, settings, data.name)
+    spoilt = seen(training, settings, data.name)
     return Included(item, as_res2net(model.arch), weights_bytes(model), epochs, spoilt, training)
 
 
@@ -131,9 +129,7 @@ def _check_growth(network: Included, settings: Settings, space: Space) -> None:
             f"`include`: {network.name} is trained, but `evaluator` {settings.scoring.evaluator} does not grow "
             f"networks; accepted: `evaluator` grow, or its {ARCH_FILE}"
         )
-    rng = random.Random(settings.scope.seed)
-    drawn = (space.arch(space.sample(rng)) for _ in range(TRIED))
-    if not any(contains(member, network.arch) for member in (space.largest(), *drawn)):
+    if next(larger(space, network.arch, settings.scope.seed), None) is None:
         raise UserError(
             f"`include`: no network of space {space.name!r} over base {space.base} contains {network.arch}; accepted: "
             "a network of this space (python -m search.export writes one)"
@@ -156,12 +152,12 @@ def keep(networks: Sequence[Included], run: Path) -> None:
         write_folder(run / FOLDER, fill)
 
 
-def seen(folder: Path, settings: Settings, data: str) -> bool:
-    """Return whether the training of a model folder may have used validation images of a search.
+def seen(training: Mapping[str, Any], settings: Settings, data: str) -> bool:
+    """Return whether a training may have used validation images of a search.
 
-    It may if it had the same data, but not the same split. data: the name of the search's data set.
+    It may if it had the same data, but not the same split. training: the content of its `training.json`. data: the name
+    of the search's data set.
     """
-    training = _training(folder)
     if training.get("data", {}).get("name", data) != data:
         return False
     theirs = training.get("settings")
@@ -173,8 +169,8 @@ def other_split(theirs: Scope, ours: Scope) -> bool:
     return any(getattr(theirs, name) != getattr(ours, name) for name in ("data", "seed", "train_images"))
 
 
-def _training(folder: Path) -> dict[str, Any]:
-    """Return the content of `training.json`; empty without this file."""
+def read_training(folder: Path) -> dict[str, Any]:
+    """Return the content of a model folder's `training.json`; empty without this file."""
     path = folder / TRAINING_FILE
     if not path.is_file():
         return {}

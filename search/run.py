@@ -142,9 +142,9 @@ def show(console: Console, result: Result) -> None:
         if not books.trained:
             console.print("no network was trained: these scores are by shared weights (--confirm K trains K of them)")
         console.print(progress.front_table(books.front, books))
-        if books.maybe:
-            spread, trials = (books.noise or (0.0, 0.0))[0], ", ".join(str(r.number) for r in books.maybe)
-            text = f"on the front too, within the spread of the seeds (+-{spread:.2f}): trial {trials}"
+        if (noise := books.noise) is not None and (maybe := books.maybe):
+            trials = ", ".join(str(r.number) for r in maybe)
+            text = f"may be on the front too, within the spread of the seeds (+-{noise[0]:.2f}): trial {trials}"
             console.print(text, highlight=False, soft_wrap=True)
         measured = "best top-1 averaged over budgets of " + settings.scope.cost.unit
         console.print(f"hypervolume {result.hypervolume:.2f} % ({measured})", highlight=False)

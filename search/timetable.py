@@ -154,8 +154,8 @@ def members(
     nests: whether it must contain them, however few members that leaves.
     origins: networks, one of which each member must contain.
     """
-    found = (m for m in _all(space, objective, seed) if not origins or any(contains(m.arch, o) for o in origins))
-    every = {m.arch.key(): m for m in found if limits.allow(m.arch, space.image_size)}
+    grow = (m for m in _all(space, objective, seed) if not origins or any(contains(m.arch, o) for o in origins))
+    every = {m.arch.key(): m for m in grow if limits.allow(m.arch, space.image_size)}
     if not every:
         return []
     low = objective.axis(min(m.cost for m in every.values()))

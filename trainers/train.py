@@ -84,9 +84,8 @@ class Trainer:
             self.net = torch.compile(self.net, mode=mode)
         self.steps_per_epoch = config.steps_per_epoch(len(self.train_images), group.world)
         self.planned_steps = self.total_steps = config.total_steps(self.steps_per_epoch)
-        self.bend: tuple[int, float] | None = (
-            None  # after `end_after`: the step at which the rate begins to fall, and the rate there
-        )
+        # After `end_after`: the step at which the rate begins to fall, and the rate there.
+        self.bend: tuple[int, float] | None = None
         self.done_epochs = 0
         self.unfinished: Unfinished | None = None
         self.on_step: Callable[[], None] = lambda: None  # for a progress bar

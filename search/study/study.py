@@ -96,7 +96,8 @@ class Study:
             known = remembered(self._trials, self._front, sampler.remembers)
             sampler.view = BoundedStudy(self.optuna_study, known, self._distributions)
         self.optuna_study.sampler = sampler
-        first = next((t for t in self._trials if t.state == TrialState.WAITING), None)
+        unended = (self._trials[n] for n in sorted(self._open))
+        first = next((t for t in unended if t.state == TrialState.WAITING), None)  # Optuna returns it
         self._stale = True
         if first is not None and "given" in first.user_attrs:  # its network has no parameters to propose
             trial = self.optuna_study.ask()
