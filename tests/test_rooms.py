@@ -35,9 +35,11 @@ TORCH_FREE = (
     "hosts/biglittle/value",
     "hosts/dla/value",
     "kinds",
+    "latency",
     "layer_cost",
     "named",
     "options",
+    "pieces",
     "published",
     "residual_cost",
 )

@@ -1,0 +1,165 @@
+"""Time networks under ONNX Runtime on a CPU: as a whole, or piece by piece with its profiler.
+
+Weights and images are random, because neither changes the time.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from res2net.deploy.export import export_onnx
+from res2net.errors import UserError
+
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+WARM = 3
+HEAD = "head"
+SCOPES = "pkg.torch.onnx.name_scopes"  # where the exporter writes the names of the modules that a node comes from
+
+
+def need_packages() -> None:
+    """Raise `UserError` if a package of the `onnx` extra is missing."""
+    missing = [name for name in PACKAGES if find_spec(name) is None]
+    if missing:
+        raise UserError(f"`form`: onnx needs {', '.join(missing)}; run pip install 'res2net-search[onnx]'")
+
+
+def runner(model: nn.Module, images: Tensor, threads: int, int8: bool) -> Callable[[], object]:
+    """Return a function that runs the network once on a batch of images."""
+    session, feed = _session(_proto(model, images, int8), threads, None), {"images": images.numpy()}
+    return lambda: session.run(None, feed)
+
+
+def piece_times(
+    model: nn.Module, images: Tensor, threads: int, int8: bool, least_runs: int, seconds: float
+) -> np.ndarray:
+    """Return the times of a network's pieces in ms, `[runs, pieces]`: stem, blocks, head.
+
+    The profiler takes time at each node. So the network also runs without the profiler, and the difference is taken
+    off the pieces, in proportion to their nodes.
+    """
+    data, feed = _proto(model, images, int8), {"images": images.numpy()}
+    with tempfile.TemporaryDirectory() as folder:
+        session = _session(data, threads, Path(folder) / "profile")
+        profiled = _run(lambda: session.run(None, feed), least_runs, seconds)
+        events = json.loads(Path(session.end_profiling()).read_text())
+    times, nodes = _split(events)
+    times, profiled = times[WARM:], profiled[WARM:]
+    plain = _session(data, threads, None)
+    whole = _run(lambda: plain.run(None, feed), least_runs, seconds)[WARM:]
+    excess = float(np.median(times.sum(1)) - np.median(whole))
+    return np.maximum(times - excess * nodes / nodes.sum(), 1e-6)
+
+
+def _run(run: Callable[[], object], least_runs: int, seconds: float) -> list[float]:
+    """Run a function `WARM` times, then at least `least_runs` times and for `seconds`. Return the ms of all runs."""
+    out: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(out) < WARM + least_runs or time.perf_counter() < end:
+        start = time.perf_counter()
+        run()
+        out.append(1e3 * (time.perf_counter() - start))
+    return out
+
+
+def _session(data: bytes, threads: int, profile: Path | None) -> Any:
+    """Return a session of ONNX Runtime. profile: the start of the profile's path."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 3
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
+    return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+
+
+def _proto(model: nn.Module, images: Tensor, int8: bool) -> bytes:
+    """Return the ONNX file of a network. The names of its nodes start with the name of their block (`layer1.0/`)."""
+    import onnx
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "network.onnx"
+        export_onnx(model, path, image_size=tuple(images.shape[2:]), check=False)
+        proto = onnx.load(path)
+        for i, node in enumerate(proto.graph.node):
+            node.name = f"{_label(node)}/{node.op_type}{i}"
+        _mark_head(proto)
+        if int8:
+            onnx.save(proto, path)
+            return _quantized(path, images)
+        return proto.SerializeToString()
+
+
+def _label(node: Any) -> str:
+    """Return the block of a node, or an empty text outside blocks."""
+    scopes = next((p.value for p in node.metadata_props if p.key == SCOPES), "")
+    found = re.search(r"layer\d+\.\d+", scopes)
+    return found[0] if found else ""
+
+
+def _mark_head(proto: Any) -> None:
+    """Name the nodes after the last block after the head."""
+    nodes = list(proto.graph.node)
+    last = max(i for i, node in enumerate(nodes) if node.name.startswith("layer"))
+    for node in nodes[last + 1 :]:
+        node.name = HEAD + node.name
+
+
+def _quantized(path: Path, images: Tensor) -> bytes:
+    """Return the network in int8: static quantization in QDQ form, with one scale for each channel of a weight."""
+    from onnxruntime import quantization as q
+
+    class Reader(q.CalibrationDataReader):
+        def __init__(self) -> None:
+            self.left = [{"images": images[:1].numpy()}]
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            return self.left.pop() if self.left else None
+
+    out = path.with_name("int8.onnx")
+    q.quantize_static(
+        path,
+        out,
+        Reader(),
+        quant_format=q.QuantFormat.QDQ,
+        per_channel=True,
+        activation_type=q.QuantType.QUInt8,
+        weight_type=q.QuantType.QInt8,
+    )
+    return out.read_bytes()
+
+
+def _split(events: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the times of each run's pieces in ms, `[runs, pieces]`, and the nodes of each piece, `[pieces]`.
+
+    ONNX Runtime adds nodes without our names, such as changes of layout. They count for the piece before them.
+    """
+    runs = sorted((e["ts"], e["ts"] + e["dur"]) for e in events if e.get("name") == "model_run")
+    nodes = sorted(
+        (e["ts"], e["name"]) for e in events if e.get("cat") == "Node" and e["name"].endswith("_kernel_time")
+    )
+    times, counts, at = [], [], 0
+    for start, end in runs:
+        borders, labels, sizes = [start], ["stem"], [0]
+        while at < len(nodes) and nodes[at][0] <= end:
+            when, name = nodes[at]
+            found = re.search(rf"layer\d+\.\d+(?=/)|{HEAD}(?=/)", name)
+            if found and found[0] not in labels:
+                borders.append(when)
+                labels.append(found[0])
+                sizes.append(0)
+            sizes[-1] += 1
+            at += 1
+        times.append(np.diff([*borders, end]) / 1e3)
+        counts.append(sizes)
+    return np.array(times), np.array(counts[-1], float)

@@ -1,0 +1,211 @@
+"""The latency of a network as a sum over its pieces, looked up in a table. Does not import torch.
+
+`python -m search.latency` measures a table once on an idle device. After that, a network's latency needs no device and
+never changes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from res2net.arch import BaseArch
+from res2net.errors import UserError, unknown
+from res2net.pieces import Piece, pieces
+
+if TYPE_CHECKING:  # scipy takes a second to import, and most lookups need no interpolation
+    import numpy as np
+
+COMMAND = "python -m search.latency"
+LEAST_KNOWN = 4  # measured pieces that agree with a piece, apart from its shape, before it is interpolated
+SLACK = 2.0  # interpolated shapes lie within the measured widths, scales and cardinalities, up to this factor
+
+Entry = tuple[str, float, float]  # the key of a piece, the median and the spread of its time in ms
+
+
+@dataclass(frozen=True)
+class LatencyTable:
+    """The measured times of pieces on one device. A network's latency is `overhead + factor * sum of its pieces`.
+
+    device: `cpu` or `cuda`.
+    hardware: the name of the processor.
+    form: how networks run, one of `res2net.deploy.timing.FORMS`.
+    batch_size, threads, image_size: what the times hold for. Times are those of the whole batch.
+    versions: names and versions of the packages that computed.
+    entries: for each measured piece its key, the median and the spread of its time in ms. The spread is the
+        interquartile range.
+    overhead: ms of a network outside its pieces.
+    factor: the ratio of a network's own time to the sum of its pieces' times. Both are fitted on whole networks.
+    """
+
+    device: str
+    hardware: str
+    form: str
+    batch_size: int
+    threads: int
+    image_size: int
+    versions: tuple[tuple[str, str], ...]
+    entries: tuple[Entry, ...]
+    overhead: float = 0.0
+    factor: float = 1.0
+
+    def of(self, arch: BaseArch, image_size: int) -> float:
+        """Return the latency of one batch in ms.
+
+        Raise `UserError` for another image size, and for a piece that is neither measured nor interpolated.
+        """
+        if image_size != self.image_size:
+            raise UserError(
+                f"latency table: image size {image_size}; accepted: {self.image_size}, the size the table was made for"
+            )
+        total = 0.0
+        for piece, count in pieces(arch, image_size).items():
+            total += count * self.piece(piece)
+        return self.overhead + self.factor * total
+
+    def piece(self, piece: Piece) -> float:
+        """Return the time of a piece in ms: measured, or interpolated between pieces that differ only in shape."""
+        found = self._times.get(piece)
+        if found is None:
+            if not self.covers(piece):
+                raise UserError(
+                    f"latency table: {piece.key!r} was not measured; accepted: a table of a space that contains it, "
+                    f"or one made with {COMMAND} --networks NAME|arch.json"
+                )
+            family = _family(piece)
+            if family not in self._curves:
+                self._curves[family] = _Curve(self._families[family])
+            found = self._times[piece] = self._curves[family](piece)
+        return found
+
+    def covers(self, piece: Piece) -> bool:
+        """Return whether the piece was measured, or can be interpolated."""
+        if piece in self._times:
+            return True
+        known = self._families.get(_family(piece), {})
+        if piece.kind != "block" or len(known) < LEAST_KNOWN:
+            return False
+        axes = zip(_shape(piece), zip(*map(_shape, known), strict=True), strict=True)
+        return all(min(values) / SLACK <= x <= max(values) * SLACK for x, values in axes)
+
+    @cached_property
+    def _times(self) -> dict[Piece, float]:
+        """The times of pieces. Interpolated times are added as they are asked for."""
+        return {Piece.from_key(key): median for key, median, _ in self.entries}
+
+    @cached_property
+    def _families(self) -> dict[Piece, dict[Piece, float]]:
+        """The measured times of pieces that differ only in shape."""
+        found: dict[Piece, dict[Piece, float]] = defaultdict(dict)
+        for key, median, _ in self.entries:
+            piece = Piece.from_key(key)
+            found[_family(piece)][piece] = median
+        return dict(found)
+
+    @cached_property
+    def _curves(self) -> dict[Piece, _Curve]:
+        return {}
+
+    @property
+    def text(self) -> str:
+        """What the times hold for, in one short line."""
+        threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
+        return f"{self.device} ({self.hardware}), {self.form}, batch {self.batch_size}, {threads}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the table as plain lists, numbers and texts."""
+        return asdict(self) | {"versions": dict(self.versions), "entries": [list(e) for e in self.entries]}
+
+    def to_json(self) -> str:
+        """Return the table as JSON text with one line for each piece."""
+        data = self.to_dict()
+        entries = ",\n".join(f"    {json.dumps(e)}" for e in data.pop("entries"))
+        head = json.dumps(data, indent=2).removesuffix("\n}")
+        return f'{head},\n  "entries": [\n{entries}\n  ]\n}}\n'
+
+    @classmethod
+    def from_dict(cls, data: object) -> LatencyTable:
+        """Return the table that `to_dict` wrote. Raise `UserError` for a wrong or missing key, or a wrong value."""
+        names = [f.name for f in fields(cls)]
+        if not isinstance(data, Mapping):
+            raise UserError(f"latency table: not a table of keys; accepted keys: {', '.join(names)}")
+        for key in data:
+            if key not in names:
+                raise unknown("latency table: key", key, names)
+        for key in names:
+            if key not in data:
+                raise UserError(f"latency table: key {key!r} is missing; required: {', '.join(names)}")
+        for key in ("device", "hardware", "form"):
+            if not isinstance(data[key], str):
+                raise UserError(f"latency table: {key} is {data[key]!r}; accepted: a text")
+        for key in ("batch_size", "threads", "image_size"):
+            if type(data[key]) is not int or data[key] < 1:
+                raise UserError(f"latency table: {key} is {data[key]!r}; accepted: a whole number of at least 1")
+        for key in ("overhead", "factor"):
+            if not _is_number(data[key]):
+                raise UserError(f"latency table: {key} is {data[key]!r}; accepted: a finite number")
+        versions = data["versions"]
+        if not isinstance(versions, Mapping) or not all(isinstance(v, str) for v in versions.values()):
+            raise UserError(f"latency table: versions is {versions!r}; accepted: a table of names and versions")
+        if not isinstance(data["entries"], list | tuple):
+            raise UserError("latency table: entries is not a list; accepted: a list of [key, median, spread]")
+        entries = tuple(map(_entry, data["entries"]))
+        return cls(**{**data, "versions": tuple(versions.items()), "entries": entries})
+
+
+def _entry(row: object) -> Entry:
+    """Return the entry of a row of JSON. Raise `UserError` for another row."""
+    is_row = isinstance(row, list | tuple) and len(row) == 3 and isinstance(row[0], str)
+    if not is_row or not all(_is_number(v) for v in row[1:]) or row[1] <= 0 or row[2] < 0:  # type: ignore[index]
+        raise UserError(f"latency table: entry {row!r}; accepted: [key, median, spread] with times above 0 in ms")
+    Piece.from_key(row[0])  # type: ignore[index]
+    return tuple(row)  # type: ignore[arg-type,return-value]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _shape(piece: Piece) -> tuple[int, int, int]:
+    """Return the fields that interpolation changes."""
+    return piece.width, piece.scale, piece.cardinality
+
+
+def _family(piece: Piece) -> Piece:
+    """Return a stand-in for all pieces that differ only in shape.
+
+    Blocks of one split are a family of their own, because they run other kernels than blocks of several splits. They
+    keep a scale of 1. A scale of 2 stands for any larger scale.
+    """
+    if piece.kind != "block":
+        return piece
+    values = {f.name: getattr(piece, f.name) for f in fields(piece)}
+    return Piece(**values | {"width": 1, "scale": min(piece.scale, 2), "cardinality": 1})
+
+
+class _Curve:
+    """The time of a family's pieces as a function of their shape. It is exact at measured pieces."""
+
+    def __init__(self, known: Mapping[Piece, float]) -> None:
+        import numpy as np
+        from scipy.interpolate import RBFInterpolator
+
+        # The linear kernel without a polynomial needs no spread along every axis: all measured scales may be equal.
+        self._fit = RBFInterpolator(
+            self._at(*known), np.log(list(known.values())), kernel="linear", degree=0, smoothing=0.0
+        )
+
+    def __call__(self, piece: Piece) -> float:
+        """Return the time in ms."""
+        return math.exp(float(self._fit(self._at(piece))[0]))
+
+    @staticmethod
+    def _at(*found: Piece) -> np.ndarray:
+        import numpy as np
+
+        return np.log(np.array([_shape(piece) for piece in found], dtype=float))

@@ -1,0 +1,163 @@
+"""The networks that are timed for a latency table. Together they contain every piece of a space. No torch."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from res2net.arch import Arch
+from res2net.cost import cost
+from res2net.latency import LatencyTable
+from res2net.pieces import Piece, sequence
+from space import Space
+from space.dimensions import Params, combinations, dimension_of
+
+FITTED = 12  # random members on which the overhead and the factor are fitted
+SEED = 20_260_101  # of these members; studies draw theirs with other seeds
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The networks to time, and what a table must cover.
+
+    needed: all pieces of the space, and of the networks that the user adds.
+    first: networks that must be timed: those that the user adds.
+    others: members of the space. Those at the start differ most, so any number of them spreads over the space.
+    whole: members that are timed as a whole, for the fit.
+    """
+
+    image_size: int
+    needed: frozenset[Piece]
+    first: tuple[Arch, ...]
+    others: tuple[Arch, ...]
+    whole: tuple[Arch, ...]
+
+    @property
+    def archs(self) -> tuple[Arch, ...]:
+        """All networks that are timed piece by piece."""
+        return self.first + self.others
+
+    def covered(self, archs: Iterable[Arch]) -> bool:
+        """Return whether pieces that are not in these networks can be interpolated."""
+        known = {p for arch in archs for p in sequence(arch, self.image_size)}
+        return not missing(_table_of(known, self.image_size), self.needed)
+
+    def least(self) -> int:
+        """Return the least number of `archs`, from the start, that cover the space."""
+        low, high = max(1, len(self.first)), len(self.archs)
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (low, middle) if self.covered(self.archs[:middle]) else (middle + 1, high)
+        return low
+
+
+def plan(space: Space, networks: Sequence[Arch] = ()) -> Plan:
+    """Return the networks to time for a space, and for more networks of the user."""
+    size = space.image_size
+    first = tuple(short(fitted(arch, space)) for arch in networks)
+    deepest = [_member(space, combination, None) for combination in _combinations(space)]
+    needed = frozenset(p for arch in (*deepest, *first) for p in sequence(arch, size))
+    depth = _depth(space, deepest[0])
+    members = [_member(space, combination, depth) for combination in _combinations(space)]
+    others: list[Arch] = []
+    seen = {p for arch in first for p in sequence(arch, size)}
+    for arch in (members[i] for i in spread([_place(arch) for arch in members])):
+        if not seen.issuperset(found := sequence(arch, size)):
+            others.append(arch)
+            seen.update(found)
+    return Plan(size, needed, first, tuple(others), _random_members(space, FITTED))
+
+
+def missing(table: LatencyTable, needed: Iterable[Piece]) -> list[Piece]:
+    """Return the pieces that a table neither has nor interpolates."""
+    return sorted((p for p in needed if not table.covers(p)), key=lambda p: p.key)
+
+
+def fitted(arch: Arch, space: Space) -> Arch:
+    """Return a network with the classes and the image channels of a space."""
+    skeleton = space.skeleton
+    return replace(arch, num_classes=skeleton.num_classes, in_channels=skeleton.in_channels).canonical()
+
+
+def short(arch: Arch) -> Arch:
+    """Return the network with at most three blocks in a stage. It has the same pieces."""
+    return replace(arch, stages=tuple(replace(s, depth=min(s.depth, 3)) for s in arch.stages))
+
+
+def spread(points: Sequence[Sequence[float]]) -> list[int]:
+    """Return an order of points in which each point is the farthest from all points before it.
+
+    The first point is the farthest from the centre.
+    """
+    at = np.array(points, dtype=float)
+    distance = np.linalg.norm(at - (at.min(0) + at.max(0)) / 2, axis=1)
+    order: list[int] = []
+    left = np.ones(len(at), dtype=bool)
+    for i in range(len(at)):
+        nearest = int(np.argmax(np.where(left, distance, -1.0)))
+        order.append(nearest)
+        left[nearest] = False
+        own = np.linalg.norm(at - at[nearest], axis=1)
+        distance = own if i == 0 else np.minimum(distance, own)
+    return order
+
+
+def work(arch: Arch, image_size: int) -> int:
+    """Return the multiply-accumulates of a network, by which the time of a run is estimated."""
+    count, _, _ = cost(arch, image_size)
+    return count
+
+
+def _combinations(space: Space) -> list[Params]:
+    """Return every combination of the dimensions other than depth, with the same values in all stages."""
+    return list(combinations({name: values for name, values in space.choices.items() if name != "depth"}))
+
+
+def _member(space: Space, combination: Params, depth: int | None) -> Arch:
+    """Return the member with these values in all stages. depth: the index of the depth's choice. None: the last one."""
+    values = {}
+    for name, choices in space.parameters.items():
+        dimension = dimension_of(name)
+        at = len(choices) - 1 if depth is None else min(depth, len(choices) - 1)
+        values[name] = choices[at] if dimension == "depth" else combination[dimension]
+    return space.arch(values)
+
+
+def _depth(space: Space, deepest: Arch) -> int | None:
+    """Return the index of a medium depth whose networks have all pieces of the deepest ones. None: the last one."""
+    choices = space.choices.get("depth", ())
+    pieces = set(sequence(deepest, space.image_size))
+    combination = _combinations(space)[0]
+    for depth in range((len(choices) - 1) // 2, len(choices)):
+        if set(sequence(_member(space, combination, depth), space.image_size)) == pieces:
+            return depth
+    return None
+
+
+def _place(arch: Arch) -> list[float]:
+    """Return where a network lies among the combinations, for `spread`.
+
+    Blocks of one split, and networks with and without squeeze-and-excitation, are not interpolated between each other.
+    So they lie apart.
+    """
+    s = arch.stages[-1]  # the widest stage, where repair changes the width least
+    return [math.log(s.width), math.log(s.scale), math.log(s.cardinality), 2.0 * (s.scale == 1), 4.0 * arch.se]
+
+
+def _random_members(space: Space, count: int) -> tuple[Arch, ...]:
+    """Return up to `count` different members, from the least to the most work."""
+    rng = random.Random(SEED)
+    found = {arch.key(): arch for arch in (space.arch(space.sample(rng)) for _ in range(4 * count))}
+    members = sorted(found.values(), key=lambda arch: work(arch, space.image_size))
+    step = max(1.0, (len(members) - 1) / (count - 1))
+    return tuple(members[round(i * step)] for i in range(min(count, len(members))))
+
+
+def _table_of(known: Iterable[Piece], image_size: int) -> LatencyTable:
+    """Return a table of unknown times, which tells what it covers."""
+    entries = tuple((p.key, 1.0, 0.0) for p in known)
+    return LatencyTable("", "", "", 1, 1, image_size, (), entries)

@@ -1,0 +1,203 @@
+"""Measure the latency table of a space, once, before a search: `python -m search.latency --space S --out table.json`.
+
+The table has the time of every stem, block and head of the space. Then the latency of a network is a sum: it needs no
+device and never changes. Measure on an idle device. The command needs neither Ray nor Optuna.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+import space as spaces
+import trainers.datasets.data
+from res2net.arch import Arch
+from res2net.commands import Parser, run_main
+from res2net.deploy.timing import FORMS
+from res2net.errors import UserError
+from res2net.files import write_atomic
+from res2net.folder import load_arch
+from res2net.latency import COMMAND, LatencyTable
+from res2net.named import named, names
+from res2net.pieces import sequence
+from search.carriers import Plan, missing, plan
+from search.measuring import Pace, Target, fit, table_of, timed
+from search.units import format_seconds, parse_seconds
+from space import Space
+
+FORM = "optimized"
+
+
+def make(
+    space: Space,
+    form: str = FORM,
+    device: str = "cpu",
+    batch_size: int = 1,
+    threads: int = 1,
+    seconds: float | None = None,
+    networks: Sequence[Arch] = (),
+    console: Console | None = None,
+) -> LatencyTable:
+    """Measure the latency table of a space.
+
+    form: how networks run, one of `FORMS`.
+    seconds: a bound on the time. Within it, fewer blocks may be measured, and the others are interpolated. None: no
+        bound.
+    networks: more networks whose pieces the table gets. They need not be members.
+    console: shows the estimate and the progress.
+
+    Raise `UserError` for a wrong value, and if `seconds` is too short for a table that covers the space.
+    """
+    start = time.monotonic()
+    target = Target.of(form, device, batch_size, threads)
+    console = console or Console(quiet=True)
+    found = plan(space, networks)
+    pace = Pace.of(target, found.others or found.first, space.image_size)
+    archs = _chosen(found, pace, seconds, console)
+    late = None if seconds is None else start + seconds
+    times, latencies = timed(found, archs, target, pace, late, console)
+    table = table_of(target, space.image_size, times)
+    rows = [(table.of(arch, space.image_size), ms) for arch, ms in zip(found.whole, latencies, strict=True)]
+    overhead, factor = fit(rows)
+    return replace(table, overhead=overhead, factor=factor)
+
+
+def estimate(
+    space: Space,
+    form: str = FORM,
+    device: str = "cpu",
+    batch_size: int = 1,
+    threads: int = 1,
+    networks: Sequence[Arch] = (),
+) -> float:
+    """Return the seconds that `make` needs without a bound. It builds and runs two networks to find out."""
+    target, found = Target.of(form, device, batch_size, threads), plan(space, networks)
+    pace = Pace.of(target, found.others or found.first, space.image_size)
+    return pace.seconds(found.archs + found.whole, space.image_size)
+
+
+def load(path: str | Path) -> LatencyTable:
+    """Return the table of a file. Raise `UserError` if there is none."""
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"latency table {str(path)!r}: {error}; accepted: a file that {COMMAND} wrote") from None
+    try:
+        return LatencyTable.from_dict(data)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def check(table: LatencyTable, space: Space, networks: Sequence[Arch] = ()) -> None:
+    """Raise `UserError` unless the table has the latency of all members of a space, and of more networks."""
+    if table.image_size != space.image_size:
+        raise UserError(
+            f"latency table: image size {table.image_size}; accepted: {space.image_size}, as in space {space.name!r}"
+        )
+    lacking = missing(table, plan(space, networks).needed)
+    if lacking:
+        raise UserError(
+            f"latency table: {len(lacking)} pieces of space {space.name!r} over base {space.base} are missing, first "
+            f"{lacking[0].key!r}; accepted: a table of this space ({COMMAND})"
+        )
+
+
+def _chosen(found: Plan, pace: Pace, seconds: float | None, console: Console) -> tuple[Arch, ...]:
+    """Return the networks to time within the bound, and print what will be done."""
+    size = found.image_size
+    total, rest = pace.seconds(found.archs + found.whole, size), pace.seconds(found.whole, size)
+    pieces = len(found.needed)
+    if seconds is None or total <= seconds:
+        console.print(f"{pieces} pieces in {len(found.archs)} networks: about {format_seconds(total)}", highlight=False)
+        return found.archs
+    count = len(found.archs)
+    while count > 0 and pace.seconds(found.archs[:count], size) + rest > seconds:
+        count -= 1
+    least = found.least()
+    if count < least:
+        needed = pace.seconds(found.archs[:least], size) + rest
+        raise UserError(f"`time`: {format_seconds(seconds)} is too short; accepted: at least {format_seconds(needed)}")
+    archs = found.archs[:count]
+    got = len({p for arch in archs for p in sequence(arch, size)} & found.needed)
+    console.print(
+        f"all {pieces} pieces would take about {format_seconds(total)}: {got} are measured within "
+        f"{format_seconds(seconds)}, the others are interpolated",
+        highlight=False,
+    )
+    return archs
+
+
+def build_parser() -> Parser:
+    """Return the command's options."""
+    parser = Parser(prog=COMMAND, description="Measure the latency table of a space on an idle device.")
+    add = parser.add_argument
+    add("--space", default="scale_card_depth", metavar="NAME", help=f"{', '.join(spaces.names())}, or a YAML file")
+    add("--base", metavar="NAME", help=f"{', '.join(spaces.BASES)}; none: the one that suits the data set")
+    add("--per-stage", action="store_true", help="give every stage its own values")
+    add("--data", default="shapes", metavar="NAME", help="the data set, which sets classes and channels")
+    add("--data-dir", metavar="DIR", help="the folder of the data set's files")
+    add("--image-size", type=int, metavar="N", help="side of the images in pixels; none: the base's")
+    add("--device", default="cpu", metavar="NAME", help="cpu, cuda or cuda:N")
+    add("--batch-size", type=int, default=1, metavar="N", help="images of a batch")
+    add("--form", default=FORM, metavar="NAME", help=f"how networks run: {', '.join(FORMS)}")
+    add("--threads", type=int, default=1, metavar="N", help="threads of a CPU")
+    add("--networks", default="", metavar="A,B", help="more networks: names (python -m res2net) or arch.json files")
+    add("--time", metavar="T", help="measure fewer blocks if all would take longer (90s, 30m); none: no limit")
+    add("--out", required=True, type=Path, metavar="FILE", help="the table's file, JSON")
+    return parser
+
+
+def _networks(text: str) -> tuple[Arch, ...]:
+    """Return the networks of the option `--networks`. Raise `UserError` for one that is none, or no Res2Net."""
+    found = []
+    for item in filter(None, map(str.strip, text.split(","))):
+        try:
+            arch = named(item) if item in names() or not Path(item).exists() else load_arch(item)
+        except UserError as error:
+            raise UserError(f"`networks`: {error}") from None
+        if not isinstance(arch, Arch):
+            raise UserError(f"`networks`: {item} is of kind {arch.kind!r}; accepted: a Res2Net")
+        found.append(arch)
+    return tuple(found)
+
+
+def _space(args: argparse.Namespace) -> Space:
+    """Return the space, with the classes of the data set."""
+    dataset = trainers.datasets.data.get(args.data)
+    if args.image_size is not None:
+        dataset.check_image_size(args.image_size)
+    if args.base is not None and args.base not in spaces.BASES:
+        raise UserError(f"`base`: unknown value {args.base!r}; accepted: {', '.join(spaces.BASES)}")
+    classes = len(trainers.datasets.data.classes_of(args.data, args.data_dir))
+    base = args.base or dataset.base(args.image_size)
+    return spaces.get(args.space, base, args.per_stage, num_classes=classes, image_size=args.image_size)
+
+
+def _main(args: argparse.Namespace) -> None:
+    seconds = None if args.time is None else parse_seconds(args.time, "time")
+    if not args.out.parent.is_dir():
+        raise UserError(f"`out`: no folder {str(args.out.parent)!r}; accepted: a file in an existing folder")
+    target = Target.of(args.form, args.device, args.batch_size, args.threads)  # wrong values end before any work
+    space, networks = _space(args), _networks(args.networks)
+    console = Console()
+    start = time.monotonic()
+    table = make(space, target.form, args.device, target.batch_size, target.threads, seconds, networks, console)
+    write_atomic(args.out, table.to_json())
+    took = format_seconds(time.monotonic() - start)
+    console.print(f"{args.out}: {len(table.entries)} pieces, {table.text}, in {took}", highlight=False, soft_wrap=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code."""
+    return run_main(_main, build_parser, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,170 @@
+"""Time the networks of a latency table on a device, and fit the sum of pieces to whole networks."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from scipy.optimize import nnls
+
+from res2net.arch import Arch
+from res2net.deploy.timing import LEAST_RUNS, ONNX_FORMS, SECONDS, WARM, check_form, measured, piece_times, runner
+from res2net.errors import UserError
+from res2net.factory import create
+from res2net.latency import Entry, LatencyTable
+from res2net.pieces import sequence
+from search.carriers import Plan, work
+from trainers.device import device_of
+from trainers.meta import environment
+
+Times = dict[str, list[tuple[float, float]]]  # by a piece's key: the median and the spread in ms, in each network
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What is measured: how networks run, and on which device."""
+
+    form: str
+    device: torch.device
+    batch_size: int
+    threads: int
+
+    @classmethod
+    def of(cls, form: str, device: str, batch_size: int, threads: int) -> Target:
+        """Return the target. Raise `UserError` for a wrong value and for a device that is not there."""
+        for name, value in (("batch_size", batch_size), ("threads", threads)):
+            if value < 1:
+                raise UserError(f"`{name}`: {value} is too small; accepted: at least 1")
+        found = device_of(device)
+        if found.type == "mps":
+            raise UserError(f"`device`: {device!r} cannot be timed; accepted: cpu, cuda, cuda:N")
+        check_form(form, found)
+        return cls(form, found, batch_size, threads)
+
+    def images(self, arch: Arch, size: int) -> torch.Tensor:
+        """Return a batch of normal noise for a network."""
+        generator = torch.Generator().manual_seed(0)
+        return torch.randn(self.batch_size, arch.in_channels, size, size, generator=generator).to(self.device)
+
+    def pieces(self, arch: Arch, size: int) -> np.ndarray:
+        """Return the times of a network's pieces in ms, `[runs, pieces]`."""
+        return piece_times(
+            create(arch).to(self.device),  # type: ignore[arg-type]  # an `Arch` gives a `Res2Net`
+            self.form,
+            self.images(arch, size),
+            self.threads,
+        )
+
+    def whole(self, arch: Arch, size: int) -> tuple[float, float]:
+        """Return the median and the interquartile range of a network's latency in ms."""
+        run = runner(create(arch).eval().to(self.device), self.form, self.images(arch, size), self.threads)
+        return measured(run, self.threads)
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How long it takes to time networks, as a linear function of their MACs.
+
+    fixed: seconds to build a network. per_mac: seconds of one MAC in one run.
+    """
+
+    fixed: float
+    per_mac: float
+
+    @classmethod
+    def of(cls, target: Target, archs: Sequence[Arch], size: int) -> Pace:
+        """Return the pace, from the networks with the least and the most MACs."""
+        ends = sorted(archs, key=lambda arch: work(arch, size))
+        rows = []
+        for arch in (ends[0], ends[-1]):
+            start = time.perf_counter()
+            run = runner(create(arch).eval().to(target.device), target.form, target.images(arch, size), target.threads)
+            run()
+            built = time.perf_counter() - start
+            start = time.perf_counter()
+            run()
+            rows.append((built, (time.perf_counter() - start) / work(arch, size)))
+        return cls(max(row[0] for row in rows), statistics.mean(row[1] for row in rows))
+
+    def seconds(self, archs: Sequence[Arch], size: int) -> float:
+        """Return the seconds to time these networks one after the other."""
+        runs = (work(arch, size) * self.per_mac for arch in archs)
+        return sum(self.fixed + WARM * run + max(SECONDS, LEAST_RUNS * run) for run in runs)
+
+
+def timed(
+    found: Plan, archs: Sequence[Arch], target: Target, pace: Pace, late: float | None, console: Console
+) -> tuple[Times, list[float]]:
+    """Return the times of pieces, and the latencies of the plan's `whole` networks in ms.
+
+    Whole networks are timed between the others, so that a clock rate that drifts changes both alike.
+    late: when the command must end, in seconds of `time.monotonic`. Networks that the pieces do not need are left out.
+    """
+    size, whole = found.image_size, list(found.whole)
+    least = len(archs) if late is None else found.least()
+    times: Times = defaultdict(list)
+    latencies: list[float] = []
+    columns = TextColumn("timing networks"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=pace.seconds([*archs, *whole], size))
+
+        def time_whole() -> None:
+            arch = whole.pop(0)
+            latencies.append(target.whole(arch, size)[0])
+            bar.advance(task, pace.seconds([arch], size))
+
+        for i, arch in enumerate(archs):
+            if late is not None and i >= least and time.monotonic() + pace.seconds([arch, *whole], size) > late:
+                console.print(f"the estimate was too low: {i} of {len(archs)} networks are timed", highlight=False)
+                break
+            low, middle, high = np.percentile(target.pieces(arch, size), (25, 50, 75), axis=0)
+            for piece, ms, spread in zip(sequence(arch, size), middle, high - low, strict=True):
+                times[piece.key].append((float(ms), float(spread)))
+            bar.advance(task, pace.seconds([arch], size))
+            if whole and (i + 1) * (len(found.whole) + 1) // len(archs) > len(latencies):
+                time_whole()
+        while whole:
+            time_whole()
+    return times, latencies
+
+
+def table_of(target: Target, size: int, times: Times) -> LatencyTable:
+    """Return the table without a fit. A piece of several networks has the median of its times."""
+    env = environment()
+    known = {"torch": env["versions"]["torch"]}
+    if target.form in ONNX_FORMS:
+        known["onnxruntime"] = version("onnxruntime")
+    hardware = env["hardware"]
+    entries: list[Entry] = [
+        (key, *(statistics.median(values) for values in zip(*found, strict=True)))  # type: ignore[misc]
+        for key, found in times.items()
+    ]
+    name = hardware["cpu"] if target.device.type == "cpu" else torch.cuda.get_device_name(target.device)
+    return LatencyTable(
+        target.device.type,
+        name,
+        target.form,
+        target.batch_size,
+        target.threads,
+        size,
+        tuple(known.items()),
+        tuple(entries),
+    )
+
+
+def fit(rows: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Return the overhead in ms and the factor, both at least 0, that fit whole networks best.
+
+    rows: for each network, the sum of its pieces and its latency in ms. The squares of relative errors are minimised.
+    """
+    sums, latencies = np.array(rows, dtype=float).T
+    found, _ = nnls(np.stack([1 / latencies, sums / latencies], axis=1), np.ones(len(rows)))
+    return float(found[0]), float(found[1])

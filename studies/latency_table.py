@@ -1,0 +1,153 @@
+"""Compare latencies from a table with measured latencies of random members of a space.
+
+    python -m studies.latency_table --base micro --form optimized --batch-sizes 1 8 --members 40 --out DIR
+
+For each batch size, the study measures a latency table of scale_card_depth_width, then draws random members and times
+each of them end to end, twice, in two passes. No drawn member is one of the networks on which the table was fitted. The
+study prints, and writes as `latency.csv`: the median absolute error in %, Kendall's tau between the table and the
+measurements (the mean of both passes), tau between both passes, and the seconds to make the table. `members.csv` has a
+row for each member. `latency.png` shows predicted against measured latencies.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from rich.console import Console
+from scipy.stats import kendalltau
+
+import space as spaces
+from res2net.arch import Arch
+from res2net.commands import Parser, run_main
+from res2net.errors import UserError
+from res2net.files import write_atomic
+from res2net.latency import LatencyTable
+from search.carriers import plan
+from search.latency import FORM, check, load, make
+from search.measuring import Target
+from search.units import parse_seconds
+from space import Space
+from studies.bench import check_positive, first_line
+from trainers.meta import environment
+
+PROG = "python -m studies.latency_table"
+SPACE = "scale_card_depth_width"
+
+
+def parser() -> Parser:
+    """Return the command's options."""
+    out = Parser(prog=PROG, description=first_line(__doc__))
+    out.add_argument("--base", default="micro", metavar="NAME", help=f"the base of {SPACE}: {', '.join(spaces.BASES)}")
+    out.add_argument("--form", default=FORM, metavar="NAME", help="how networks run")
+    out.add_argument("--device", default="cpu", metavar="NAME", help="cpu, cuda or cuda:N")
+    out.add_argument("--batch-sizes", nargs="+", type=int, default=(1, 8), metavar="N", help="images of a batch")
+    out.add_argument("--threads", type=int, default=1, metavar="N", help="threads of a CPU")
+    out.add_argument("--members", type=int, default=40, metavar="N", help="random members to time end to end")
+    out.add_argument("--seed", type=int, default=0, metavar="N", help="the seed of the members")
+    out.add_argument(
+        "--tables", nargs="*", type=Path, default=(), metavar="FILE", help="tables to use, one a batch size"
+    )
+    out.add_argument("--time", metavar="T", help="a bound on the time of each table; none: no bound")
+    out.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder of the results")
+    return out
+
+
+def study(args: argparse.Namespace) -> None:
+    """Run the command."""
+    check_positive(args, "members", "threads")
+    if args.tables and len(args.tables) != len(args.batch_sizes):
+        raise UserError(
+            f"`tables`: {len(args.tables)} files; accepted: {len(args.batch_sizes)}, one for each batch size"
+        )
+    seconds = None if args.time is None else parse_seconds(args.time, "time")
+    space = spaces.get(SPACE, args.base)
+    args.out.mkdir(parents=True, exist_ok=True)
+    console, rows, members = Console(), [], []
+    for batch_size in args.batch_sizes:
+        target = Target.of(args.form, args.device, batch_size, args.threads)
+        start = time.monotonic()
+        if args.tables:
+            table = load(args.tables[len(rows)])
+            check(table, space)
+        else:
+            table = make(space, args.form, args.device, batch_size, args.threads, seconds, console=console)
+        took = time.monotonic() - start
+        write_atomic(args.out / f"table-{args.base}-{args.form}-{batch_size}.json", table.to_json())
+        found = pd.DataFrame(compared(table, target, drawn(space, args.members, args.seed), space.image_size))
+        rows.append({"base": args.base, "form": args.form, "batch": batch_size, **summary(found), "table_s": took})
+        members.append(found.assign(batch=batch_size))
+        console.print(pd.DataFrame(rows[-1:]).round(3).to_string(index=False), highlight=False, soft_wrap=True)
+        console.print(f"overhead {table.overhead:.4f} ms, factor {table.factor:.4f}; {table.text}", highlight=False)
+    env = environment()
+    results = pd.DataFrame(rows).assign(members=args.members, commit=env["commit"], cpu=env["hardware"]["cpu"])
+    write_atomic(args.out / "latency.csv", results.to_csv(index=False))
+    every = pd.concat(members)
+    write_atomic(args.out / "members.csv", every.to_csv(index=False))
+    plot(every, f"{args.base}, {args.form}", args.out / "latency.png")
+
+
+def drawn(space: Space, count: int, seed: int) -> list[Arch]:
+    """Return different random members. None of them takes part in the fit of a table."""
+    rng, used = random.Random(seed), {arch.key() for arch in plan(space).whole}
+    found: dict[str, Arch] = {}
+    for _ in range(100 * count):
+        arch = space.arch(space.sample(rng))
+        if arch.key() not in used:
+            found.setdefault(arch.key(), arch)
+        if len(found) == count:
+            break
+    return list(found.values())
+
+
+def compared(table: LatencyTable, target: Target, archs: Sequence[Arch], size: int) -> Iterator[dict[str, Any]]:
+    """Yield for each network its latency by the table, and two measurements, in ms."""
+    passes = [[target.whole(arch, size)[0] for arch in archs] for _ in range(2)]
+    for arch, first, second in zip(archs, *passes, strict=True):
+        yield {"arch": str(arch), "predicted": table.of(arch, size), "first": first, "second": second}
+
+
+def summary(found: pd.DataFrame) -> dict[str, float]:
+    """Return the errors and the correlations of a batch size."""
+    truth = (found["first"] + found["second"]) / 2
+    error = 100 * (found["predicted"] / truth - 1)
+    return {
+        "median_error_%": float(error.abs().median()),
+        "p90_error_%": float(error.abs().quantile(0.9)),
+        "bias_%": float(error.median()),
+        "tau": float(kendalltau(found["predicted"], truth).statistic),
+        "tau_first": float(kendalltau(found["predicted"], found["first"]).statistic),
+        "tau_repeat": float(kendalltau(found["first"], found["second"]).statistic),
+        "repeat_error_%": float(100 * (found["first"] / found["second"] - 1).abs().median()),
+    }
+
+
+def plot(found: pd.DataFrame, title: str, path: Path) -> None:
+    """Write a scatter plot of predicted against measured latencies."""
+    from matplotlib.figure import Figure  # takes a second to import
+
+    figure = Figure(figsize=(5, 5), layout="constrained")
+    axes = figure.subplots()
+    for batch, rows in found.groupby("batch"):
+        axes.scatter((rows["first"] + rows["second"]) / 2, rows["predicted"], s=14, label=f"batch {batch}")
+    ends = [float(np.min(found["predicted"])), float(np.max(found["predicted"]))]
+    axes.plot(ends, ends, color="grey", linewidth=0.8, zorder=0)
+    axes.set(xscale="log", yscale="log", xlabel="measured ms", ylabel="predicted ms", title=title)
+    axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the study; return the exit code."""
+    return run_main(study, parser, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
