@@ -15,6 +15,7 @@ from res2net.named import named, names
 
 if TYPE_CHECKING:
     from res2net.deploy.export import export_onnx, export_program
+    from res2net.deploy.int8 import quantize
     from res2net.deploy.optimize import optimize
     from res2net.elastic import ElasticRes2Net
     from res2net.factory import create
@@ -38,6 +39,7 @@ _LAZY = {
     "export_onnx": "deploy.export",
     "export_program": "deploy.export",
     "optimize": "deploy.optimize",
+    "quantize": "deploy.int8",
 }
 
 __all__ = [
@@ -61,6 +63,7 @@ __all__ = [
     "named",
     "names",
     "optimize",
+    "quantize",
     "save",
 ]
 

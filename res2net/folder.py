@@ -17,9 +17,9 @@ from res2net.kinds import from_json, network_names
 from res2net.weights import fit, on_meta, read_weights
 
 ARCH_FILE, WEIGHTS_FILE = "arch.json", "model.safetensors"
-TRAINING_FILE, CARD_FILE, ONNX_FILE = "training.json", "README.md", "model.onnx"
+TRAINING_FILE, CARD_FILE, ONNX_FILE, INT8_FILE = "training.json", "README.md", "model.onnx", "model.int8.onnx"
 LOG_FILE, BOARD_FOLDER, CHECKPOINT_FILE = "log.csv", "tensorboard", "checkpoint.pt"
-MODEL_FILES = (ARCH_FILE, WEIGHTS_FILE, TRAINING_FILE, CARD_FILE, ONNX_FILE, LOG_FILE, BOARD_FOLDER)
+MODEL_FILES = (ARCH_FILE, WEIGHTS_FILE, TRAINING_FILE, CARD_FILE, ONNX_FILE, INT8_FILE, LOG_FILE, BOARD_FOLDER)
 
 
 def check_replaceable(folder: Path, what: str) -> None:

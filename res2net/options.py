@@ -71,7 +71,8 @@ def add_options(
         assert parses or kind in SIMPLE, f"field {field.name!r} has type {kind}; an option may have {SIMPLE}"
         how: dict[str, Any] = {"default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
         if everything or field.metadata.get("common"):
-            how["help"] = describe(field, (notes or {}).get(field.name, ""), (choices or {}).get(field.name))
+            text = describe(field, (notes or {}).get(field.name, ""), (choices or {}).get(field.name))
+            how["help"] = text.replace("%", "%%")  # argparse formats help texts with the % operator
         if kind is bool:
             how["action"] = "store_true"
         else:

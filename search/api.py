@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from res2net.errors import UserError
-from search import calibration, export, from_run, included, runs
+from search import calibration, included, runs
 from search.checkpoints import TRUNKS, Checkpoints
 from search.driver import Driver
-from search.execute import Executor, executor_of
 from search.included import Included
 from search.ledger import Ledger
 from search.lock import locked
+from search.model_folder import export
 from search.objectives import ACCURACY
+from search.prepared import Prepared, prepared
 from search.report import dashboard
 from search.report.figures import pareto_figure
 from search.report.files import title_of, write
@@ -123,9 +124,9 @@ def search(
     """
     begun = time.monotonic() if begun is None else begun
     folder = Path(out) if out is not None else Path("runs") / runs.new_name(settings)
-    data, space, executor = _checked(settings, folder, progress)
-    networks = _networks(settings, folder, space, data)
-    settings = _with_study_name(settings, folder)
+    given = _with_study_name(settings, folder)
+    ready = prepared(given, folder, progress.console if progress else None)
+    settings, data, space, networks = ready.settings, ready.data, ready.space, ready.networks
     runs.check(folder, settings, space)
     storage, name = settings.resources.storage, settings.resources.study
     if storage and name:
@@ -135,7 +136,7 @@ def search(
     table = None
     if settings.planned:  # before the lock creates the folder: the time may be too short
         with connection_watched(storage):
-            table = _timetable(settings, folder, space, data, begun, executor.places(), networks)
+            table = _timetable(ready, folder, begun)
     with runs.disk_watched(folder), locked(folder), connection_watched(storage):
         plan = None if table is None else calibration.recorded(table)
         number = runs.open_run(folder, settings, space, data.describe(), plan)
@@ -145,7 +146,7 @@ def search(
         study = open_study(url, name, settings, space, here, sampler)
         session = _Session(number, settings, folder, space, data, progress or Silent(), study, table, begun, networks)
         with contextlib.closing(study):
-            return session.run(executor.execute, work)
+            return session.run(ready.executor.execute, work)
 
 
 def plan_of(
@@ -155,43 +156,13 @@ def plan_of(
     folder = Path(out) if out is not None else Path("runs") / runs.new_name(settings)
     if not settings.planned:
         raise UserError("`dry_run`: this search has no plan; accepted: with `time`, without `trials` and `epochs`")
-    data, space, executor = _checked(settings, folder, progress)
-    networks = _networks(settings, folder, space, data)
     begun = time.monotonic() if begun is None else begun
-    return _timetable(settings, folder, space, data, begun, executor.places(), networks)
+    return _timetable(prepared(settings, folder, progress.console if progress else None), folder, begun)
 
 
-def _checked(settings: Settings, folder: Path, progress: Progress | None) -> tuple[Data, Space, Executor]:
-    """Return the data, the space and the executor. Raise `UserError` for settings that they do not fit."""
-    data = settings.scope.load_data(progress.console if progress else None)
-    space = runs.space_for(folder, settings, data)
-    scope = settings.scope
-    if scope.matching.active:
-        scope.matching.check(space, scope.limits, scope.seed)
-    else:
-        scope.limits.check(space)
-    settings.evaluator.check_weights(space, data)
-    executor = executor_of(settings.resources)
-    executor.check()
-    return data, space, executor
-
-
-def _networks(settings: Settings, folder: Path, space: Space, data: Data) -> tuple[Included, ...]:
-    """Return the networks that the search starts from."""
-    found = included.included(settings, folder, space, data)
-    return *found, *from_run.front(settings, folder, len(found), data)
-
-
-def _timetable(
-    settings: Settings,
-    folder: Path,
-    space: Space,
-    data: Data,
-    begun: float,
-    workers: int,
-    networks: Sequence[Included],
-) -> Timetable:
+def _timetable(ready: Prepared, folder: Path, begun: float) -> Timetable:
     """Return the timetable: the last session's, if that session left the time that is given, else a new one."""
+    settings, space, data, networks = ready.settings, ready.space, ready.data, ready.networks
     resumes = (folder / runs.RUN_FILE).exists()
     books = Ledger.of(settings.rules, runs.records_of(folder) if resumes else [])
     sessions = runs.read(folder)["sessions"] if resumes else []
@@ -199,12 +170,12 @@ def _timetable(
     if sessions and sessions[-1].get("plan") and seconds <= runs.time_left(folder):
         return calibration.restored(sessions[-1]["plan"], settings, space, data, books, networks)
     left = (seconds - RESERVE - (time.monotonic() - begun)) / settings.budget.repeat
-    return calibration.timetable(settings, space, data, books, left, workers, len(sessions), networks)
+    return calibration.timetable(settings, space, data, books, left, ready.executor.places(), len(sessions), networks)
 
 
 def directions(settings: Settings) -> dict[str, Direction]:
     """Return the direction of each objective of a search by name: quality first, then cost."""
-    return {o.name: o.direction for o in (ACCURACY, settings.scope.cost)}
+    return {o.name: o.direction for o in (ACCURACY, *settings.scope.costs)}
 
 
 def open_study(
@@ -290,7 +261,7 @@ class _Session:
         """Export the best trial with weights in this folder. Other drivers keep weights in folders of their own."""
         for record in self.driver.ledger.best:
             if runs.weights_path(self.folder, record.number).is_file():
-                export.export(self.folder, str(record.number), self.folder / "best")
+                export(self.folder, str(record.number), self.folder / "best")
                 return
 
     @contextlib.contextmanager

@@ -78,7 +78,7 @@ def _seconds_per_image(member: Member, data: Data, config: Config) -> float:
 
 def terms_of(settings: Settings, space: Space, data: Data, books: Ledger, networks: Sequence[Included] = ()) -> Terms:
     """Return the terms of a plan: the range of costs, the images, and the front so far, with the scores to reuse."""
-    low, high = cost_range(space, settings)
+    low, high = cost_range(settings.scope.cost, space, settings)
     chance = 1 / data.num_classes
     known = [(books.cost(r), r.val_top1 or 0.0) for r in books.front]
     cost, size = settings.scope.cost, space.image_size

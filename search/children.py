@@ -31,9 +31,14 @@ def gaps(terms: Terms, front: Sequence[tuple[float, float]]) -> list[Gap]:
     """Return the gaps of a front, from the least cost to the greatest.
 
     A gap's worth is its octaves times the rise of the accuracy over it. Above the front, the rise is a prediction.
-    front: the cost and the accuracy (0 to 1) of its networks.
+    front: the cost and the accuracy (0 to 1) of its networks. With several cost objectives, this is the first cost, and
+        networks that are on the front for another cost are left out.
     """
-    points = sorted(front) or [(terms.low, 0.0)]
+    rising: list[tuple[float, float]] = []
+    for cost, quality in sorted(front):
+        if not rising or quality > rising[-1][1]:
+            rising.append((cost, quality))
+    points = rising or [(terms.low, 0.0)]
     dearest, best = points[-1]
     epochs = MOST_PASSES * REFERENCE / terms.images
     rise = expected(terms, terms.high, epochs) - expected(terms, dearest, epochs)

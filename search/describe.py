@@ -19,8 +19,10 @@ from rich.console import Console
 import trainers.datasets.data
 from res2net.arch import Arch
 from res2net.commands import Parser, run_main
+from res2net.errors import UserError
 from res2net.named import named, names
 from res2net.options import add_options, fields_of, parsed
+from search.baseline import resolved
 from search.groups import Budget, Resources, Scope, Scoring
 from search.objectives import COSTS, Limits, Objective
 from search.settings import Settings
@@ -220,13 +222,21 @@ def _main(args: argparse.Namespace) -> int:
     plans, settings = "time" in values, Settings(**values)
     scope = settings.scope
     classes = trainers.datasets.data.classes_of(scope.data, scope.data_dir)
-    space = scope.get_space(len(classes), scope.image_size)
-    objectives = dict.fromkeys((scope.cost, *COSTS.values()))
     console = Console()
 
     def show(text: str) -> None:
         console.print(text, highlight=False, markup=False, soft_wrap=True)
 
+    if scope.timed and scope.latency is None:
+        raise UserError("`latency`: nothing is measured here; accepted: a file of python -m search.latency")
+    settings, bounds = resolved(settings, len(classes), scope.image_size)
+    scope = settings.scope
+    space = scope.get_space(len(classes), scope.image_size)
+    objectives = dict.fromkeys((*scope.costs, *COSTS.values()))
+    for objective in objectives:
+        objective.check(space)
+    for line in bounds:
+        show(line)
     for line in lines(describe(space, scope.limits, tuple(objectives), scope.seed)):
         show(line)
     if plans:

@@ -11,12 +11,12 @@ import time
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from dataclasses import replace
 
-from res2net.arch import Arch
 from search.choice import Choice
 from search.evaluators import Grow
 from search.included import Included
 from search.ledger import KILLED, RETRIES, Ledger
 from search.lineage import Lineage
+from search.objectives import places
 from search.proposals import Accepted, Proposals
 from search.running import Running
 from search.scheduler import continues
@@ -59,10 +59,11 @@ class Driver:
         self.settings, self.space, self.study = settings, space, study
         self.on_scored, self.on_change = on_scored, on_change
         self.session = session
-        self.evaluator, self.limits, self.objective = settings.evaluator, settings.scope.limits, settings.scope.cost
+        self.evaluator, self.limits = settings.evaluator, settings.scope.limits
         self.ledger = Ledger(settings.rules)
         self.proposals = Proposals(settings, space, study, self.ledger, self._refresh)
-        self.lineage = Lineage({} if trunks is None else trunks, included, study, self._cost)
+        cost, size = settings.scope.cost, space.image_size
+        self.lineage = Lineage({} if trunks is None else trunks, included, study, lambda arch: cost.of(arch, size))
         self.choice = Choice(settings, study, self.ledger, self.proposals, self.lineage, timetable)
         self.running: dict[int, Running] = {}
         limit = settings.budget.time
@@ -104,7 +105,7 @@ class Driver:
         reused = {name: training[name] for name in ("hardware", "versions", "commit")}
         note = f"scored as {known.name}"
         attrs = {**earned, "reused": reused, "note": note, "session": self.session}
-        self.study.complete(number, (known.score, accepted.cost), SCORED, **attrs)
+        self.study.complete(number, (known.score, *accepted.costs), SCORED, **attrs)
         self._refresh()
         self.on_change()
 
@@ -143,9 +144,6 @@ class Driver:
             self.study.annotate(job.number, {**found, "trunk": trunk})
             attrs = self.study.record(job.number).attrs
         return evaluator.grown(job, attrs["trunk"], self.lineage.weights(attrs))
-
-    def _cost(self, arch: Arch) -> float:
-        return self.objective.of(arch, self.space.image_size)
 
     # ---- What comes back -------------------------------------------------------------------------------------------
 
@@ -199,16 +197,17 @@ class Driver:
             return True
         books, key = self.ledger, trial.job.arch.key()
         before = books.furthest.get(key, 0)
-        books.note_rung(key, report.epoch, report.val_top1, trial.cost)
+        books.note_rung(key, report.epoch, report.val_top1, trial.accepted.costs)
         if report.epoch not in books.rungs or report.epoch < before:
             return True
         rung = books.rungs[report.epoch]
-        quality, cost = zip(*rung.values(), strict=True)
+        quality, *costs = zip(*rung.values(), strict=True)
         budget = self.settings.budget
         scheduler = budget.scheduler
         if self.timetable is not None:  # the plan's own networks are never stopped
             scheduler = "none" if trial.accepted.proposal.plan is not None else "pareto-asha"
-        return continues(scheduler, budget.eta, quality, cost, list(rung).index(key), self.objective.log)
+        axes = places(books.rules.costs, costs)
+        return continues(scheduler, budget.eta, list(rung).index(key), quality, *axes)
 
     def _score(self, number: int, report: Report) -> None:
         trial = self.running.pop(number)
@@ -220,7 +219,7 @@ class Driver:
         self.on_scored(trial.job, report.weights)  # before the score: no kill may leave a score without weights
         again = trial.accepted.proposal.again is not None
         outcome = ESTIMATED if trial.estimate else AGAIN if again else SCORED
-        self.study.complete(number, (report.val_top1, trial.cost), outcome, **attrs)
+        self.study.complete(number, (report.val_top1, *trial.accepted.costs), outcome, **attrs)
         self._drop_checkpoints(number, *trial.earlier)
         self._refresh()
         self.on_change()

@@ -10,8 +10,9 @@ from typing import Any
 from res2net.errors import UserError
 from res2net.folder import WEIGHTS_FILE, load_arch
 from search import runs
-from search.export import ledger_of, training_of
 from search.included import FOLDER, Included, as_res2net, other_split, read_training
+from search.model_folder import training_of
+from search.picks import ledger_of
 from search.settings import Settings
 from trainers.datasets.data import Data
 
@@ -43,7 +44,7 @@ def front(settings: Settings, run: Path, first: int, data: Data) -> Iterator[Inc
     for record in books.front:
         path = runs.weights_path(source, record.number)
         if path.is_file():  # other drivers of a shared study keep weights in folders of their own
-            training = training_of(described, record, None)
+            training = training_of(described, record)
             yield _included(source, path, Included("", record.arch), training, settings)
 
 

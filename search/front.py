@@ -1,55 +1,70 @@
-"""The front of quality (more is better) against cost (less is better): pure functions of two columns."""
+"""The front of quality (more is better) against one or several costs (less is better): pure functions of columns."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
+import moocore
 import numpy as np
 
 
-def front(quality: Sequence[float], cost: Sequence[float]) -> list[int]:
+class Axis(NamedTuple):
+    """The costs of points, and a range of budgets from `low` to `high`. log: whether the axis is logarithmic."""
+
+    values: Sequence[float]
+    low: float
+    high: float
+    log: bool = True
+
+
+def front(quality: Sequence[float], *costs: Sequence[float]) -> list[int]:
     """Return the indices of the points that no other point dominates, cheapest first.
 
-    A point dominates another if it is at least as good at no more cost, and better in one of the two. Of equal points,
-    only the one with the lowest index is returned.
+    A point dominates another if it is at least as good at no more of any cost, and better in one of them. Of equal
+    points, only the one with the lowest index is returned.
+    costs: for each cost, its value for each point. The first one orders the result.
     """
-    best, kept = -math.inf, []
-    for i in sorted(range(len(cost)), key=lambda i: (cost[i], -quality[i], i)):
-        if quality[i] > best:
-            best = quality[i]
-            kept.append(i)
-    return kept
+    if not len(quality):
+        return []
+    points = np.column_stack([np.negative(quality), *costs]).astype(float)
+    kept = np.flatnonzero(moocore.is_nondominated(points))
+    return sorted(map(int, kept), key=lambda i: (*points[i, 1:], points[i, 0]))
 
 
-def hypervolume(
-    quality: Sequence[float], cost: Sequence[float], low: float, high: float, log: bool = True, chance: float = 0.0
-) -> float:
-    """Return the best quality within a budget above chance, in %, averaged over budgets from `low` to `high`.
+def hypervolume(quality: Sequence[float], *axes: Axis, chance: float = 0.0) -> float:
+    """Return the best quality within the budgets above chance, in %, averaged over budgets in the range of each axis.
 
-    This is the dominated area of (cost, quality) with the reference point (`high`, `chance`), divided by the area of
-    the whole range up to a quality of 100 %. It is 0 if no point costs less than `high`.
+    This is the volume that the points dominate, with the reference point (`chance`, `high`, ...), divided by the volume
+    of the whole range up to a quality of 100 %. It is 0 if no point costs less than `high`.
     quality: in %.
-    log: whether budgets are averaged on a logarithmic axis.
     chance: the quality of a guess, in %; points at or below it count 0. With 0, the result is the mean best quality.
     """
-    axis = math.log if log else float
-    inside = [i for i in front(quality, cost) if cost[i] < high and quality[i] > chance]
-    if not inside or not high > low or (log and low <= 0):
+    if not len(quality) or any(not a.high > a.low or (a.log and a.low <= 0) for a in axes):
         return 0.0
-    edges = [max(low, cost[i]) for i in inside] + [high]
-    steps = zip(inside, edges[:-1], edges[1:], strict=True)
-    area = sum((quality[i] - chance) * (axis(b) - axis(a)) for i, a, b in steps)
-    return area / (axis(high) - axis(low)) * (100 / (100 - chance))
+    lengths = [math.log(a.high / a.low) if a.log else a.high - a.low for a in axes]
+    places = [_place(np.maximum(a.values, a.low), a) for a in axes]
+    points = np.column_stack([np.negative(quality), *places])
+    volume = moocore.hypervolume(points, ref=[-chance, *lengths])
+    return float(volume / math.prod(lengths) * (100 / (100 - chance)))
 
 
-def knee(quality: Sequence[float], cost: Sequence[float], log: bool = True) -> int:
-    """Return the index of the front's point farthest above the line between the front's ends."""
-    points = front(quality, cost)
-    x = np.asarray([cost[i] for i in points], dtype=float)
-    x = np.log(x) if log else x
-    y = np.asarray([quality[i] for i in points], dtype=float)
+def _place(values: np.ndarray, axis: Axis) -> np.ndarray:
+    """Return the distances of costs from the axis's low end."""
+    return np.log(values / axis.low) if axis.log else values - axis.low
+
+
+def knee(quality: Sequence[float], *places: Sequence[float]) -> int:
+    """Return the index of the front's point whose quality, scaled to the front's range, is most above its scaled costs.
+
+    With one cost, it is farthest above the line between the front's ends. With several, their mean counts.
+    places: for each cost, the place of each point on the cost's axis (`Objective.axis`).
+    """
+    points = front(quality, *places)
     if len(points) < 3:
-        return points[-1]
-    above = (y - y[0]) / (y[-1] - y[0]) - (x - x[0]) / (x[-1] - x[0])
-    return points[int(np.argmax(above))]
+        return max(points, key=lambda i: quality[i])
+    columns = np.array([[column[i] for i in points] for column in (quality, *places)], dtype=float)
+    low, span = columns.min(1, keepdims=True), np.ptp(columns, axis=1, keepdims=True)
+    scaled = (columns - low) / np.where(span > 0, span, 1.0)
+    return points[int(np.argmax(scaled[0] - scaled[1:].mean(0)))]

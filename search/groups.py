@@ -9,17 +9,19 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
 from rich.console import Console
 
 import space as spaces
 import trainers.datasets.data
 from res2net.errors import UserError, unknown
-from search.objectives import COSTS, MACS, Limits, Matching, Objective, cost_objective, limits
+from res2net.latency import LatencyTable
+from search.latency_cache import parse_table
+from search.objectives import LATENCY, MACS, NAMES, Limits, Matching, Objective, cost_objectives, limits
 from search.scheduler import SCHEDULERS, rungs
 from search.study.sampler import SAMPLERS, factory
-from search.units import parse_count, parse_seconds
+from search.study.storage import check_url
+from search.units import parse_bound, parse_count, parse_seconds, parse_share
 from space import Space
 from trainers.datasets.data import Data
 from trainers.recipes import RECIPES, Config, parse_recipe, shortened
@@ -28,6 +30,7 @@ EXECUTORS = ("tune", "local")
 CONFIRM_BY = ("tune", "scratch")
 MAX_GPUS = 16  # the most GPUs of one trial
 SHORT = RECIPES["short"]
+LIMITS = tuple(f"{side}_{name}" for name in NAMES for side in ("max", "min"))  # not all of them are settings
 
 
 def option(default: Any, text: str, metavar: str | None = None, **more: Any) -> Any:
@@ -35,9 +38,11 @@ def option(default: Any, text: str, metavar: str | None = None, **more: Any) -> 
     return field(default=default, metadata={"help": text, "metavar": metavar, **more})
 
 
-def count(text: str, **more: Any) -> Any:
-    """Return a field for a limit on a count. People write it as 20M or 4.2G; None means no limit."""
-    return option(None, text, "N", parse=parse_count, **more)
+def limit(name: str, what: str, **more: Any) -> Any:
+    """Return a field for a limit on a cost: a value (20M, 5ms), a share of the baseline's cost (60%), or None."""
+    side = "at most" if name.startswith("max_") else "at least"
+    text = f"search networks of {side} {what}; default: no limit)"
+    return option(None, text, "N", parse=parse_bound, **more)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +61,31 @@ class Scope:
     )
     per_stage: bool = option(False, "give every stage its own values")
     objective: str = option(
-        MACS.name, "the cost on the front: {choices}, or my_package:NAME", "NAME", choices=lambda: tuple(COSTS)
+        MACS.name,
+        "the cost on the front, or several with commas: {choices}, or my_package:NAME",
+        "NAME",
+        choices=lambda: NAMES,
     )
-    max_macs: int | None = count("search networks of at most N MACs (20M, 4.2G; default: no limit)", common=True)
-    min_macs: int | None = count("search networks of at least N MACs (default: no limit)")
-    max_params: int | None = count("search networks of at most N parameters (default: no limit)")
-    max_activations: int | None = count("search networks of at most N activations per image (default: no limit)")
-    match_macs: int | None = count("compare networks at N MACs: solve the width for each shape (default: off)")
+    max_macs: float | str | None = limit("max_macs", "N MACs (20M, 4.2G, or 60% of the baseline's", common=True)
+    min_macs: float | str | None = limit("min_macs", "N MACs (20M, 10%")
+    max_params: float | str | None = limit("max_params", "N parameters (5M, 50%")
+    max_activations: float | str | None = limit("max_activations", "N activations per image (2M, 50%")
+    max_latency: float | str | None = limit("max_latency", "N of latency (5ms, 800us, 60%")
+    latency: LatencyTable | None = option(  # noqa: RUF009  (`option` returns a field)
+        None,
+        "the latency table (default: measured first, or the one of this device's last search)",
+        "FILE",
+        parse=parse_table,
+    )
+    baseline: str | None = option(
+        None,
+        "the network of which a limit is a share: a name (python -m res2net), an arch.json file, a model folder, or a "
+        "run for its best (default: the space's dearest network)",
+        "NAME",
+    )
+    match_macs: int | None = option(
+        None, "compare networks at N MACs: solve the width for each shape (default: off)", "N", parse=parse_count
+    )
     data: str = option(
         "shapes",
         "the data set: {choices}, or my_package:NAME",
@@ -81,21 +104,45 @@ class Scope:
         dataset = trainers.datasets.data.get(self.data)
         if self.base is not None and self.base not in spaces.BASES:
             raise unknown("`base`", self.base, spaces.BASES)
-        cost_objective(self.objective)
+        if isinstance(self.latency, Mapping):  # from JSON
+            values = {**self.latency, "versions": dict(self.latency["versions"])}
+            object.__setattr__(self, "latency", LatencyTable.from_dict(values))
+        cost_objectives(self.objective)
+        for name in LIMITS:
+            if isinstance(value := getattr(self, name, None), str):
+                object.__setattr__(self, name, parse_bound(value, name))
         if self.image_size is not None:
             dataset.check_image_size(self.image_size)
         check_least("train_images", self.train_images)
         self.limits.check_order()
 
     @property
+    def costs(self) -> tuple[Objective, ...]:
+        """The cost objectives. The plan, the levels of cost and the order of the front follow the first one."""
+        return cost_objectives(self.objective, self.latency)
+
+    @property
     def cost(self) -> Objective:
-        """The cost objective."""
-        return cost_objective(self.objective)
+        """The first cost objective."""
+        return self.costs[0]
 
     @property
     def limits(self) -> Limits:
-        """The hard limits on a network's costs."""
-        return limits({name: getattr(self, name, None) for o in COSTS for name in (f"max_{o}", f"min_{o}")})
+        """The hard limits on a network's costs, without those that are relative."""
+        known = {name: value for name in LIMITS if not isinstance(value := getattr(self, name, None), str)}
+        return limits(known, self.latency)
+
+    @property
+    def timed(self) -> bool:
+        """Whether the search needs a latency table."""
+        return self.max_latency is not None or any(o.name == LATENCY.name for o in self.costs)
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """The limits that are shares of the baseline's cost (`search.baseline`)."""
+        return {
+            name: parse_share(value, name) for name in LIMITS if isinstance(value := getattr(self, name, None), str)
+        }
 
     @property
     def matching(self) -> Matching:
@@ -278,7 +325,7 @@ class Resources:
                 f"`gpus_per_trial`: {self.gpus_per_trial} is out of range; accepted: 0 to {MAX_GPUS} (0.25, say)"
             )
         if self.storage is not None:
-            _check_url(self.storage)
+            check_url(self.storage)
         elif self.study is not None:
             raise UserError("`study`: has no effect without `storage`; accepted: with the URL of a PostgreSQL database")
 
@@ -292,20 +339,3 @@ def check_least(name: str, value: int | None, least: int = 1) -> None:
 def _check_choice(name: str, value: str, accepted: Sequence[str]) -> None:
     if value not in accepted:
         raise unknown(f"`{name}`", value, accepted)
-
-
-def _check_url(text: str) -> None:
-    """Raise `UserError` for another URL than PostgreSQL's, or for a password in the URL: `run.json` would show it."""
-    try:
-        url = urlsplit(text)
-        known = url.scheme in ("postgresql", "postgresql+psycopg") and url.path.strip("/")
-        secret = url.password is not None or "password" in parse_qs(url.query)
-    except ValueError:
-        known = secret = False
-    if secret:
-        raise UserError(
-            "`storage`: holds a password, which would be written down with the settings; accepted: the URL without it, "
-            "and the password in PGPASSWORD or ~/.pgpass"
-        )
-    if not known:
-        raise UserError("`storage`: no URL of a PostgreSQL database; accepted: postgresql://user@host:5432/database")

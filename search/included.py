@@ -20,6 +20,7 @@ from res2net.folder import ARCH_FILE, TRAINING_FILE, WEIGHTS_FILE, load, load_ar
 from res2net.named import named, names
 from search.evaluators import larger
 from search.groups import Scope
+from search.objectives import Objective
 from search.settings import Settings
 from space import Space
 from trainers.datasets.data import Data
@@ -134,6 +135,14 @@ def _check_growth(network: Included, settings: Settings, space: Space) -> None:
             f"`include`: no network of space {space.name!r} over base {space.base} contains {network.arch}; accepted: "
             "a network of this space (python -m search.export writes one)"
         )
+
+
+def check_cost(network: Included, objective: Objective, image_size: int) -> None:
+    """Raise `UserError` if an objective has no value for a network."""
+    try:
+        objective.of(network.arch, image_size)
+    except UserError as error:
+        raise UserError(f"`include`: {network.name}: {error}") from None
 
 
 def keep(networks: Sequence[Included], run: Path) -> None:

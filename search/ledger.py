@@ -12,8 +12,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from search.front import front, hypervolume, knee
-from search.objectives import Objective
+from search.front import Axis, front, hypervolume, knee
+from search.objectives import Objective, places
 from search.study.trials import AGAIN, ESTIMATED, FAILED, ORPHAN, SCORED, STOPPED, Record
 
 KILLED = "the search was stopped while it ran"  # the recorded reason of a trial whose driver was killed
@@ -25,16 +25,21 @@ RETRIES = 2  # how often a network is run again after its trials were lost at th
 class Rules:
     """The settings that the ledger needs, beside the records.
 
-    objective: the cost objective.
+    costs: the cost objectives. The first one orders the front.
     epochs: the full budget of a trial; None if each trial has its own.
     rungs: the epochs after which trials are compared; empty for estimates, which take a single step.
     estimates: whether the evaluator's scores are estimates, confirmed by training.
     """
 
-    objective: Objective
+    costs: tuple[Objective, ...]
     epochs: int | None
     rungs: tuple[int, ...] = ()
     estimates: bool = False
+
+    @property
+    def objective(self) -> Objective:
+        """The first cost objective."""
+        return self.costs[0]
 
     @property
     def counted(self) -> str:
@@ -51,7 +56,7 @@ class Ledger:
     lost: the number of lost trials for each network and last epoch (`Record.reached`).
     suspects: the last record of each network that now runs last and alone, because its drivers were killed too often.
     retried: the numbers of the trials whose network was enqueued again.
-    rungs: the quality and cost of each network at each rung.
+    rungs: the quality and the costs of each network at each rung.
     furthest: for each network, the last epoch with a known accuracy.
     history: the records of scored (with any seed), estimated, stopped and failed trials, in the order they were added.
     """
@@ -66,7 +71,7 @@ class Ledger:
         self.stopped: dict[str, int] = {}
         self.suspects: dict[str, Record] = {}
         self.retried: set[int] = set()
-        self.rungs: dict[int, dict[str, tuple[float, float]]] = {epoch: {} for epoch in rules.rungs}
+        self.rungs: dict[int, dict[str, tuple[float, ...]]] = {epoch: {} for epoch in rules.rungs}
         self.furthest: dict[str, int] = {}
         self.history: list[Record] = []
         self._fronts: dict[str, list[Record]] = {SCORED: [], ESTIMATED: []}
@@ -93,7 +98,7 @@ class Ledger:
             self._fronts[outcome] = self._front_of(points)
         for record in [*ended, *(r for r in unended if r.state == "RUNNING")]:
             for epoch, quality in record.epochs.items() if AGAIN not in record.attrs else ():
-                self.note_rung(record.key, epoch, quality, self.cost(record))
+                self.note_rung(record.key, epoch, quality, self.costs(record))
         return self
 
     def _enter(self, record: Record) -> None:
@@ -135,15 +140,19 @@ class Ledger:
         elif record.outcome in (SCORED, ESTIMATED, STOPPED, FAILED):
             self.suspects.pop(record.key, None)
 
-    def note_rung(self, key: str, epoch: int, quality: float, cost: float) -> None:
+    def note_rung(self, key: str, epoch: int, quality: float, costs: Sequence[float]) -> None:
         """Record that a network's quality is known after an epoch. If the epoch is a rung, add the network to it."""
         if epoch in self.rungs:
-            self.rungs[epoch][key] = (quality, cost)
+            self.rungs[epoch][key] = (quality, *costs)
         self.furthest[key] = max(epoch, self.furthest.get(key, 0))
 
     def cost(self, record: Record) -> float:
-        """Return a record's value of the cost objective; 0 if its trial ended before it was described."""
+        """Return a record's value of the first cost objective; 0 if its trial ended before it was described."""
         return record.attrs.get(self.rules.objective.name, 0)
+
+    def costs(self, record: Record) -> tuple[float, ...]:
+        """Return a record's value of each cost objective."""
+        return tuple(record.attrs.get(objective.name, 0) for objective in self.rules.costs)
 
     @property
     def spent(self) -> int:
@@ -210,7 +219,8 @@ class Ledger:
             for other in self.front:
                 error = spread * math.sqrt(1 / len(other.seeds) + 1 / len(record.seeds))
                 better = (other.val_top1 or 0.0) - (record.val_top1 or 0.0)
-                if self.cost(other) <= self.cost(record) and better > quantile * error:
+                cheaper = all(a <= b for a, b in zip(self.costs(other), self.costs(record), strict=True))
+                if cheaper and better > quantile * error:
                     return True
             return False
 
@@ -218,12 +228,15 @@ class Ledger:
         return [r for r in known.values() if r.number not in numbers and r.seeds and not beaten(r)]
 
     def knee(self, records: Sequence[Record]) -> Record:
-        """Return the record farthest above the line between the ends of the records' front."""
-        return records[knee(*self._columns(records), self.rules.objective.log)]
+        """Return the knee of the records' front: see `search.front.knee`."""
+        quality, *costs = self._columns(records)
+        return records[knee(quality, *places(self.rules.costs, costs))]
 
-    def hypervolume(self, low: float, high: float) -> float:
-        """Return the front's hypervolume for costs from `low` to `high`: see `search.front.hypervolume`."""
-        return hypervolume(*self._columns(self.front), low, high, self.rules.objective.log)
+    def hypervolume(self, *ranges: tuple[float, float]) -> float:
+        """Return the front's hypervolume. ranges: of each cost, the least and the greatest budget."""
+        quality, *costs = self._columns(self.front)
+        found = zip(costs, ranges, self.rules.costs, strict=True)
+        return hypervolume(quality, *(Axis(values, *ends, o.log) for values, ends, o in found))
 
     def picks(self, count: int) -> list[Record]:
         """Return `count` networks spread evenly along the estimates' front, with both ends; for 1, the dearest.
@@ -240,5 +253,6 @@ class Ledger:
         known = sorted(records, key=lambda r: r.number)  # of equal networks, the first proposed is kept
         return [known[i] for i in front(*self._columns(known))]
 
-    def _columns(self, records: Sequence[Record]) -> tuple[list[float], list[float]]:
-        return [r.val_top1 or 0.0 for r in records], [self.cost(r) for r in records]
+    def _columns(self, records: Sequence[Record]) -> list[list[float]]:
+        costs = [[record.attrs.get(o.name, 0) for record in records] for o in self.rules.costs]
+        return [[r.val_top1 or 0.0 for r in records], *costs]

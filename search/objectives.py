@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
-from res2net.arch import Arch
+from res2net.arch import Arch, BaseArch
 from res2net.cost import cost
 from res2net.errors import UserError, unknown
+from res2net.latency import LatencyTable
 from res2net.plugins import PATH, load_object
-from search.units import format_count
+from search.units import format_count, format_ms, parse_count, parse_ms
 from space import Space
 from space.space import MAX_WIDTH, WORST_MATCH
 
@@ -31,8 +32,11 @@ class Objective:
     label: the label of the objective's axis in plots.
     unit: the unit that follows a value in text.
     log: whether the objective's axis is logarithmic.
-    measure: a function `(arch, image_size) -> value`, for costs that need no training.
+    measure: a function `(arch, image_size) -> value`, for costs that need no training. It is asked again and again, so
+        it must not change.
+    additive: whether the measure is a sum over the stages of a network. Then its range over a space is exact.
     format: a function that writes a value as text.
+    parse: a function `(text, field name) -> value` that reads a value as people write it.
     """
 
     name: str
@@ -40,27 +44,55 @@ class Objective:
     unit: str
     direction: Literal["maximize", "minimize"] = "minimize"
     log: bool = True
-    measure: Callable[[Arch, int], float] | None = None
+    measure: Callable[[Any, int], float] | None = None
+    additive: bool = False
     format: Callable[[float], str] = format_count
+    parse: Callable[[str, str], float] = parse_count
 
-    def of(self, arch: Arch, image_size: int) -> float:
+    def of(self, arch: BaseArch, image_size: int) -> float:
         """Return the cost of a network for one image of `image_size` pixels along a side."""
         assert self.measure is not None, f"{self.name} is earned by training"
         return self.measure(arch, image_size)
+
+    def check(self, space: Space) -> None:
+        """Raise `UserError` if the measure returns no number, none on the axis, or another one when it is asked again.
+
+        The two ends of a space are tried.
+        """
+        for params in (space.cheapest()[0], space.dearest()[0]):
+            arch = space.arch(params)
+            try:
+                first, second = (self.of(arch, space.image_size) for _ in range(2))
+                good = math.isfinite(first) and (first > 0 or not self.log)
+            except Exception as error:  # the user's function may raise anything
+                raise UserError(
+                    f"`objective`: {self.name} of {arch} fails ({type(error).__name__}: {error}); accepted: a number"
+                ) from error
+            if not good:
+                least = " above 0, as its axis is logarithmic" if self.log else ""
+                raise UserError(f"`objective`: {self.name} of {arch} is {first!r}; accepted: a finite number{least}")
+            if first != second:
+                raise UserError(
+                    f"`objective`: {self.name} of {arch} is {first!r}, then {second!r}; accepted: one value a network"
+                )
 
     def axis(self, value: float) -> float:
         """Return a value's position on the objective's axis: its logarithm if `log`, else the value."""
         return math.log(value) if self.log else value
 
     def range(self, space: Space) -> tuple[float, float]:
-        """Return the least and the greatest value in a space: exact for costs in `COSTS`, else over a sample."""
-        if self.name in COSTS:
-            cheapest, dearest = space.cheapest(self.name)[1], space.dearest(self.name)[1]
-            return getattr(cheapest, self.name), getattr(dearest, self.name)
+        """Return the least and the greatest value in a space: exact if the measure is additive, else over a sample."""
+        if self.additive:
+            return space.range_of(lambda arch: self.of(arch, space.image_size))
         rng = random.Random(0)
         params = [space.cheapest()[0], space.dearest()[0], *(space.sample(rng) for _ in range(SAMPLED))]
         values = [self.of(space.arch(p), space.image_size) for p in params]
         return min(values), max(values)
+
+
+def places(objectives: Sequence[Objective], columns: Sequence[Sequence[float]]) -> list[list[float]]:
+    """Return columns of values as places on the objectives' axes."""
+    return [[o.axis(value) for value in column] for o, column in zip(objectives, columns, strict=True)]
 
 
 ACCURACY = Objective(
@@ -71,20 +103,46 @@ ACCURACY = Objective(
     log=False,
     format=lambda value: f"{value:.2f}",
 )
-MACS = Objective("macs", "multiply-accumulates of one image", "MACs", measure=lambda arch, size: cost(arch, size).macs)
-PARAMS = Objective("params", "parameters", "params", measure=lambda arch, size: cost(arch, size).params)
-ACTIVATIONS = Objective(
-    "activations", "activations of one image", "activations", measure=lambda arch, size: cost(arch, size).activations
-)
+
+
+def _counted(name: str, label: str, unit: str) -> Objective:
+    """Return the objective of a field of `Cost`."""
+    return Objective(name, label, unit, measure=lambda arch, size: getattr(cost(arch, size), name), additive=True)
+
+
+MACS = _counted("macs", "multiply-accumulates of one image", "MACs")
+PARAMS = _counted("params", "parameters", "params")
+ACTIVATIONS = _counted("activations", "activations of one image", "activations")
 COSTS: dict[str, Objective] = {o.name: o for o in (MACS, PARAMS, ACTIVATIONS)}
+LATENCY = Objective("latency", "latency (ms)", "ms", additive=True, format=format_ms, parse=parse_ms)
+NAMES = (*COSTS, LATENCY.name)
 
 
-def cost_objective(name: str) -> Objective:
-    """Return the cost objective of a name, or of an import path `my_package:NAME`."""
+def latency_by(table: LatencyTable) -> Objective:
+    """Return the latency by a table."""
+    return replace(LATENCY, label=f"latency, {table.text} (ms)", measure=table.of)
+
+
+def cost_objectives(names: str, table: LatencyTable | None = None) -> tuple[Objective, ...]:
+    """Return the cost objectives of a list of names with commas, each as `cost_objective` reads it."""
+    found = tuple(cost_objective(name.strip(), table) for name in names.split(","))
+    twice = next((o.name for i, o in enumerate(found) if o.name in [other.name for other in found[:i]]), None)
+    if twice is not None:
+        raise UserError(f"`objective`: {twice} is given twice; accepted: each objective once")
+    return found
+
+
+def cost_objective(name: str, table: LatencyTable | None = None) -> Objective:
+    """Return the cost objective of a name, or of an import path `my_package:NAME`.
+
+    table: measures `latency`; None while it is not made yet.
+    """
     if name in COSTS:
         return COSTS[name]
+    if name == LATENCY.name:
+        return LATENCY if table is None else latency_by(table)
     if ":" not in name:
-        raise unknown("`objective`", name, (*COSTS, PATH))
+        raise unknown("`objective`", name, (*NAMES, PATH))
     found = load_object(name, "objective")
     if not isinstance(found, Objective) or found.measure is None:
         raise UserError(f"`objective`: {name} is a {type(found).__name__}; accepted: an Objective with a measure")
@@ -142,7 +200,8 @@ class Limits:
         """Raise `UserError` for a lower bound that is above the upper one."""
         for limit in self.limits:
             if limit.least and limit.most and limit.least > limit.most:
-                name, least, most = limit.objective.name, format_count(limit.least), format_count(limit.most)
+                name, o = limit.objective.name, limit.objective
+                least, most = o.format(limit.least), o.format(limit.most)
                 raise UserError(f"`min_{name}`: {least} is more than `max_{name}` {most}; accepted: at most that")
 
     def check(self, space: Space) -> None:
@@ -153,19 +212,20 @@ class Limits:
             where = f"nothing in space {space.name!r} ({space.base})"
             if limit.most is not None and limit.most < least:
                 raise UserError(
-                    f"`max_{name}`: {where} is within {format_count(limit.most)}; "
+                    f"`max_{name}`: {where} is within {limit.objective.format(limit.most)}; "
                     f"accepted: at least {least:.15g}, its cheapest"
                 )
             if limit.least is not None and limit.least > most:
                 raise UserError(
-                    f"`min_{name}`: {where} reaches {format_count(limit.least)}; "
+                    f"`min_{name}`: {where} reaches {limit.objective.format(limit.least)}; "
                     f"accepted: at most {most:.15g}, its dearest"
                 )
 
 
-def limits(bounds: Mapping[str, float | None]) -> Limits:
-    """Return the limits of settings such as `{"max_macs": 20e6, "min_macs": None}`."""
-    found = (Limit(o, bounds.get(f"min_{o.name}"), bounds.get(f"max_{o.name}")) for o in COSTS.values())
+def limits(bounds: Mapping[str, float | None], table: LatencyTable | None = None) -> Limits:
+    """Return the limits of settings such as `{"max_macs": 20e6, "min_macs": None}`. table: measures `latency`."""
+    objectives = [cost_objective(name, table) for name in NAMES]
+    found = (Limit(o, bounds.get(f"min_{o.name}"), bounds.get(f"max_{o.name}")) for o in objectives)
     return Limits(tuple(limit for limit in found if limit.bounds))
 
 

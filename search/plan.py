@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from search.front import hypervolume
+from search.front import Axis, hypervolume
 
 # The formula of top-1 accuracy above chance, `expected`, is a fit to trainings of four networks of 0.3 to 4 MMACs for
 # 3, 6 and 12 epochs on CIFAR-10 (`studies/LOG.md`). A plan needs only the relative worth of networks and epochs.
@@ -141,4 +141,4 @@ def lack(octaves: float) -> float:
 def volume_of(terms: Terms, points: Sequence[tuple[float, float]]) -> float:
     """Return the volume in % of points (cost, accuracy above chance)."""
     costs, qualities = [cost for cost, _ in points], [100 * quality for _, quality in points]
-    return hypervolume(qualities, costs, terms.low, terms.high)
+    return hypervolume(qualities, Axis(costs, terms.low, terms.high))

@@ -22,11 +22,16 @@ ENUMERABLE = 50_000  # spaces of at most this many combinations are enumerated; 
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """A proposal whose network needs a score, with the network and its cost."""
+    """A proposal whose network needs a score, with the network and its value of each cost objective."""
 
     proposal: Proposal
     arch: Arch
-    cost: float
+    costs: tuple[float, ...]
+
+    @property
+    def cost(self) -> float:
+        """The first cost."""
+        return self.costs[0]
 
 
 class Proposals:
@@ -40,7 +45,7 @@ class Proposals:
         self, settings: Settings, space: Space, study: Study, ledger: Ledger, refresh: Callable[[], object]
     ) -> None:
         self.settings, self.space, self.study, self.ledger, self.refresh = settings, space, study, ledger, refresh
-        self.limits, self.objective = settings.scope.limits, settings.scope.cost
+        self.limits, self.objectives = settings.scope.limits, settings.scope.costs
         self.estimates = settings.evaluator.estimates
         self.misses = 0
 
@@ -82,7 +87,7 @@ class Proposals:
         except UserError as error:  # no width gives this shape the MACs to match
             self.study.infeasible(proposal.number, str(error))
             return None
-        costs = {o.name: o.of(arch, self.space.image_size) for o in (*COSTS.values(), self.objective)}
+        costs = {o.name: o.of(arch, self.space.image_size) for o in (*COSTS.values(), *self.objectives)}
         violations = self.limits.violations(arch, self.space.image_size)
         if self.settings.budget.scheduler != "none" or self.settings.planned:
             # The missing share of the budget, which is above 0 for stopped trials (`Driver._stop`). It is 0 for others,
@@ -92,7 +97,7 @@ class Proposals:
         if any(v > 0 for v in violations):
             self.study.infeasible(proposal.number, "it breaks a limit")
             return None
-        accepted = Accepted(proposal, arch, costs[self.objective.name])
+        accepted = Accepted(proposal, arch, tuple(costs[o.name] for o in self.objectives))
         return None if self._answered(accepted) else accepted
 
     def _answered(self, accepted: Accepted) -> bool:
@@ -106,7 +111,7 @@ class Proposals:
         longer = proposal.budget is not None and earlier is not None and proposal.budget > earlier.attrs["epochs"]
         if earlier is not None and earlier.val_top1 is not None and not longer:
             answer = {"repeat_of": earlier.number, "epochs": earlier.attrs["epochs"]}
-            self.study.complete(proposal.number, (earlier.val_top1, accepted.cost), REPEATED, **answer)
+            self.study.complete(proposal.number, (earlier.val_top1, *accepted.costs), REPEATED, **answer)
             return True
         others = (r for r in self.study.running() if r.key == key and r.number != proposal.number)
         # A plan trains a network again for a longer budget; a sampler does not.

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import moocore
 import numpy as np
 
 SCHEDULERS = ("pareto-asha", "asha", "none")
@@ -25,14 +26,12 @@ def rungs(epochs: int, min_epochs: int, eta: int) -> tuple[int, ...]:
     return tuple(out)
 
 
-def continues(
-    scheduler: str, eta: int, quality: Sequence[float], cost: Sequence[float], which: int, log: bool = True
-) -> bool:
+def continues(scheduler: str, eta: int, which: int, quality: Sequence[float], *places: Sequence[float]) -> bool:
     """Return whether the trial at index `which` of a rung continues: fewer than n / eta of the n trials are better.
 
     Trials of equal rank continue or stop together. Under `pareto-asha`, the cheapest and the best network share the
     best rank, so both always continue. With few trials at a rung, a strict top 1/eta would drop the cheapest network.
-    log: whether the cost axis is logarithmic.
+    places: for each cost, the place of each trial on the cost's axis (`Objective.axis`).
     """
     if scheduler == "none":
         return True
@@ -40,56 +39,31 @@ def continues(
     if scheduler == "asha":
         better = values > values[which]
     else:
-        fronts, crowding = rank(quality, cost, log)
+        fronts, crowding = rank(quality, *places)
         better = (fronts < fronts[which]) | ((fronts == fronts[which]) & (crowding > crowding[which]))
     return bool(better.sum() < len(values) / eta)
 
 
-def rank(quality: Sequence[float], cost: Sequence[float], log: bool = True) -> tuple[np.ndarray, np.ndarray]:
-    """Return each point's front (0 is the best) and its crowding distance in that front (more is better)."""
-    fronts = front_numbers(quality, cost)
+def rank(quality: Sequence[float], *places: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Return each point's front and its crowding distance in that front (more is better).
+
+    The front is 0 if nothing dominates the point, 1 if only points of front 0 do, and so on.
+    """
+    points = np.column_stack([np.negative(quality), *places]).astype(float)
+    fronts = moocore.pareto_rank(points)
     crowding = np.zeros(len(fronts))
     for number in np.unique(fronts):
         members = np.flatnonzero(fronts == number)
-        crowding[members] = crowding_distance(
-            np.asarray(quality, float)[members], np.asarray(cost, float)[members], log
-        )
+        crowding[members] = crowding_distance(points[members])
     return fronts, crowding
 
 
-def front_numbers(quality: Sequence[float], cost: Sequence[float]) -> np.ndarray:
-    """Return the number of each point's front: 0 if nothing dominates it, 1 if only points of front 0 do, and so on.
-
-    O(n log n): in the order of cost, a point joins the first front whose best quality so far is below the point's.
-    """
-    values, price = np.asarray(quality, float), np.asarray(cost, float)
-    out = np.zeros(len(values), int)
-    best: list[float] = []  # the best quality of each front so far; it falls as the front's number grows
-    previous: dict[tuple[float, float], int] = {}
-    for i in np.lexsort((-values, price)):
-        point = (float(values[i]), float(price[i]))
-        if point in previous:  # equal points do not dominate each other
-            out[i] = previous[point]
-            continue
-        low, high = 0, len(best)
-        while low < high:
-            middle = (low + high) // 2
-            if best[middle] < point[0]:
-                high = middle
-            else:
-                low = middle + 1
-        out[i] = previous[point] = low
-        best[low : low + 1] = [point[0]]
-    return out
-
-
-def crowding_distance(quality: np.ndarray, cost: np.ndarray, log: bool = True) -> np.ndarray:
-    """Return each point's crowding distance in its front: the summed sides of the box between its two neighbours.
+def crowding_distance(columns: np.ndarray) -> np.ndarray:
+    """Return the crowding distance of each point (a row) in its front: the summed sides of the box of its neighbours.
 
     Sides are relative to the front's ranges. The distance is infinite at both ends; equal points share one distance.
     """
-    axis = np.log(cost) if log else cost
-    points, which = np.unique(np.stack([quality, axis], 1), axis=0, return_inverse=True)
+    points, which = np.unique(columns, axis=0, return_inverse=True)
     out = np.zeros(len(points))
     for values in points.T:
         order = np.argsort(values, kind="stable")

@@ -120,7 +120,7 @@ class Settings:
         estimates = self.evaluator.estimates
         epochs = self.scoring.epochs
         rungs = () if estimates else self.budget.rungs(epochs or MOST_EPOCHS)
-        return Rules(self.scope.cost, epochs, rungs, estimates)
+        return Rules(self.scope.costs, epochs, rungs, estimates)
 
     def replace(self, **changes: Any) -> Settings:
         """Return the settings with some values changed. All other values stay, even after a change of the evaluator."""
@@ -153,4 +153,13 @@ class Settings:
     def differences(self, other: Settings, free: Sequence[str] = FREE) -> list[str]:
         """Return a text such as "`seed` 1, not 0" for each setting that differs and is not in `free`; `other` has 1."""
         ours, theirs = self.values(), other.values()
-        return [f"`{k}` {theirs[k]}, not {ours[k]}" for k in ours if k not in free and ours[k] != theirs[k]]
+        return [
+            f"`{k}` {_brief(theirs[k])}, not {_brief(ours[k])}" for k in ours if k not in free and ours[k] != theirs[k]
+        ]
+
+
+def _brief(value: Any) -> Any:
+    """Return a setting's value for an error: of a latency table, only what it was measured for."""
+    if isinstance(value, Mapping) and "entries" in value:
+        return f"of {value['hardware']} ({value['form']}, batch {value['batch_size']}, {len(value['entries'])} pieces)"
+    return value

@@ -87,7 +87,7 @@ class Grid:
             out |= found
         return {name: out[name] for name in self.parameters}
 
-    def extreme(self, pick: Callable[..., Params], price: Callable[[Arch], int]) -> Params:
+    def extreme(self, pick: Callable[..., Params], price: Callable[[Arch], float]) -> Params:
         """Return the parameters of the network with the lowest (`pick=min`) or highest (`pick=max`) price.
 
         The result is exact, but the method does not visit every network. The skeleton fixes the input and output
@@ -96,7 +96,7 @@ class Grid:
         """
         *own, shared = self.groups
 
-        def priced(params: Params) -> int:
+        def priced(params: Params) -> float:
             return price(self.build(params))
 
         def best(chosen: Params) -> Params:

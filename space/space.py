@@ -116,6 +116,11 @@ class Space:
         """Return the parameters and the cost of the member with the exact maximum of a field of `Cost`."""
         return self._extreme(self._grid, max, cost_field, image_size)
 
+    def range_of(self, measure: Callable[[Arch], float]) -> tuple[float, float]:
+        """Return the least and the greatest value of a measure. They are exact if it is a sum over the stages."""
+        low, high = (self.arch(self._grid.extreme(pick, measure)) for pick in (min, max))
+        return measure(low), measure(high)
+
     def envelope(self) -> Arch:
         """Return the network of cardinality 1 whose weights contain the weights of every member, for a supernet."""
         return self._grid.envelope()

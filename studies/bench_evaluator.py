@@ -143,7 +143,7 @@ def bench(args: argparse.Namespace) -> None:
         write_atomic(args.out / "fronts.csv", pd.concat(fronts).to_csv(index=False))
     table, points = pd.DataFrame(rows), pd.concat(fronts)
     base = Settings(space=args.space, data=args.data)
-    low, high = cost_range(base.scope.get_space(10, 32), base)
+    low, high = cost_range(base.scope.cost, base.scope.get_space(10, 32), base)
     title = f"{args.space} on {args.data}: the same wall time each, {args.epochs} epochs a trained network"
     write_atomic(args.out / "fronts.png", plot(points, title, low, high))
     about = {"options": {k: str(v) for k, v in vars(args).items()}, **environment()}

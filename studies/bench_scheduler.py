@@ -26,7 +26,8 @@ from rich.console import Console
 from res2net.commands import Parser, run_main
 from res2net.errors import UserError
 from res2net.files import write_atomic
-from search.front import front, hypervolume
+from search.front import Axis, front, hypervolume
+from search.objectives import MACS
 from search.report.figures import new_figure, png, tidy
 from search.scheduler import SCHEDULERS, continues, rungs
 from studies.bench import check_positive, first_line
@@ -85,7 +86,7 @@ def replay(curves: Sequence[Curve], scheduler: str, eta: int, min_epochs: int, w
             full.append(curve)
         elif _goes_on(reached, curve, epoch, scheduler, eta):
             running.append((curve, epoch))
-        values.append(hypervolume([c.top1[-1] for c in full], [c.macs for c in full], low, high))
+        values.append(hypervolume([c.top1[-1] for c in full], Axis([c.macs for c in full], low, high)))
     return Replay(np.array(values), tuple(full))
 
 
@@ -95,7 +96,8 @@ def _goes_on(reached: dict[int, list[Curve]], curve: Curve, epoch: int, schedule
         return True
     rung = reached[epoch]
     rung.append(curve)
-    return continues(scheduler, eta, [c.top1[epoch - 1] for c in rung], [c.macs for c in rung], len(rung) - 1)
+    top1, places = [c.top1[epoch - 1] for c in rung], [MACS.axis(c.macs) for c in rung]
+    return continues(scheduler, eta, len(rung) - 1, top1, places)
 
 
 def spent_until(values: np.ndarray, target: float) -> float:
@@ -108,8 +110,9 @@ def compare(curves: Sequence[Curve], args: argparse.Namespace) -> tuple[pd.DataF
     """Return a row for each scheduler and seed, and the replays."""
     low, high = min(c.macs for c in curves), max(c.macs for c in curves) + 1
     third = low * (high / low) ** (1 / 3)
-    whole = hypervolume([c.top1[-1] for c in curves], [c.macs for c in curves], low, high)
-    cheap = hypervolume([c.top1[-1] for c in curves], [c.macs for c in curves], low, third)
+    costs = [c.macs for c in curves]
+    whole = hypervolume([c.top1[-1] for c in curves], Axis(costs, low, high))
+    cheap = hypervolume([c.top1[-1] for c in curves], Axis(costs, low, third))
     rows, replays = [], {}
     for name in SCHEDULERS:
         replays[name] = [
@@ -120,7 +123,7 @@ def compare(curves: Sequence[Curve], args: argparse.Namespace) -> tuple[pd.DataF
             row = {"scheduler": name, "seed": seed, "epochs": len(r.hypervolume), "full": len(r.full)}
             row |= {"front": len(front(top1, macs)), "cheapest": min(macs)}
             row["hypervolume"] = r.hypervolume[-1] / whole
-            row["cheap_third"] = hypervolume(top1, macs, low, third) / cheap
+            row["cheap_third"] = hypervolume(top1, Axis(macs, low, third)) / cheap
             row |= {f"to_{round(100 * s)}": spent_until(r.hypervolume, s * whole) for s in SHARES}
             rows.append(row)
     return pd.DataFrame(rows), replays

@@ -21,8 +21,9 @@ import psutil
 
 from res2net.errors import UserError, unknown
 from res2net.files import write_atomic
-from search import export
-from search.front import front, hypervolume
+from search import picks
+from search.export import tested as top1_on_test
+from search.front import Axis, front, hypervolume
 from search.study.storage import sqlite_url
 from search.study.trials import SCORED as TRAINED
 from trainers.evaluate import EvaluateConfig, evaluate_folder
@@ -73,7 +74,7 @@ class Span:
 
     def volume(self, top1: Sequence[float], macs: Sequence[float]) -> float:
         """Return the volume, from 0 to 1: the hypervolume above chance as a share of the whole range."""
-        return hypervolume(top1, macs, self.low, self.high, chance=self.chance) / 100
+        return hypervolume(top1, Axis(macs, self.low, self.high), chance=self.chance) / 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,7 +282,7 @@ def read_search(folder: Path) -> list[Scored]:
     study = optuna.load_study(study_name=optuna.get_all_study_names(url)[0], storage=url)
     ended = {trial.number: trial.datetime_complete for trial in study.trials}
     out = []
-    books = export.ledger_of(folder)
+    books = picks.ledger_of(folder)
     for r in books.history:
         when = ended[r.number]
         if r.outcome == TRAINED and books.qualifies(r) and r.val_top1 is not None and when is not None:
@@ -304,7 +305,7 @@ def tested(run: Run, data: str, data_dir: str | None, out: Path) -> Run:
             config = EvaluateConfig(folder / NETWORKS / str(s.number), data, data_dir, precision="fp32")
             found[s.number] = evaluate_folder(config).top1
     else:
-        records = {r.number: r for r in export.ledger_of(folder).history}
+        records = {r.number: r for r in picks.ledger_of(folder).history}
         for s in run.front:
-            found[s.number] = export.tested(folder, records[s.number], data_dir)
+            found[s.number] = top1_on_test(folder, records[s.number], data_dir)
     return replace(run, test_top1=found)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from search.ledger import Ledger
-from search.objectives import ACCURACY, Objective
+from search.measured import Measured
+from search.objectives import ACCURACY, LATENCY, Objective
 from search.report.tables import drawn, mean_scale
 from search.settings import Settings
 from search.study.trials import SCORED, STOPPED, Record
-from search.units import format_count
+from search.units import format_count, format_ms
 
 if TYPE_CHECKING:  # matplotlib takes a second to import: it is imported where a plot is made
     from matplotlib.axes import Axes
@@ -35,12 +36,12 @@ def new_figure(width: float = 8, height: float = 5, dpi: int = 150) -> Figure:
     return figure
 
 
-def label_counts(axis: Axis) -> None:
-    """Label a logarithmic axis of counts at 1, 2 and 5 of each decade, with texts such as 2.00M."""
+def label_counts(axis: Axis, write: Callable[[float], str] = format_count) -> None:
+    """Label a logarithmic axis at 1, 2 and 5 of each decade, with texts such as 2.00M. write: makes the text."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
-    axis.set_major_formatter(FuncFormatter(lambda v, _: format_count(v)))
+    axis.set_major_formatter(FuncFormatter(lambda v, _: write(v)))
     axis.set_minor_formatter(NullFormatter())
 
 
@@ -57,11 +58,33 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def pareto_figure(trials: pd.DataFrame, ledger: Ledger, title: str, settings: Settings) -> Figure:
-    """Draw all scored networks, coloured by scale, with the front, the knee's name, and the limits."""
-    objective = settings.scope.cost
-    figure = new_figure()
-    ax = figure.add_subplot()
+def pareto_figure(
+    trials: pd.DataFrame, ledger: Ledger, title: str, settings: Settings, measured: Measured | None = None
+) -> Figure:
+    """Draw all scored networks, coloured by scale, with the front, the knee's name, and the limits.
+
+    With several cost objectives, there is a panel for each of them. measured: values of the front for one panel more.
+    """
+    objectives = settings.scope.costs
+    count = len(objectives) + (measured is not None)
+    figure = new_figure(8 if count == 1 else 6.5 * count)
+    panels = figure.subplots(1, count, sharey=True, squeeze=False)[0]
+    for ax, objective in zip(panels, objectives, strict=False):
+        _draw_panel(figure, ax, objective, trials, ledger, settings)
+    if measured is not None:
+        _draw_measured(panels[-1], trials, measured)
+    panels[0].set_ylabel(ACCURACY.label)
+    if count == 1:
+        panels[0].set_title(title)
+    else:
+        figure.suptitle(title, fontsize="large")
+    return figure
+
+
+def _draw_panel(
+    figure: Figure, ax: Axes, objective: Objective, trials: pd.DataFrame, ledger: Ledger, settings: Settings
+) -> None:
+    """Draw the networks over one cost."""
     done, estimates = drawn(trials, ledger)
     if len(estimates):
         x = estimates[objective.name].astype(float)
@@ -70,7 +93,7 @@ def pareto_figure(trials: pd.DataFrame, ledger: Ledger, title: str, settings: Se
         _draw_points(figure, ax, done, objective)
         _draw_lineage(ax, done, objective)
         _draw_spreads(ax, done, objective)
-        _draw_attainment(ax, ledger)
+        _draw_attainment(ax, ledger, objective)
         _mark_included(ax, done, objective)
         _draw_front(ax, done.loc[done.front].sort_values(by=objective.name), objective)
         _name_knee(ax, ledger, objective)
@@ -78,12 +101,26 @@ def pareto_figure(trials: pd.DataFrame, ledger: Ledger, title: str, settings: Se
         ax.axvline(bound, color="0.3", ls="--", lw=1, label=f"{option(name)} {objective.format(bound)}")
     if objective.log:
         ax.set_xscale("log")
-        label_counts(ax.xaxis)
-    ax.set(xlabel=objective.label, ylabel=ACCURACY.label, title=title)
+        label_counts(ax.xaxis, objective.format)
+    ax.set_xlabel(objective.label)
     tidy(ax)
     if ax.get_legend_handles_labels()[0]:
         ax.legend(loc="upper left", frameon=False, fontsize=9)
-    return figure
+
+
+def _draw_measured(ax: Axes, trials: pd.DataFrame, measured: Measured) -> None:
+    """Draw the front over its measured latency, beside the predicted one if the latency was an objective."""
+    front = measured.joined(trials.loc[trials.front]).dropna(subset=measured.shown)
+    ax.scatter(front[measured.shown], front.val_top1, s=60, color="tab:red", zorder=3, label="measured")
+    if LATENCY.name in front:
+        predicted = front[LATENCY.name]
+        ax.scatter(predicted, front.val_top1, s=60, facecolor="none", edgecolor="0.3", zorder=4, label="predicted")
+        ax.hlines(front.val_top1, predicted, front[measured.shown], color="0.6", lw=1, zorder=2)
+    ax.set_xscale("log")
+    label_counts(ax.xaxis, format_ms)
+    ax.set_xlabel(f"{measured.shown}, {measured.device} (ms)")
+    tidy(ax)
+    ax.legend(loc="lower right", frameon=False, fontsize=9)
 
 
 def option(name: str) -> str:
@@ -109,7 +146,7 @@ def _draw_spreads(ax: Axes, done: pd.DataFrame, objective: Objective) -> None:
         ax.errorbar(x, part.val_top1, yerr=part.val_sd, fmt="none", ecolor="0.3", lw=1, capsize=3, zorder=3)
 
 
-def _draw_attainment(ax: Axes, ledger: Ledger) -> None:
+def _draw_attainment(ax: Axes, ledger: Ledger, objective: Objective) -> None:
     """Fill the range between the front that all seeds attain and the one that the luckiest attains; draw the median.
 
     These are the empirical attainment surfaces of the networks that were trained with all seeds.
@@ -121,7 +158,7 @@ def _draw_attainment(ax: Axes, ledger: Ledger) -> None:
     import moocore
     import numpy as np
 
-    points = np.array([(ledger.cost(r), -r.seeds[i]) for i in range(seeds) for r in known], dtype=float)
+    points = np.array([(r.attrs[objective.name], -r.seeds[i]) for i in range(seeds) for r in known], dtype=float)
     sets = np.repeat(range(seeds), len(known))  # moocore wants the points of each set one after the other
     surfaces = moocore.eaf(points, sets, percentiles=[100 / seeds, 50, 100])
     costs = np.unique(points[:, 0])
@@ -158,15 +195,16 @@ def _draw_lineage(ax: Axes, done: pd.DataFrame, objective: Objective) -> None:
 
 
 def _draw_front(ax: Axes, best: pd.DataFrame, objective: Objective) -> None:
+    """Ring the front's networks; draw the steps of the best accuracy within each budget of this cost."""
     x = best[objective.name].astype(float)
-    ax.step(x, best.val_top1, where="post", color="tab:red", lw=1.6, zorder=2)
+    ax.step(x, best.val_top1.cummax(), where="post", color="tab:red", lw=1.6, zorder=2)
     ax.scatter(x, best.val_top1, s=90, facecolor="none", edgecolor="tab:red", lw=1.4, zorder=4, label="front")
 
 
 def _name_knee(ax: Axes, ledger: Ledger, objective: Objective) -> None:
     top = ledger.knee(ledger.candidates()[0])
-    cost = ledger.cost(top)
-    places = [objective.axis(ledger.cost(r)) for r in ledger.candidates()[0]]
+    cost = top.attrs[objective.name]
+    places = [objective.axis(r.attrs[objective.name]) for r in ledger.candidates()[0]]
     is_left = objective.axis(cost) < (min(places) + max(places)) / 2
     heights = [r.val_top1 or 0.0 for r in ledger.candidates()[0]]
     # A text below a point of the lowest quarter would leave the axes.

@@ -100,10 +100,11 @@ class Lines:
         if record.outcome == STOPPED:
             top1 = record.epochs[record.attrs["epochs"]]
             return f"{spent} trial {record.number} stopped {record.attrs['reason']}, {top1:.2f} %"
-        objective = books.rules.objective
+        costs = zip(books.rules.costs, books.costs(record), strict=True)
         return (
             f"{spent} trial {record.number:<4} {record.val_top1:6.2f} %  "
-            f"{objective.format(books.cost(record)):>6} {objective.unit}  {record.attrs['seconds']:6.1f} s  "
+            + "".join(f"{o.format(cost):>6} {o.unit}  " for o, cost in costs)
+            + f"{record.attrs['seconds']:6.1f} s  "
             f"{record.attrs['arch']}"
             + ("  shared weights" if record.outcome == ESTIMATED else "")
             + (f"  seed {record.attrs['sample'] + 1} of trial {record.attrs[AGAIN]}" if record.outcome == AGAIN else "")
@@ -138,7 +139,7 @@ class Display:
 
     def _picture(self) -> RenderableType:
         driver = self._driver
-        running = running_table(list(driver.running.values()), driver.objective)
+        running = running_table(list(driver.running.values()), driver.settings.scope.cost)
         front = front_table(driver.ledger.front, driver.ledger)
         return Panel(Group(self._overall(), Text(), running, Text(), front), title=self._title, title_align="left")
 
@@ -227,19 +228,16 @@ def running_table(running: Sequence[Running], objective: Objective) -> Table:
 
 def front_table(records: Sequence[Record], ledger: Ledger) -> Table:
     """Return a row for each record of a front, cheapest first. A long front shows only its dearest records."""
-    objective = ledger.rules.objective
+    shown = list(dict.fromkeys((*ledger.rules.costs, PARAMS)))
     several = any(len(r.seeds) > 1 for r in records)
     seeds = [("+-", True), ("n", True)] if several else []
-    table = _table(
-        ("front", False), (objective.unit, True), (PARAMS.unit, True), ("val top-1", True), *seeds, ("network", False)
-    )
+    units = [(o.unit, True) for o in shown]
+    table = _table(("front", False), *units, ("val top-1", True), *seeds, ("network", False))
     table.columns[-1].no_wrap = False  # in a narrow window, this column alone becomes narrower
     for r in records[-FRONT_ROWS:]:
-        cost, params = objective.format(ledger.cost(r)), PARAMS.format(r.attrs[PARAMS.name])
+        costs = [o.format(r.attrs[o.name]) for o in shown]
         spread = (f"{r.spread:.2f}" if len(r.seeds) > 1 else "", str(len(r.seeds)))
-        table.add_row(
-            f"trial {r.number}", cost, params, f"{r.val_top1:.2f} %", *(spread if several else ()), r.attrs["arch"]
-        )
+        table.add_row(f"trial {r.number}", *costs, f"{r.val_top1:.2f} %", *(spread if several else ()), r.attrs["arch"])
     if (hidden := len(records) - FRONT_ROWS) > 0:
         table.add_row(f"({hidden} cheaper)")
     return table

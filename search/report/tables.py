@@ -13,8 +13,21 @@ from search.settings import Settings
 from search.study.trials import AGAIN, SCORED, Record
 from space import Space
 
-# Columns of the trials' table: COLUMNS come first, then the parameters, then LAST.
-COLUMNS = ("number", "state", "outcome", "front", "val_top1", "val_sd", "n", *COSTS, "epochs", "seconds", "arch")
+# Columns of the trials' table: COLUMNS come first (with the search's own objectives), then the parameters, then LAST.
+COLUMNS = (
+    "number",
+    "state",
+    "outcome",
+    "front",
+    "maybe",
+    "val_top1",
+    "val_sd",
+    "n",
+    *COSTS,
+    "epochs",
+    "seconds",
+    "arch",
+)
 LAST = (
     *("key", "included", "parent", "origin", "inherited"),
     *("retry_of", "repeat_of", "confirms", "again", "reason", "note", "host"),
@@ -28,8 +41,9 @@ WHOLE = ("n", *COSTS, "parent", "retry_of", "repeat_of", "confirms", "again")  #
 
 
 def trials_frame(records: Sequence[Record], ledger: Ledger) -> pd.DataFrame:
-    """Return a row for each trial: outcome, accuracy (%), costs, parameters. `front` marks the front.
+    """Return a row for each trial: outcome, accuracy (%), costs, parameters.
 
+    `front` marks the front, and `maybe` further networks that are on it within the spread of the seeds.
     `val_top1` is the mean over the `n` seeds of a network that was trained again, and `val_sd` their spread.
     """
     rows, means = [], {r.number: r for r in ledger.history}
@@ -41,11 +55,15 @@ def trials_frame(records: Sequence[Record], ledger: Ledger) -> pd.DataFrame:
             | {"n": len(r.seeds) if r.outcome in (SCORED, AGAIN) else None, **attrs, **r.params}
         )
     frame = pd.DataFrame(rows)
-    for name in (*COLUMNS, *LAST):
+    own = [o.name for o in ledger.rules.costs if o.name not in COSTS]
+    after = COLUMNS.index(MACS.name)
+    columns = (*COLUMNS[:after], *own, *COLUMNS[after:])
+    for name in (*columns, *LAST):
         if name not in frame:
             frame[name] = math.nan
-    params = [c for c in frame.columns if c not in (*COLUMNS, *LAST)]
+    params = [c for c in frame.columns if c not in (*columns, *LAST)]
     frame["front"] = frame.number.isin([r.number for r in ledger.front])
+    frame["maybe"] = frame.number.isin([r.number for r in ledger.maybe])
     for name in (*WHOLE, *params):  # an included network may have no parameters
         frame[name] = frame[name].astype("Int64")
     frame["val_top1"] = frame["val_top1"].astype(float)
@@ -53,31 +71,32 @@ def trials_frame(records: Sequence[Record], ledger: Ledger) -> pd.DataFrame:
         epochs = frame[name].astype(float)  # a planned search has fractions of epochs
         whole = all(float(n).is_integer() for n in epochs.dropna())
         frame[name] = epochs.astype("Int64") if whole else epochs
-    return frame.loc[:, [*COLUMNS, *params, *LAST]]
+    return frame.loc[:, [*columns, *params, *LAST]]
 
 
 def front_frame(trials: pd.DataFrame, objective: Objective) -> pd.DataFrame:
     """Return the front's rows, cheapest first, without columns on a trial's course (`outcome`, `retry_of`, ...)."""
     chosen = trials.loc[trials.front].sort_values(by=objective.name).reset_index(drop=True)
     return chosen.drop(
-        columns=["state", "outcome", "front", "retry_of", "repeat_of", "confirms", "again", "reason", "note"]
+        columns=["state", "outcome", "front", "maybe", "retry_of", "repeat_of", "confirms", "again", "reason", "note"]
     )
 
 
-def cost_range(space: Space, settings: Settings) -> tuple[float, float]:
-    """Return the hypervolume's range of costs: the space's within the limits, or that of networks at equal MACs."""
-    objective, matched = settings.scope.cost, settings.scope.matching.range()
+def cost_range(objective: Objective, space: Space, settings: Settings) -> tuple[float, float]:
+    """Return the hypervolume's range of a cost: the space's within the limits, or that of networks at equal MACs."""
+    matched = settings.scope.matching.range()
     if matched and objective == MACS:
         return matched
     low, high = objective.range(space)
     limit = settings.scope.limits.of(objective)
-    # Plus one, because the hypervolume leaves out networks that cost exactly the upper end.
-    return max(low, limit.least or 0), min(high, limit.most or high) + 1
+    high = min(high, limit.most or high)
+    # A little more, because the hypervolume leaves out networks that cost exactly the upper end.
+    return max(low, limit.least or 0), high + 1 if objective.name in COSTS else high * (1 + 1e-6)
 
 
 def hypervolume_of(ledger: Ledger, space: Space, settings: Settings) -> float:
     """Return the front's hypervolume in %: see `search.front.hypervolume`."""
-    return ledger.hypervolume(*cost_range(space, settings))
+    return ledger.hypervolume(*(cost_range(objective, space, settings) for objective in settings.scope.costs))
 
 
 def mean_scale(trials: pd.DataFrame) -> pd.Series:

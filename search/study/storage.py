@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import parse_qs, urlsplit
 
 import optuna
 import sqlalchemy
@@ -26,6 +27,23 @@ Direction = Literal["minimize", "maximize"]
 STUDY_FILE = "study.db"
 DRIVER = "driver:"  # prefix of the attribute that names a driver's host and the folder of its weights
 CONNECT_SECONDS = 10  # time limit for a connection to a server
+
+
+def check_url(text: str) -> None:
+    """Raise `UserError` for another URL than PostgreSQL's, or for a password in the URL: `run.json` would show it."""
+    try:
+        url = urlsplit(text)
+        known = url.scheme in ("postgresql", "postgresql+psycopg") and url.path.strip("/")
+        secret = url.password is not None or "password" in parse_qs(url.query)
+    except ValueError:
+        known = secret = False
+    if secret:
+        raise UserError(
+            "`storage`: holds a password, which would be written down with the settings; accepted: the URL without it, "
+            "and the password in PGPASSWORD or ~/.pgpass"
+        )
+    if not known:
+        raise UserError("`storage`: no URL of a PostgreSQL database; accepted: postgresql://user@host:5432/database")
 
 
 def sqlite_url(folder: Path) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import optuna
@@ -165,8 +165,8 @@ class Study:
         with own():
             self.storage.set_trial_intermediate_value(self._live[number][1], epoch, val_top1)
 
-    def complete(self, number: int, values: tuple[float, float], outcome: str, **attrs: Any) -> None:
-        """End a trial with its score: the values of the objectives."""
+    def complete(self, number: int, values: Sequence[float], outcome: str, **attrs: Any) -> None:
+        """End a trial with its score: the values of the objectives, quality first."""
         self._end(number, TrialState.COMPLETE, outcome, attrs, [float(v) for v in values])
 
     def infeasible(self, number: int, reason: str) -> None:
@@ -255,7 +255,7 @@ class Study:
         self._open.difference_update(done)
         scored = [*self._front, *(trials[n] for n in done if trials[n].state == TrialState.COMPLETE)]
         scored.sort(key=lambda t: t.number)  # of equal trials, the first proposed is kept, even if it ended later
-        self._front = [scored[i] for i in front([t.values[0] for t in scored], [t.values[1] for t in scored])]
+        self._front = [scored[i] for i in front(*zip(*(t.values for t in scored), strict=True))] if scored else []
         records = [record_of(trials[n]) for n in done]
         self._orphans += sum(r.outcome == ORPHAN for r in records)
         self._ended += records

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import safetensors.torch
 import torch
@@ -13,10 +14,13 @@ import torch
 import res2net
 import trainers.datasets.data
 from res2net.cost import cost
+from res2net.deploy.int8 import Quantized
 from res2net.errors import UserError
 from search import runs
 from search.api import search
-from search.export import choose, export, ledger_of, main
+from search.export import Extras, choose, export, main
+from search.export_front import TABLE
+from search.picks import ledger_of
 from search.settings import Settings
 from search.study.storage import read
 from search.study.trials import FAILED, SCORED
@@ -52,11 +56,11 @@ class TestPicks:
     def test_under_a_number_of_macs(self, run: Path) -> None:
         front = ledger_of(run).front
         assert len(front) >= 3
-        assert choose(run, "best", under=front[1].attrs["macs"]) == front[1]
-        assert choose(run, "best", under=front[2].attrs["macs"] - 1) == front[1]
-        assert choose(run, "knee", under=front[0].attrs["macs"]) == front[0]
+        assert choose(run, "best", under=[front[1].attrs["macs"]]) == front[1]
+        assert choose(run, "best", under=[front[2].attrs["macs"] - 1]) == front[1]
+        assert choose(run, "knee", under=[front[0].attrs["macs"]]) == front[0]
         with pytest.raises(UserError, match=r"^`under`: .*accepted: \S+ or more") as error:
-            choose(run, "best", under=front[0].attrs["macs"] - 1)
+            choose(run, "best", under=[front[0].attrs["macs"] - 1])
         named = str(error.value).split("accepted: ")[1].removesuffix(" or more")
         assert main([str(run), "--under", named, "--to", str(run.parent / "under")]) == 0  # what it names is accepted
 
@@ -85,7 +89,7 @@ class TestPicks:
 
 class TestFolder:
     def test_a_model_folder_with_its_history(self, run: Path, tmp_path: Path) -> None:
-        record = export(run, "best", tmp_path / "model", test_top1=12.5)
+        record = export(run, "best", tmp_path / "model", extras=Extras(test_top1=12.5))
         assert sorted(p.name for p in (tmp_path / "model").iterdir()) == [
             "README.md",
             "arch.json",
@@ -324,3 +328,74 @@ class TestCommand:
         ]
         assert main([str(run), *options]) == 2
         assert "--under" in capsys.readouterr().err
+
+    @pytest.mark.slow
+    def test_int8_with_what_it_loses(
+        self, run: Path, data: Data, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(trainers.datasets.data, "load", lambda *args, **kwargs: data)
+        assert main([str(run), "--int8", "--to", str(tmp_path / "model")]) == 0
+        training = json.loads((tmp_path / "model/training.json").read_text())["int8"]
+        text = (
+            f"{training['val_top1']:.2f} % in int8, {training['fp32_val_top1']:.2f} % in fp32, on 20 validation images"
+        )
+        assert text in capsys.readouterr().out
+        assert text in (tmp_path / "model/README.md").read_text()
+        small = Quantized((tmp_path / "model/model.int8.onnx").read_bytes())
+        images = Images(data.val, data, torch.device("cpu"))
+        (x, y), *_ = images.batches(20)
+        assert 100 * (small(x).argmax(1) == y).float().mean().item() == pytest.approx(training["val_top1"])
+        res2net.load(tmp_path / "model")  # the folder stays a model folder
+        assert main([str(run), "--to", str(tmp_path / "model")]) == 0
+
+
+class TestFront:
+    def test_every_network_and_one_table(self, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+        assert main([str(run), "--front", "--to", str(tmp_path / "front")]) == 0
+        front = ledger_of(run).front
+        table = pd.read_csv(tmp_path / "front" / TABLE)
+        assert list(table.folder) == [f"trial-{r.number}" for r in front]
+        assert list(table.macs) == [r.attrs["macs"] for r in front]
+        assert list(table.val_top1) == pytest.approx([r.val_top1 for r in front])
+        assert (table.difference <= 1e-5).all()
+        for record in front:
+            state = res2net.load(tmp_path / "front" / f"trial-{record.number}").state_dict()
+            trained = safetensors.torch.load_file(runs.weights_path(run, record.number))
+            assert all(torch.equal(state[name], value) for name, value in trained.items())
+        out = capsys.readouterr().out
+        assert f"{len(front)} networks, {TABLE}" in out
+        assert main([str(run), "--front", "--to", str(tmp_path / "front")]) == 0  # replaces its own
+
+    def test_a_part_of_it(self, run: Path, tmp_path: Path) -> None:
+        front = ledger_of(run).front
+        under = str(front[1].attrs["macs"])
+        assert main([str(run), "--front", "--under", under, "--to", str(tmp_path / "front")]) == 0
+        assert len(pd.read_csv(tmp_path / "front" / TABLE)) == 2
+
+    def test_a_folder_with_other_files_is_left_alone(
+        self, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    ) -> None:
+        (tmp_path / "notes.txt").write_text("mine")
+        assert main([str(run), "--front", "--to", str(tmp_path)]) == 2
+        assert "holds 'notes.txt', which does not belong to an exported front" in capsys.readouterr().err
+        assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
+
+    def test_a_pick_contradicts_it(self, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+        assert main([str(run), "--front", "--pick", "knee", "--to", str(tmp_path / "front")]) == 2
+        assert "--pick: knee contradicts --front" in capsys.readouterr().err
+
+    def test_another_network_in_the_folder_is_noticed(
+        self, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        load = res2net.load
+
+        def other(folder: Path) -> object:
+            model = load(folder)
+            with torch.no_grad():
+                model.fc.weight.add_(1)
+            return model
+
+        monkeypatch.setattr("search.export_front.load", other)
+        with pytest.raises(RuntimeError, match="differs from the trained network"):
+            main([str(run), "--front", "--to", str(tmp_path / "front")])
+        assert not (tmp_path / "front").exists()

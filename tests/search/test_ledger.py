@@ -145,12 +145,12 @@ def record(number: int, outcome: str, quality: float | None = None, **attrs: obj
 class TestFront:
     def test_it_is_by_the_rules_objective(self) -> None:
         records = [record(0, SCORED, 50.0, macs=10, params=2), record(1, SCORED, 60.0, macs=20, params=1)]
-        assert [r.number for r in Ledger.of(Rules(MACS, 2), records).front] == [0, 1]
-        assert [r.number for r in Ledger.of(Rules(PARAMS, 2), records).front] == [1]
+        assert [r.number for r in Ledger.of(Rules((MACS,), 2), records).front] == [0, 1]
+        assert [r.number for r in Ledger.of(Rules((PARAMS,), 2), records).front] == [1]
 
     def test_of_equal_networks_the_first_asked_stands_whichever_ended_first(self) -> None:
         first, second = record(0, SCORED, 50.0, macs=10), record(1, SCORED, 50.0, macs=10)
-        rules = Rules(MACS, 2)
+        rules = Rules((MACS,), 2)
         for ended in ([first, second], [second, first]):
             books = Ledger(rules)
             for one in ended:
@@ -158,21 +158,21 @@ class TestFront:
             assert [r.number for r in books.front] == [0]
 
     def test_estimates_are_on_it_only_until_a_network_is_trained(self) -> None:
-        books = Ledger(Rules(MACS, 2, estimates=True)).add([record(0, ESTIMATED, 90.0, macs=10)])
+        books = Ledger(Rules((MACS,), 2, estimates=True)).add([record(0, ESTIMATED, 90.0, macs=10)])
         assert ([r.number for r in books.front], books.trained, books.spent) == ([0], False, 1)
         books.add([record(1, SCORED, 50.0, macs=20)])
         assert ([r.number for r in books.front], books.trained, books.spent) == ([1], True, 1)
 
     def test_a_score_of_less_than_the_full_budget_is_not_on_it(self) -> None:
         books = Ledger.of(
-            Rules(MACS, 8), [record(0, SCORED, 90.0, macs=10, epochs=4), record(1, SCORED, 50.0, macs=20)]
+            Rules((MACS,), 8), [record(0, SCORED, 90.0, macs=10, epochs=4), record(1, SCORED, 50.0, macs=20)]
         )
         assert [r.number for r in books.front] == [r.number for r in books.best] == [1]
         assert len(books.scored) == 2
 
     def test_picks_are_spread_evenly_with_both_ends(self) -> None:
         records = [record(i, ESTIMATED, 10.0 + i, macs=10 + i) for i in range(9)]
-        books = Ledger.of(Rules(MACS, 2, estimates=True), records)
+        books = Ledger.of(Rules((MACS,), 2, estimates=True), records)
         assert [r.number for r in books.picks(3)] == [8, 4, 0]
         assert [r.number for r in books.picks(1)] == [8]
         assert books.picks(0) == []

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import optuna
 import pandas as pd
 import pytest
 
@@ -13,7 +14,9 @@ import space as spaces
 from res2net.cost import cost
 from res2net.errors import UserError
 from res2net.named import named
-from search import load, search
+from search import Result, load, search
+from search.export import choose
+from search.export import main as export
 from search.front import front
 from search.objectives import (
     ACCURACY,
@@ -156,6 +159,34 @@ class TestAnObjectiveOfTheUsers:
         assert list(again.front.key) == list(expected)
         assert again.hypervolume == pytest.approx(result.hypervolume)
 
+    @pytest.mark.parametrize(
+        ("measure", "said"),
+        [
+            ("lambda arch, size: 'many'", "fails (TypeError: must be real number, not str); accepted: a number"),
+            ("lambda arch, size: 1 / 0", "fails (ZeroDivisionError: division by zero); accepted: a number"),
+            (
+                "lambda arch, size: float('nan')",
+                "is nan; accepted: a finite number above 0, as its axis is logarithmic",
+            ),
+            ("lambda arch, size: 0", "is 0; accepted: a finite number above 0, as its axis is logarithmic"),
+            ("lambda arch, size, seen=[]: seen.append(1) or len(seen)", "is 1, then 2; accepted: one value a network"),
+        ],
+    )
+    def test_a_measure_that_is_no_measure_is_refused_before_anything_is_written(
+        self,
+        write_module: Callable[[str], str],
+        loaded: Data,
+        make_settings: Callable[..., Settings],
+        tmp_path: Path,
+        measure: str,
+        said: str,
+    ) -> None:
+        module = write_module(f"from search import Objective\nBAD = Objective('bad', 'bad', 'bad', measure={measure})")
+        with pytest.raises(UserError, match=r"^`objective`: bad of ") as error:
+            search(make_settings(objective=f"{module}:BAD"), tmp_path / "run", work=Synthetic(weights=True))
+        assert said in str(error.value)
+        assert not (tmp_path / "run").exists()
+
     @pytest.mark.slow
     def test_a_resume_compares_it(
         self, module: str, loaded: Data, make_settings: Callable[..., Settings], tmp_path: Path
@@ -182,3 +213,67 @@ class TestAnObjectiveOfTheUsers:
             Settings(objective=path.format(module=module))
         assert said in str(error.value)
         assert "\n" not in str(error.value)
+
+
+class TestTwoCosts:
+    """A search over accuracy and two costs: the front is over three values."""
+
+    @pytest.fixture
+    def settings(self, write_module: Callable[[str], str], make_settings: Callable[..., Settings]) -> Settings:
+        module = write_module(CONVOLUTIONS)
+        return make_settings(objective=f"params,{module}:CONVS", trials=12, epochs=1)
+
+    @pytest.fixture
+    def result(self, loaded: Data, settings: Settings, tmp_path: Path) -> Result:
+        return search(settings, tmp_path / "run", work=Synthetic(weights=True))
+
+    def test_the_front_is_over_three_values(self, result: Result) -> None:
+        scored = result.trials[result.trials.outcome == "scored"].reset_index()
+        three, one = front(scored.val_top1, scored.params, scored.convs), front(scored.val_top1, scored.params)
+        assert list(result.front.key) == list(scored.loc[three, "key"])
+        assert set(one) <= set(three)
+        assert 0 < result.hypervolume < 100
+        again = load(result.folder)
+        assert list(again.front.key) == list(result.front.key)
+        assert again.hypervolume == pytest.approx(result.hypervolume)
+        (study,) = optuna.get_all_study_summaries(f"sqlite:///{result.folder}/study.db")
+        assert [d.name for d in study.directions] == ["MAXIMIZE", "MINIMIZE", "MINIMIZE"]
+
+    def test_the_plots_show_both_projections(self, result: Result) -> None:
+        panels = result.plot().axes[:2]
+        assert [panel.get_xlabel() for panel in panels] == ["parameters", "convolutions"]
+        assert [panel.get_xscale() for panel in panels] == ["log", "linear"]
+        page = (result.folder / "pareto.html").read_text()
+        assert '"xaxis2"' in page
+        assert "convolutions" in page
+
+    def test_an_export_within_two_bounds(self, result: Result, tmp_path: Path) -> None:
+        books = result.ledger
+        params, convs = books.costs(books.front[len(books.front) // 2])
+        within = [r for r in books.front if books.costs(r)[0] <= params and books.costs(r)[1] <= convs]
+        assert choose(result.folder, "best", (params, convs)) == max(within, key=lambda r: r.val_top1 or 0)
+        under = ["--under", f"{params},{convs}", "--to", str(tmp_path / "exported")]
+        assert export([str(result.folder), *under]) == 0
+        with pytest.raises(UserError, match=r"^`under`: nothing on the front is within 1,1 \(params, convolutions\)"):
+            choose(result.folder, "best", (1, 1))
+
+    def test_one_bound_for_two_costs_is_refused(self, result: Result, capsys: pytest.CaptureFixture[str]) -> None:
+        assert export([str(result.folder), "--under", "1M", "--to", "exported"]) == 2
+        assert "`under`: '1M' has 1 values; accepted: one for each objective (params,convs)" in (
+            capsys.readouterr().err.replace("--under", "`under`")
+        )
+
+    @pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random"])
+    def test_samplers_and_the_scheduler_take_three_values(
+        self, loaded: Data, settings: Settings, tmp_path: Path, sampler: str
+    ) -> None:
+        settings = settings.replace(sampler=sampler, scheduler="pareto-asha", epochs=4, eta=2)
+        result = search(settings, tmp_path / sampler, work=Synthetic(weights=True))
+        assert result.ledger.spent == 12
+        rung = result.ledger.rungs[1]
+        assert {len(values) for values in rung.values()} == {3}
+        assert result.ledger.counts["stopped"] > 0
+
+    def test_an_objective_that_is_given_twice_is_refused(self) -> None:
+        with pytest.raises(UserError, match=r"^`objective`: macs is given twice; accepted: each objective once"):
+            Settings(objective="macs,params,macs")

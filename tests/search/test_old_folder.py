@@ -17,8 +17,9 @@ import torch
 import res2net
 from res2net.cost import cost
 from search import run, runs
-from search.export import export, ledger_of
+from search.export import export
 from search.export import main as export_main
+from search.picks import ledger_of
 from search.study.storage import read
 from search.study.trials import SCORED, STOPPED
 

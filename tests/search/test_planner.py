@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from search import plan as plans
-from search.front import hypervolume
+from search.front import Axis, hypervolume
 from search.plan import LEAST_EPOCHS, Candidate, Level, Pace, Plan, Terms, expected
 from search.planner import MOST_LEVELS, SOON, plan, retimed
 
@@ -181,7 +181,7 @@ def test_the_volume_is_the_hypervolume_of_the_expected_front(case: Case) -> None
     found, terms = case.plan(), case.terms
     points = [*terms.known, *((x.cost, expected(terms, x.cost, x.epochs)) for x in found.levels)]
     costs, qualities = zip(*points, strict=True) if points else ((), ())
-    value = 100 * hypervolume(qualities, costs, terms.low, terms.high)
+    value = 100 * hypervolume(qualities, Axis(costs, terms.low, terms.high))
     assert plans.volume_of(terms, points) == pytest.approx(value, abs=1e-9)
     if found.levels and not previewed(found):
         assert found.volume == pytest.approx(value, abs=1e-9)

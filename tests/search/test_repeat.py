@@ -191,7 +191,7 @@ def test_attainment_surfaces_are_those_of_the_seeds_fronts() -> None:
         for i, (a, s) in enumerate(zip(attrs, seeds, strict=True))
     ]
     axes = new_figure().add_subplot()
-    _draw_attainment(axes, Ledger(Rules(MACS, 1)).add(records))
+    _draw_attainment(axes, Ledger(Rules((MACS,), 1)).add(records), MACS)
     (median,) = axes.get_lines()
     assert median.get_xdata().tolist() == [100, 200]
     assert list(median.get_ydata()) == [71.0, 75.0]
@@ -206,7 +206,7 @@ class TestMaybe:
         return Record(number, "COMPLETE", SCORED, {}, attrs, statistics.fmean([top1, *seeds]), {}, (top1, *seeds))
 
     def books(self, *records: Record) -> Ledger:
-        return Ledger(Rules(MACS, 1)).add(records)
+        return Ledger(Rules((MACS,), 1)).add(records)
 
     def test_a_network_within_the_noise_may_be_on_the_front(self) -> None:
         best = self.record(0, 80.0, 100, 81.0, 79.0)
@@ -231,7 +231,7 @@ def test_a_mean_that_falls_lets_dominated_networks_return() -> None:
         return Record(number, "COMPLETE", outcome, {}, attrs, top1, {}, (top1,))
 
     lucky, steady = record(0, SCORED, 80.0, 100), record(1, SCORED, 75.0, 200)
-    books = Ledger(Rules(MACS, 1)).add([lucky, steady])
+    books = Ledger(Rules((MACS,), 1)).add([lucky, steady])
     assert [r.number for r in books.front] == [0]
     books.add([record(2, AGAIN, 60.0, 100, again=0, sample=1)])
     assert [(r.number, r.val_top1) for r in books.front] == [(0, 70.0), (1, 75.0)]

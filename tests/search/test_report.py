@@ -210,11 +210,11 @@ class TestHypervolume:
         self, space: Space, make_settings: Callable[..., Settings]
     ) -> None:
         low, high = space.cheapest()[1].macs, space.dearest()[1].macs
-        assert tables.cost_range(space, make_settings()) == (low, high + 1)
-        assert tables.cost_range(space, make_settings(max_macs=300_000)) == (low, 300_001)
-        assert tables.cost_range(space, make_settings(min_macs=200_000)) == (200_000, high + 1)
-        assert tables.cost_range(space, make_settings(max_macs=10**9)) == (low, high + 1)
-        assert tables.cost_range(space, make_settings(match_macs=10**6)) == (900_000, 1_100_000)
+        assert tables.cost_range(MACS, space, make_settings()) == (low, high + 1)
+        assert tables.cost_range(MACS, space, make_settings(max_macs=300_000)) == (low, 300_001)
+        assert tables.cost_range(MACS, space, make_settings(min_macs=200_000)) == (200_000, high + 1)
+        assert tables.cost_range(MACS, space, make_settings(max_macs=10**9)) == (low, high + 1)
+        assert tables.cost_range(MACS, space, make_settings(match_macs=10**6)) == (900_000, 1_100_000)
 
     def test_of_the_cheapest_network_alone_is_its_accuracy(self, space: Space, settings: Settings) -> None:
         trials = books([record(0, top1=40.0, macs=space.cheapest()[1].macs)])

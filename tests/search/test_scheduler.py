@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from res2net.errors import UserError
 from search.front import front
-from search.scheduler import continues, crowding_distance, front_numbers, rank, rungs
+from search.scheduler import continues, crowding_distance, rank, rungs
 from search.settings import Settings
 from search.study.storage import read
 from search.study.trials import REPEATED, SCORED, STOPPED, Record
@@ -49,14 +49,14 @@ class TestRule:
     @given(points)
     def test_fronts_are_those_of_peeling_them_off(self, drawn: list[tuple[int, int]]) -> None:
         top1, macs = ([float(v) for v in column] for column in zip(*drawn, strict=True))
-        assert list(front_numbers(top1, macs)) == naive_fronts(top1, macs)
+        assert list(rank(top1, macs)[0]) == naive_fronts(top1, macs)
 
     @given(points, st.integers(2, 5), st.sampled_from(["pareto-asha", "asha"]))
     def test_one_in_eta_continues_and_equal_ranks_stand_or_fall_together(
         self, drawn: list[tuple[int, int]], eta: int, scheduler: str
     ) -> None:
         top1, macs = zip(*drawn, strict=True)
-        on = [continues(scheduler, eta, top1, macs, i) for i in range(len(drawn))]
+        on = [continues(scheduler, eta, i, top1, macs) for i in range(len(drawn))]
         fronts, crowding = rank(top1, macs)
         places = [(-t,) for t in top1] if scheduler == "asha" else list(zip(fronts, -crowding, strict=True))
         last = sorted(places)[math.ceil(len(drawn) / eta) - 1]
@@ -67,7 +67,7 @@ class TestRule:
         self, drawn: list[tuple[int, int]], eta: int
     ) -> None:
         top1, macs = zip(*drawn, strict=True)
-        on = {i for i in range(len(drawn)) if continues("pareto-asha", eta, top1, macs, i)}
+        on = {i for i in range(len(drawn)) if continues("pareto-asha", eta, i, top1, macs)}
         for i in on:
             for j in set(range(len(drawn))) - on:
                 assert not (top1[j] >= top1[i] and macs[j] <= macs[i] and drawn[j] != drawn[i])
@@ -76,17 +76,17 @@ class TestRule:
     def test_the_cheapest_and_the_most_accurate_always_continue(self, drawn: list[tuple[int, int]], eta: int) -> None:
         top1, macs = zip(*drawn, strict=True)
         best = front(top1, macs)
-        assert continues("pareto-asha", eta, top1, macs, best[0])
-        assert continues("pareto-asha", eta, top1, macs, best[-1])
+        assert continues("pareto-asha", eta, best[0], top1, macs)
+        assert continues("pareto-asha", eta, best[-1], top1, macs)
 
     def test_accuracy_alone_stops_the_cheap_network_that_the_front_needs(self) -> None:
         top1, macs = [90.0, 80.0, 70.0, 30.0, 60.0, 50.0], [60, 50, 40, 10, 55, 45]
-        assert continues("pareto-asha", 3, top1, macs, 3)
-        assert not continues("asha", 3, top1, macs, 3)
-        assert continues("none", 3, top1, macs, 3)
+        assert continues("pareto-asha", 3, 3, top1, macs)
+        assert not continues("asha", 3, 3, top1, macs)
+        assert continues("none", 3, 3, top1, macs)
 
     def test_crowding_is_the_sides_of_the_box_between_neighbours(self) -> None:
-        got = crowding_distance(np.array([10.0, 20.0, 60.0, 110.0]), np.array([1.0, 10.0, 100.0, 1000.0]))
+        got = crowding_distance(np.array([[10.0, 20.0, 60.0, 110.0], [0.0, 1.0, 2.0, 3.0]]).T)
         assert list(got) == pytest.approx([math.inf, 0.5 + 2 / 3, 0.9 + 2 / 3, math.inf])
 
     @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ class TestSearch:
             for record in [r for r in records if epoch in r.epochs]:
                 reached.append(record)
                 top1, macs = zip(*((r.epochs[epoch], r.attrs["macs"]) for r in reached), strict=True)
-                expected = continues("pareto-asha", 2, top1, macs, len(reached) - 1)
+                expected = continues("pareto-asha", 2, len(reached) - 1, top1, [math.log(m) for m in macs])
                 assert (max(record.epochs) > epoch) == expected
 
     def test_a_network_that_was_stopped_is_not_trained_again(

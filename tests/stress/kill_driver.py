@@ -37,8 +37,8 @@ from res2net.commands import Parser, run_main
 from res2net.errors import UserError
 from search import runs
 from search.checkpoints import CHECKPOINTS
-from search.export import ledger_of
 from search.groups import EXECUTORS
+from search.picks import ledger_of
 from search.report.progress import front_table
 from search.study.storage import STUDY_FILE, read
 from search.study.trials import FAILED, INFEASIBLE, ORPHAN, REPEATED, SCORED, Record

@@ -1,0 +1,105 @@
+"""Quantize networks to int8 for ONNX Runtime, by its static quantization: QDQ format, weights per channel."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from res2net.backbone import check_images
+from res2net.deploy.export import export_onnx, need_onnx
+from res2net.errors import UserError
+from res2net.files import write_atomic
+
+BATCH = 32  # calibration images that are run together
+
+
+class Quantized(nn.Module):
+    """A network in int8, computed by ONNX Runtime on the CPU. It cannot be trained.
+
+    data: the content of the ONNX file. Its input is `images` `[N, C, H, W]`, for batches of any size.
+    threads: of ONNX Runtime; None takes its default, one for each core.
+    """
+
+    def __init__(self, data: bytes, threads: int | None = None) -> None:
+        super().__init__()
+        import onnxruntime  # in the `onnx` extra
+
+        options = onnxruntime.SessionOptions()
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        self.data = data
+        self._session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits `[N, num_classes]` of images, normalized as in training."""
+        return torch.from_numpy(self._session.run(None, {"images": images.cpu().numpy()})[0])
+
+    def save(self, path: str | Path) -> None:
+        """Write the ONNX file."""
+        write_atomic(Path(path), self.data)
+
+
+def quantize(model: nn.Module, images: Tensor, *, reduce_range: bool = False) -> Quantized:
+    """Return the network in int8. The model is unchanged.
+
+    images: calibration images `[N, C, H, W]`, normalized as in training. They set the range of each activation, and
+        their size is the size of the images that the result accepts. A few hundred images suffice.
+    reduce_range: whether weights use 7 bits. CPUs without VNNI instructions may overflow with 8 bits.
+    """
+    need_onnx()
+    arch = getattr(model, "arch", None)
+    if arch is None or not len(images):
+        raise UserError(f"`images`: {len(images)} calibration images for {type(model).__name__}; accepted: at least 1")
+    check_images(images, arch.in_channels)
+    from onnxruntime import quantization  # in the `onnx` extra; takes a second to import
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    with tempfile.TemporaryDirectory() as folder, _quiet():
+        whole, prepared, small = (Path(folder) / name for name in ("model.onnx", "prepared.onnx", "int8.onnx"))
+        height, width = images.shape[2:]
+        export_onnx(model, whole, image_size=(int(height), int(width)), check=False)
+        quant_pre_process(whole, prepared, skip_symbolic_shape=True)  # fuses batch norms
+        quantization.quantize_static(
+            prepared,
+            small,
+            _reader(images),
+            quant_format=quantization.QuantFormat.QDQ,
+            per_channel=True,
+            reduce_range=reduce_range,
+            activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
+        )
+        return Quantized(small.read_bytes())
+
+
+def _reader(images: Tensor) -> object:
+    """Return ONNX Runtime's reader of the calibration images."""
+    from onnxruntime.quantization import CalibrationDataReader
+
+    class Reader(CalibrationDataReader):
+        def __init__(self) -> None:
+            self.batches: Iterator[Tensor] = iter(images.float().cpu().split(BATCH))
+
+        def get_next(self) -> dict[str, object] | None:  # type: ignore[override]  # None ends the data
+            batch = next(self.batches, None)
+            return None if batch is None else {"images": batch.numpy()}
+
+    return Reader()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Inside the block, ONNX Runtime's quantizer prints no advice: the preparation that it asks for was made."""
+    logger = logging.getLogger()
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,93 @@
+"""Export every network of a search's front, each into a model folder of its own, with one table over all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from res2net.errors import UserError
+from res2net.files import write_atomic, write_folder
+from res2net.folder import ARCH_FILE, load
+from search.model_folder import Extras, export
+from search.objectives import PARAMS
+from search.picks import front_of, ledger_of, trained, weights_of
+from search.study.trials import Record
+
+TABLE = "front.csv"
+IMAGES = 8  # random images on which an exported network is compared with the trained one
+TOLERANCE = 1e-5  # of their logits, relative to the largest
+
+
+def export_front(
+    folder: Path, to: Path, extras_of: Callable[[Record], Extras], under: Sequence[float] = ()
+) -> pd.DataFrame:
+    """Write a model folder for each network of a front, and `front.csv`; return the table, cheapest network first.
+
+    Each exported network is loaded again, and its logits are compared with those of the trained weights.
+    extras_of: returns what the export of a trial holds beside the network. under: see `search.export.choose`.
+    Raise `UserError` for a run without a trained network, and for a folder `to` with other content.
+    """
+    books = ledger_of(folder)
+    records = front_of(folder, books, under)
+    for record in records:
+        weights_of(folder, record)  # raises an error if they are gone, before anything is written
+    _check_replaceable(to)
+    objectives = dict.fromkeys((*books.rules.costs, PARAMS))
+    rows: list[dict[str, Any]] = []
+
+    def fill(temporary: Path) -> None:
+        for record in records:
+            place, extras = temporary / f"trial-{record.number}", extras_of(record)
+            export(folder, str(record.number), place, extras=extras)
+            costs = {o.name: record.attrs[o.name] for o in objectives}
+            scores = {"val_top1": record.val_top1, "test_top1": extras.test_top1}
+            if extras.int8 is not None:
+                scores |= {"fp32_val_top1": extras.int8.fp32_top1, "int8_val_top1": extras.int8.top1}
+            difference = _difference(trained(folder, record), place)
+            rows.append({"folder": place.name, **costs, **scores, "difference": difference, "arch": str(record.arch)})
+        write_atomic(temporary / TABLE, pd.DataFrame(rows).to_csv(index=False))
+
+    write_folder(to, fill)
+    return pd.DataFrame(rows)
+
+
+def _difference(model: torch.nn.Module, place: Path) -> float:
+    """Return the largest difference between the logits of a trained network and of its export, relative to the largest.
+
+    Raise `RuntimeError` if it exceeds `TOLERANCE`.
+    """
+    exported: Any = load(place)
+    images = torch.randn(IMAGES, exported.arch.in_channels, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected, got = model(images), exported(images)
+    difference = ((expected - got).abs().max() / expected.abs().max().clamp_min(1e-30)).item()
+    if not difference <= TOLERANCE:  # true for NaN too
+        raise RuntimeError(
+            f"{place.name}: the export differs from the trained network by {difference:.1e} of its logits"
+        )
+    return difference
+
+
+def _check_replaceable(to: Path) -> None:
+    """Raise `UserError` unless a folder is new, is empty, or holds an earlier export of a front."""
+    if to.is_dir():
+        foreign = [p.name for p in sorted(to.iterdir()) if p.name != TABLE and not (p / ARCH_FILE).is_file()]
+    else:
+        foreign = [to.name] if to.exists() else []
+    if foreign:
+        raise UserError(
+            f"`to`: {str(to)!r} holds {foreign[0]!r}, which does not belong to an exported front; "
+            "accepted: a new folder, an empty one, or an earlier export"
+        )
+
+
+def show(table: pd.DataFrame, to: Path) -> None:
+    """Print the table of an exported front."""
+    shown = table.dropna(axis=1, how="all").drop(columns="difference")
+    print(shown.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
+    worst = table.difference.max()
+    print(f"{to}: {len(table)} networks, {TABLE}; logits equal to those of the trained networks within {worst:.0e}")

@@ -1,0 +1,94 @@
+"""Prepare a search: load its data, complete its settings, and check all of it before anything is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from res2net.errors import UserError
+from search import from_run, included, runs
+from search.baseline import baseline_of, resolved
+from search.execute import Executor, executor_of
+from search.included import Included
+from search.latency_cache import check_table, table_for
+from search.settings import Settings
+from space import Space
+from trainers.datasets.data import Data
+
+LATENCY_SHARE = 0.2  # of the setting `time`, at most, for a latency table
+FORM = "optimized"  # of the networks in a latency table that a search makes
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A search that may start.
+
+    settings: those given, with relative limits as numbers and with the latency table, if the search needs one.
+    networks: the networks that it starts from.
+    """
+
+    settings: Settings
+    data: Data
+    space: Space
+    networks: tuple[Included, ...]
+    executor: Executor
+
+
+def prepared(settings: Settings, folder: Path, console: Console | None) -> Prepared:
+    """Return a search that may start. Write nothing. Raise `UserError` for settings that contradict each other."""
+    data = settings.scope.load_data(console)
+    classes, size, channels = data.num_classes, data.image_size, data.in_channels
+    baseline = baseline_of(settings, classes, channels)
+    settings = _with_bounds(settings, data, console)
+    space = runs.space_for(folder, settings, data)
+    settings.evaluator.check_weights(space, data)
+    networks = included.included(settings, folder, space, data)
+    networks += tuple(from_run.front(settings, folder, len(networks), data))
+    if settings.scope.timed:
+        others = [network.arch for network in networks] + ([] if baseline is None else [baseline])
+        settings = _with_bounds(_with_latency(settings, folder, space, others, console), data, console)
+    executor = executor_of(settings.resources)
+    executor.check()
+    scope = settings.scope
+    for objective in scope.costs:
+        objective.check(space)
+        for network in networks:
+            included.check_cost(network, objective, size)
+    if scope.matching.active:
+        scope.matching.check(space, scope.limits, scope.seed)
+    else:
+        scope.limits.check(space)
+    return Prepared(settings, data, space, networks, executor)
+
+
+def _with_bounds(settings: Settings, data: Data, console: Console | None) -> Settings:
+    """Return the settings with relative limits as numbers, as far as their objectives can be measured; show them."""
+    settings, lines = resolved(settings, data.num_classes, data.image_size, data.in_channels)
+    for line in lines if console else ():
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    return settings
+
+
+def _with_latency(
+    settings: Settings, folder: Path, space: Space, others: list[Any], console: Console | None
+) -> Settings:
+    """Return the settings with a latency table: the run's own, this device's last one, or a new one.
+
+    others: networks that may not be members of the space, and whose latency the search needs.
+    """
+    scope, time = settings.scope, settings.budget.time
+    table = scope.latency
+    if table is None and (folder / runs.RUN_FILE).exists():
+        table = runs.settings_of(folder).scope.latency
+    if table is None and settings.resources.storage:
+        raise UserError("`latency`: several drivers need one table; accepted: a file of python -m search.latency")
+    if table is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        seconds = None if time is None else LATENCY_SHARE * time
+        table = table_for(space, FORM, device, seconds, others, console)
+    check_table(table, space, others)
+    return settings.replace(latency=table)
