@@ -20,7 +20,6 @@ from search.included import Included
 from search.ledger import Ledger
 from search.lock import locked
 from search.model_folder import export
-from search.objectives import ACCURACY
 from search.prepared import Prepared, prepared
 from search.report import dashboard
 from search.report.figures import pareto_figure
@@ -175,7 +174,7 @@ def _timetable(ready: Prepared, folder: Path, begun: float) -> Timetable:
 
 def directions(settings: Settings) -> dict[str, Direction]:
     """Return the direction of each objective of a search by name: quality first, then cost."""
-    return {o.name: o.direction for o in (ACCURACY, *settings.scope.costs)}
+    return {o.name: o.direction for o in (settings.scoring.quality, *settings.scope.costs)}
 
 
 def open_study(

@@ -29,6 +29,7 @@ from search.units import format_seconds
 from space import Space
 from trainers.datasets.data import Data
 from trainers.recipes import Config
+from trainers.tasks.metrics import metric_of
 from trainers.train import Trainer
 
 MEASURED = 5  # networks whose speed is measured, evenly spread over the levels
@@ -79,8 +80,8 @@ def _seconds_per_image(member: Member, data: Data, config: Config) -> float:
 def terms_of(settings: Settings, space: Space, data: Data, books: Ledger, networks: Sequence[Included] = ()) -> Terms:
     """Return the terms of a plan: the range of costs, the images, and the front so far, with the scores to reuse."""
     low, high = cost_range(settings.scope.cost, space, settings)
-    chance = 1 / data.num_classes
-    known = [(books.cost(r), r.val_top1 or 0.0) for r in books.front]
+    chance = metric_of(settings.scoring.metric).chance(data.num_classes) / 100
+    known = [(books.cost(r), r.quality or 0.0) for r in books.front]
     cost, size = settings.scope.cost, space.image_size
     reused = [n for n in networks if n.reused and settings.scope.limits.allow(n.arch, size)]
     known += [(cost.of(n.arch, size), n.score) for n in reused]

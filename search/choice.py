@@ -142,7 +142,7 @@ class Choice:
         archs = [origin.arch for origin in self.lineage.origins] if grows else [record.arch for record in front]
         members = [(space.params_of(arch), arch) for arch in archs]
         parents = [Member(p, arch, scope.cost.of(arch, space.image_size)) for p, arch in members if p is not None]
-        found = gaps(timetable.terms, [(self.ledger.cost(r), (r.val_top1 or 0.0) / 100) for r in front])
+        found = gaps(timetable.terms, [(self.ledger.cost(r), (r.quality or 0.0) / 100) for r in front])
         return child(space, scope.cost, found, parents, grows, allowed, turn, scope.seed)
 
     def _timed(self, timetable: Timetable, accepted: Accepted, left: float) -> Accepted | None:

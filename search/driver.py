@@ -163,9 +163,9 @@ class Driver:
             self.choice.why_stopped = "the time is up"
             return False
         reason = report.reason
-        if reason is None and not (math.isfinite(report.val_top1) and math.isfinite(report.val_loss)):
+        if reason is None and not (math.isfinite(report.quality) and math.isfinite(report.val_loss)):
             reason = (
-                f"after epoch {report.epoch} the accuracy is {report.val_top1}, the validation loss {report.val_loss}"
+                f"after epoch {report.epoch} the accuracy is {report.quality}, the validation loss {report.val_loss}"
             )
         if reason is not None:
             self._fail(number, reason, report.lost)
@@ -177,7 +177,7 @@ class Driver:
         if report.checkpoint is not None:  # before the rung's accuracy: no kill may leave a rung without one
             self.checkpoints[number] = report.checkpoint
             self._drop_checkpoints(*trial.earlier)
-        self.study.report(number, report.epoch, report.val_top1)
+        self.study.report(number, report.epoch, report.quality)
         if report.epoch >= trial.job.config.epochs or report.budget is not None:
             self._score(number, report)
             return False
@@ -197,7 +197,7 @@ class Driver:
             return True
         books, key = self.ledger, trial.job.arch.key()
         before = books.furthest.get(key, 0)
-        books.note_rung(key, report.epoch, report.val_top1, trial.accepted.costs)
+        books.note_rung(key, report.epoch, report.quality, trial.accepted.costs)
         if report.epoch not in books.rungs or report.epoch < before:
             return True
         rung = books.rungs[report.epoch]
@@ -219,7 +219,7 @@ class Driver:
         self.on_scored(trial.job, report.weights)  # before the score: no kill may leave a score without weights
         again = trial.accepted.proposal.again is not None
         outcome = ESTIMATED if trial.estimate else AGAIN if again else SCORED
-        self.study.complete(number, (report.val_top1, *trial.accepted.costs), outcome, **attrs)
+        self.study.complete(number, (report.quality, *trial.accepted.costs), outcome, **attrs)
         self._drop_checkpoints(number, *trial.earlier)
         self._refresh()
         self.on_change()

@@ -118,7 +118,7 @@ class Evaluator:
     def _training(self, number: int, arch: Arch, start: str) -> Job:
         config = replace(self.scoring.train_config(trial_seed(self.scope.seed, arch)), lr=self.lr)
         # Checkpoints are written at the rungs even if no scheduler compares trials there.
-        return Job(number, arch, config, start, self.budget.rungs(config.epochs))
+        return Job(number, arch, config, start, self.scoring.metric, self.budget.rungs(config.epochs))
 
 
 class Grow(Evaluator):
@@ -258,7 +258,7 @@ class Supernet(Inherit):
     def job(self, number: int, arch: Arch) -> Job:
         """Return the job that estimates a network. All estimates share a seed, which draws the calibration images."""
         config = replace(self.scoring.train_config(self.scope.seed), epochs=1)
-        return Job(number, arch, config, "supernet")
+        return Job(number, arch, config, "supernet", self.scoring.metric)
 
     def confirmation(self, number: int, arch: Arch) -> Job:
         """Return the job that trains a network of the estimates' front, from its slice or from scratch."""

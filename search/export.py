@@ -83,7 +83,7 @@ def _main(args: argparse.Namespace) -> None:
     print(
         f"{args.to}: trial {record.number}, {record.attrs['arch']}, "
         + "".join(f"{COSTS[n].format(record.attrs[n])} {COSTS[n].unit}, " for n in SHOWN)
-        + f"{record.val_top1:.2f} % on the validation split"
+        + f"{record.quality:.2f} % on the validation split"
         + (f", {extras.test_top1:.2f} % on the test split" if extras.test_top1 is not None else "")
         + (f"; {extras.int8.text}" if extras.int8 is not None else "")
     )

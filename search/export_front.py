@@ -44,7 +44,7 @@ def export_front(
             place, extras = temporary / f"trial-{record.number}", extras_of(record)
             export(folder, str(record.number), place, extras=extras)
             costs = {o.name: record.attrs[o.name] for o in objectives}
-            scores = {"val_top1": record.val_top1, "test_top1": extras.test_top1}
+            scores = {books.rules.quality.name: record.quality, "test_top1": extras.test_top1}
             if extras.int8 is not None:
                 scores |= {"fp32_val_top1": extras.int8.fp32_top1, "int8_val_top1": extras.int8.top1}
             difference = _difference(trained(folder, record), place)

@@ -59,7 +59,7 @@ def _included(
     theirs, epochs, inherited = Settings.from_dict(training["settings"]), training["epochs"], training["inherited"]
     a, b = theirs.scoring, settings.scoring
     budget = b.epochs is None or (b.epochs == epochs and (not inherited or settings.evaluator.grows))
-    same = (replace(a.recipe, seed=0), a.batch_size, a.lr) == (replace(b.recipe, seed=0), b.batch_size, b.lr)
+    recipes = [(replace(s.recipe, seed=0), s.batch_size, s.lr, s.metric) for s in (a, b)]
     other = other_split(theirs.scope, settings.scope)
     return replace(
         network,
@@ -68,5 +68,5 @@ def _included(
         epochs=epochs + inherited,
         seen=other,
         training=training,
-        reused=same and not other and budget,
+        reused=recipes[0] == recipes[1] and not other and budget,
     )

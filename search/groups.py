@@ -17,7 +17,7 @@ import trainers.datasets.data
 from res2net.errors import UserError, unknown
 from res2net.latency import LatencyTable
 from search.latency_cache import parse_table
-from search.objectives import LATENCY, MACS, NAMES, Limits, Matching, Objective, cost_objectives, limits
+from search.objectives import LATENCY, MACS, NAMES, Limits, Matching, Objective, cost_objectives, limits, quality
 from search.scheduler import SCHEDULERS, rungs
 from search.study.sampler import SAMPLERS, factory
 from search.study.storage import check_url
@@ -25,6 +25,7 @@ from search.units import parse_bound, parse_count, parse_seconds, parse_share
 from space import Space
 from trainers.datasets.data import Data
 from trainers.recipes import RECIPES, Config, parse_recipe, shortened
+from trainers.tasks.metrics import METRICS, metric_of
 
 EXECUTORS = ("tune", "local")
 CONFIRM_BY = ("tune", "scratch")
@@ -198,6 +199,9 @@ class Scoring:
         "NAME",
         common=True,
     )
+    metric: str = option(
+        "top1", "the score of a network: {choices}, or my_package:NAME", "NAME", choices=lambda: tuple(METRICS)
+    )
     epochs: int | None = option(
         None, "the full budget of a trial, in epochs (default: planned from --time, else 2)", "N", common=True
     )
@@ -229,6 +233,7 @@ class Scoring:
     def __post_init__(self) -> None:
         if isinstance(self.recipe, Mapping):  # from JSON
             object.__setattr__(self, "recipe", Config(**self.recipe))
+        metric_of(self.metric)
         _check_choice("confirm_by", self.confirm_by, CONFIRM_BY)
         check_least("epochs", self.epochs)
         check_least("supernet_epochs", self.supernet_epochs)
@@ -236,6 +241,11 @@ class Scoring:
         check_least("confirm", self.confirm, 0)
         if self.lr is not None and not 0 < self.lr < math.inf:
             raise UserError(f"`lr`: {self.lr} is out of range; accepted: a finite number above 0")
+
+    @property
+    def quality(self) -> Objective:
+        """The quality objective: the metric on the validation split."""
+        return quality(metric_of(self.metric))
 
     @property
     def peak_lr(self) -> float:
@@ -291,9 +301,7 @@ class Resources:
     """Where trials run and where the study lies."""
 
     storage: str | None = option(
-        None,
-        "keep the study in PostgreSQL, for several drivers (default: SQLite in the run's folder)",
-        "URL",
+        None, "keep the study in PostgreSQL, for several drivers (default: SQLite in the run's folder)", "URL"
     )
     study: str | None = option(None, "the study's name in --storage (default: the name of the run's folder)", "NAME")
     executor: str = option(

@@ -52,8 +52,9 @@ class Included:
 
     @property
     def score(self) -> float:
-        """The validation accuracy (%) of the weights: that of the first seed, if several were trained."""
-        return (self.training.get("val_top1_of_seeds") or [self.training["val_top1"]])[0]
+        """The score of the weights by the metric of their search: that of the first seed, if several were trained."""
+        name = Settings.from_dict(self.training["settings"]).scoring.quality.name
+        return (self.training.get(f"{name}_of_seeds") or [self.training[name]])[0]
 
     @property
     def text(self) -> str:

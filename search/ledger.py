@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from search.front import Axis, front, hypervolume, knee
-from search.objectives import Objective, places
+from search.objectives import ACCURACY, Objective, places
 from search.study.trials import AGAIN, ESTIMATED, FAILED, ORPHAN, SCORED, STOPPED, Record
 
 KILLED = "the search was stopped while it ran"  # the recorded reason of a trial whose driver was killed
@@ -29,12 +29,14 @@ class Rules:
     epochs: the full budget of a trial; None if each trial has its own.
     rungs: the epochs after which trials are compared; empty for estimates, which take a single step.
     estimates: whether the evaluator's scores are estimates, confirmed by training.
+    quality: the quality objective.
     """
 
     costs: tuple[Objective, ...]
     epochs: int | None
     rungs: tuple[int, ...] = ()
     estimates: bool = False
+    quality: Objective = ACCURACY
 
     @property
     def objective(self) -> Objective:
@@ -125,7 +127,7 @@ class Ledger:
     def _add_seed(self, again: Record) -> None:
         """Add the score of another seed to the record of the network's first trial."""
         index = next(i for i, r in enumerate(self.history) if r.number == again.attrs[AGAIN])
-        known = self.history[index] = self.history[index].with_seed(again.val_top1 or 0.0)
+        known = self.history[index] = self.history[index].with_seed(again.quality or 0.0)
         if self.scored[known.key].number == known.number:
             self.scored[known.key] = known
 
@@ -187,7 +189,7 @@ class Ledger:
     def best(self) -> list[Record]:
         """The networks trained for the full budget, best first."""
         known = [r for r in self.history if r.outcome == SCORED and self.qualifies(r)]
-        return sorted(known, key=lambda r: (-(r.val_top1 or 0.0), self.cost(r), r.number))
+        return sorted(known, key=lambda r: (-(r.quality or 0.0), self.cost(r), r.number))
 
     @property
     def noise(self) -> tuple[float, float] | None:
@@ -218,7 +220,7 @@ class Ledger:
         def beaten(record: Record) -> bool:
             for other in self.front:
                 error = spread * math.sqrt(1 / len(other.seeds) + 1 / len(record.seeds))
-                better = (other.val_top1 or 0.0) - (record.val_top1 or 0.0)
+                better = (other.quality or 0.0) - (record.quality or 0.0)
                 cheaper = all(a <= b for a, b in zip(self.costs(other), self.costs(record), strict=True))
                 if cheaper and better > quantile * error:
                     return True
@@ -255,4 +257,4 @@ class Ledger:
 
     def _columns(self, records: Sequence[Record]) -> list[list[float]]:
         costs = [[record.attrs.get(o.name, 0) for record in records] for o in self.rules.costs]
-        return [[r.val_top1 or 0.0 for r in records], *costs]
+        return [[r.quality or 0.0 for r in records], *costs]

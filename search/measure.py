@@ -156,13 +156,14 @@ def _main(args: argparse.Namespace) -> None:
     found = measure(args.run, forms, args.batch_sizes, device, args.threads, data, console)
     names = [column(form, batch) for form in forms for batch in args.batch_sizes]
     names += [MEMORY, *([INT8_TOP1] if data is not None else [])]
-    by_key = {record.key: record for record in ledger_of(args.run).front}
+    books = ledger_of(args.run)
+    by_key = {record.key: record for record in books.front}
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for name in ("front", "val top-1", *names):
+    for name in ("front", books.rules.quality.name, *names):
         table.add_column(name, justify="left" if name == "front" else "right", no_wrap=True)
     for key, row in found.rows.items():
         record = by_key[key]
-        table.add_row(f"trial {record.number}", f"{record.val_top1:.2f} %", *(f"{row[name]:.3g}" for name in names))
+        table.add_row(f"trial {record.number}", f"{record.quality:.2f} %", *(f"{row[name]:.3g}" for name in names))
     console.print(table, soft_wrap=True)
     text = f"{found.device}; ms: medians of whole batches; columns of {args.run}/pareto.csv"
     console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -30,6 +30,7 @@ from search.picks import choose, weights_of
 from search.settings import Settings
 from search.study.trials import Record
 from trainers.card import code, machine, model_card
+from trainers.tasks.metrics import metric_of
 
 SHOWN = (MACS.name, PARAMS.name)  # costs on the model card and in `training.json`
 
@@ -83,12 +84,13 @@ def export(
 
 def training_of(run: dict[str, Any], record: Record, extras: Extras = Extras()) -> dict[str, Any]:
     """Return the content of `training.json` for a trial. run: the content of `run.json`."""
+    quality = Settings.from_dict(run["settings"]).scoring.quality
     # Records of early runs lack the session: take the last one.
     session = record.attrs.get(REUSED) or run["sessions"][record.attrs.get("session", -1)]
     return {
         "trial": record.number,
-        "val_top1": record.val_top1,
-        "val_top1_of_seeds": list(record.seeds),
+        quality.name: record.quality,
+        f"{quality.name}_of_seeds": list(record.seeds),
         "test_top1": extras.test_top1,
         **({} if extras.int8 is None else {"int8": extras.int8.to_dict()}),
         **{name: record.attrs[name] for name in SHOWN},
@@ -117,8 +119,9 @@ def card(record: Record, run: dict[str, Any], training: dict[str, Any], extras: 
         origin = f"the network of {record.attrs['origin']}, after {epochs:g} epochs"
     budget = f"{record.attrs['epochs']} epochs of {data['train_images']:,} images"
     seeds = f"n = {len(record.seeds)}" + (f", +- {record.spread:.2f}" if len(record.seeds) > 1 else "")
+    scored = f"{seeds}, {data['val_images']:,} images, last epoch"
     rows = [
-        ("top-1, validation split", f"{record.val_top1:.2f} % ({seeds}, {data['val_images']:,} images, last epoch)"),
+        (f"{metric_of(settings.scoring.metric).label}, validation split", f"{record.quality:.2f} % ({scored})"),
         *([("top-1, test split", f"{tested:.2f} %")] if tested is not None else []),
         *([("top-1 in int8", f"{extras.int8.text} (`{INT8_FILE}`)")] if extras.int8 is not None else []),
         *((COSTS[name].label.removesuffix(" of one image"), f"{record.attrs[name]:,}") for name in SHOWN),

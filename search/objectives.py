@@ -19,6 +19,7 @@ from res2net.plugins import PATH, load_object
 from search.units import format_count, format_ms, parse_count, parse_ms
 from space import Space
 from space.space import MAX_WIDTH, WORST_MATCH
+from trainers.tasks.metrics import METRICS, Score
 
 SHAPES = 300  # random shapes to try before `match_macs` is refused
 SAMPLED = 2_000  # random members that give the range of a user's own cost objective
@@ -95,14 +96,13 @@ def places(objectives: Sequence[Objective], columns: Sequence[Sequence[float]]) 
     return [[o.axis(value) for value in column] for o, column in zip(objectives, columns, strict=True)]
 
 
-ACCURACY = Objective(
-    "val_top1",
-    "top-1 accuracy on the validation split (%)",
-    "%",
-    "maximize",
-    log=False,
-    format=lambda value: f"{value:.2f}",
-)
+def quality(metric: Score) -> Objective:
+    """Return the objective of a metric on the validation split."""
+    label = f"{metric.label} on the validation split (%)"
+    return Objective(metric.key, label, "%", "maximize", log=False, format=lambda value: f"{value:.2f}")
+
+
+ACCURACY = quality(METRICS["top1"])
 
 
 def _counted(name: str, label: str, unit: str) -> Objective:

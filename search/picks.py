@@ -33,7 +33,7 @@ def choose(folder: Path, pick: str, under: Sequence[float] = ()) -> Record:
             raise UserError(f"`under`: has no effect with `pick` {pick}; accepted: with best or knee")
         return _numbered(books, pick)
     records = front_of(folder, books, under)
-    return max(records, key=lambda r: r.val_top1 or 0.0) if pick == "best" else books.knee(records)
+    return max(records, key=lambda r: r.quality or 0.0) if pick == "best" else books.knee(records)
 
 
 def front_of(folder: Path, books: Ledger, under: Sequence[float]) -> list[Record]:

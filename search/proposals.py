@@ -109,9 +109,9 @@ class Proposals:
         if earlier is None and proposal.confirms is None:
             earlier = books.estimated.get(key)
         longer = proposal.budget is not None and earlier is not None and proposal.budget > earlier.attrs["epochs"]
-        if earlier is not None and earlier.val_top1 is not None and not longer:
+        if earlier is not None and earlier.quality is not None and not longer:
             answer = {"repeat_of": earlier.number, "epochs": earlier.attrs["epochs"]}
-            self.study.complete(proposal.number, (earlier.val_top1, *accepted.costs), REPEATED, **answer)
+            self.study.complete(proposal.number, (earlier.quality, *accepted.costs), REPEATED, **answer)
             return True
         others = (r for r in self.study.running() if r.key == key and r.number != proposal.number)
         # A plan trains a network again for a longer budget; a sampler does not.

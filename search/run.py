@@ -146,7 +146,8 @@ def show(console: Console, result: Result) -> None:
             trials = ", ".join(str(r.number) for r in maybe)
             text = f"may be on the front too, within the spread of the seeds (+-{noise[0]:.2f}): trial {trials}"
             console.print(text, highlight=False, soft_wrap=True)
-        measured = "best top-1 averaged over budgets of " + " and ".join(o.unit for o in settings.scope.costs)
+        units = " and ".join(o.unit for o in settings.scope.costs)
+        measured = f"best {books.rules.quality.name} averaged over budgets of {units}"
         console.print(f"hypervolume {result.hypervolume:.2f} % ({measured})", highlight=False)
     for name, text in _commands(result):
         console.print(f"{name:>9}: {text}", highlight=False, soft_wrap=True, markup=False)

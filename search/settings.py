@@ -120,7 +120,7 @@ class Settings:
         estimates = self.evaluator.estimates
         epochs = self.scoring.epochs
         rungs = () if estimates else self.budget.rungs(epochs or MOST_EPOCHS)
-        return Rules(self.scope.costs, epochs, rungs, estimates)
+        return Rules(self.scope.costs, epochs, rungs, estimates, self.scoring.quality)
 
     def replace(self, **changes: Any) -> Settings:
         """Return the settings with some values changed. All other values stay, even after a change of the evaluator."""

@@ -31,6 +31,7 @@ from trainers.recipes import Config
 from trainers.resume import unpack
 from trainers.start import initialised
 from trainers.supernet import Scorer
+from trainers.tasks.metrics import metric_of
 from trainers.train import Trainer
 
 FIRST_STEPS = 5  # steps that tell nothing about the pace: they allocate memory and choose kernels
@@ -44,6 +45,7 @@ class Job:
     """Everything that a worker needs to run a trial.
 
     evaluator: how to score the network: a name that the `Work` knows, such as the three of `SharedWork`.
+    metric: the metric that gives the score (`trainers.tasks.metrics.metric_of`).
     rungs: the epochs after which a checkpoint is made.
     checkpoint: the last checkpoint from earlier trials of the same network; the trial resumes from it.
     seconds: the time that the worker may spend, from the moment it takes the job; None sets no limit. The training
@@ -57,6 +59,7 @@ class Job:
     arch: Arch
     config: Config
     evaluator: str = "scratch"
+    metric: str = "top1"
     rungs: tuple[int, ...] = ()
     checkpoint: bytes | None = None
     seconds: float | None = None
@@ -66,7 +69,7 @@ class Job:
 
     def to_json(self) -> str:
         """Return the job as JSON without its checkpoint and the weights of its origin, which travel beside it."""
-        plain = ("number", "evaluator", "rungs", "seconds", "fits", "trunk")
+        plain = ("number", "evaluator", "metric", "rungs", "seconds", "fits", "trunk")
         values = {name: getattr(self, name) for name in plain} | {"arch": self.arch.to_dict()}
         origin = None if self.origin is None else self.origin[0].to_dict()
         return json.dumps(values | {"config": asdict(self.config), "origin": origin})
@@ -82,9 +85,10 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The state of a trial after an epoch, or when its time is over. Accuracies are in %.
+    """The state of a trial after an epoch, or when its time is over.
 
     epoch: the epochs done.
+    quality: the value of the job's metric on the validation split in %.
     seconds: the training time of all epochs so far.
     node: Ray's id of the node that runs the trial.
     reason: the reason of the failure, if the trial failed.
@@ -98,7 +102,7 @@ class Report:
     """
 
     epoch: int
-    val_top1: float = float("nan")
+    quality: float = float("nan")
     val_loss: float = float("nan")
     train_loss: float = float("nan")
     seconds: float = 0.0
@@ -134,6 +138,7 @@ def train_trial(job: Job, data: Data, start: Callable[[Arch], nn.Module] | None 
     end = math.inf if job.seconds is None else time.monotonic() + job.seconds
     trainer, reports, note = _begin(job, data, start or partial(_first_network, job))
     host, seconds = socket.gethostname(), reports[-1].seconds if reports else 0.0
+    metric = metric_of(job.metric)
     yield from reports
     clock = Clock(trainer, end, job.fits)
     while not trainer.finished:
@@ -142,7 +147,8 @@ def train_trial(job: Job, data: Data, start: Callable[[Arch], nn.Module] | None 
             yield _paused(job, trainer, reports, note)
             return
         seconds += e.seconds
-        report = Report(e.epoch, e.val_top1, e.val_loss, e.train_loss, seconds, e.images_per_second, host, note=note)
+        quality = metric.of(e.val)
+        report = Report(e.epoch, quality, e.val_loss, e.train_loss, seconds, e.images_per_second, host, note=note)
         reports.append(report)
         if trainer.finished:
             budget = None if trainer.bend is None else round(trainer.total_steps / trainer.steps_per_epoch, 2)
@@ -203,7 +209,7 @@ def _begin(job: Job, data: Data, start: Callable[[Arch], nn.Module]) -> tuple[Tr
 
     def anew() -> Trainer:
         torch.manual_seed(job.config.seed)
-        return Trainer(start(job.arch), data, job.config)
+        return Trainer(start(job.arch), data, job.config, task=metric_of(job.metric).task)
 
     trainer = anew()
     if job.checkpoint is None:
@@ -240,7 +246,9 @@ def _restore(job: Job, trainer: Trainer) -> list[Report]:
     # Checkpoints of earlier versions lack newer fields of the config; `Config` adds their defaults.
     if state["job"] | {"config": asdict(Config(**state["job"]["config"]))} != _identity(job):
         raise ValueError("it is of another network or training")
-    reports = [Report(**row) for row in state["reports"]]
+    # Earlier versions called the quality `val_top1`.
+    rows = [{"quality" if name == "val_top1" else name: v for name, v in row.items()} for row in state["reports"]]
+    reports = [Report(**row) for row in rows]
     if [r.epoch for r in reports] != list(range(1, state["trainer"]["done_epochs"] + 1)):
         raise ValueError("its reports are not of its epochs")
     trainer.load_state_dict(state["trainer"])
@@ -274,9 +282,10 @@ class SharedWork:
     def _estimate(self, job: Job, data: Data) -> Iterator[Report]:
         begun = time.monotonic()
         if self._scorer is None:  # once per process: a scorer loads calibration and validation images
-            self._scorer = Scorer(self.model, data, job.config)
+            self._scorer = Scorer(self.model, data, job.config, metric_of(job.metric).task)
         scores = self._scorer(job.arch)
-        yield Report(1, scores.top1, scores.loss, seconds=time.monotonic() - begun, host=socket.gethostname())
+        quality = metric_of(job.metric).of(scores)
+        yield Report(1, quality, scores.loss, seconds=time.monotonic() - begun, host=socket.gethostname())
 
 
 def guarded(work: Work, job: Job, data: Data) -> Iterator[Report]:

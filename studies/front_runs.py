@@ -285,9 +285,9 @@ def read_search(folder: Path) -> list[Scored]:
     books = picks.ledger_of(folder)
     for r in books.history:
         when = ended[r.number]
-        if r.outcome == TRAINED and books.qualifies(r) and r.val_top1 is not None and when is not None:
+        if r.outcome == TRAINED and books.qualifies(r) and r.quality is not None and when is not None:
             macs, epochs = int(r.attrs["macs"]), float(r.attrs["epochs"])
-            out.append(Scored(when.timestamp(), r.number, macs, r.val_top1, epochs, str(r.attrs["arch"])))
+            out.append(Scored(when.timestamp(), r.number, macs, r.quality, epochs, str(r.attrs["arch"])))
     return out
 
 

@@ -64,7 +64,7 @@ def compare(seed: int, args: argparse.Namespace) -> list[dict[str, object]]:
         job = _grown(seed, arch, args.trunk, args.anneal, origin)
         begun, top1 = time.monotonic(), math.nan
         for report in train_trial(job, data):
-            top1 = report.val_top1
+            top1 = report.quality
             if report.trunk is not None:
                 origin = arch, report.trunk
                 if place not in SCORED:
@@ -97,7 +97,7 @@ def _scratch(seed: int, arch: Arch, epochs: float, data: Data) -> float:
     steps = round(epochs * each)
     config = shortened(short, math.ceil(steps / each), seed=trial_seed(seed, arch))
     *_, last = train_trial(Job(0, arch, replace(config, steps=steps)), data)
-    return last.val_top1
+    return last.quality
 
 
 def _row(

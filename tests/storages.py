@@ -45,7 +45,7 @@ def records_of(driver: Driver, *outcomes: str) -> list[Record]:
 
 
 def answered(records: list[Record]) -> list[tuple[dict[str, int], str, float | None]]:
-    return [(r.params, r.outcome, r.val_top1) for r in records if r.outcome not in (ORPHAN, "waiting")]
+    return [(r.params, r.outcome, r.quality) for r in records if r.outcome not in (ORPHAN, "waiting")]
 
 
 class StorageContract:

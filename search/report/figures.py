@@ -12,7 +12,7 @@ import pandas as pd
 
 from search.ledger import Ledger
 from search.measured import Measured
-from search.objectives import ACCURACY, LATENCY, Objective
+from search.objectives import LATENCY, Objective
 from search.report.tables import drawn, mean_scale
 from search.settings import Settings
 from search.study.trials import SCORED, STOPPED, Record
@@ -72,8 +72,8 @@ def pareto_figure(
     for ax, objective in zip(panels, objectives, strict=False):
         _draw_panel(figure, ax, objective, trials, ledger, settings)
     if measured is not None:
-        _draw_measured(panels[-1], trials, measured)
-    panels[0].set_ylabel(ACCURACY.label)
+        _draw_measured(panels[-1], drawn(trials, ledger)[0], measured)
+    panels[0].set_ylabel(ledger.rules.quality.label)
     if count == 1:
         panels[0].set_title(title)
     else:
@@ -88,7 +88,7 @@ def _draw_panel(
     done, estimates = drawn(trials, ledger)
     if len(estimates):
         x = estimates[objective.name].astype(float)
-        ax.scatter(x, estimates.val_top1, color="0.75", s=10, zorder=1, label=ESTIMATE)
+        ax.scatter(x, estimates.quality, color="0.75", s=10, zorder=1, label=ESTIMATE)
     if len(done):
         _draw_points(figure, ax, done, objective)
         _draw_lineage(ax, done, objective)
@@ -108,14 +108,14 @@ def _draw_panel(
         ax.legend(loc="upper left", frameon=False, fontsize=9)
 
 
-def _draw_measured(ax: Axes, trials: pd.DataFrame, measured: Measured) -> None:
+def _draw_measured(ax: Axes, done: pd.DataFrame, measured: Measured) -> None:
     """Draw the front over its measured latency, beside the predicted one if the latency was an objective."""
-    front = measured.joined(trials.loc[trials.front]).dropna(subset=measured.shown)
-    ax.scatter(front[measured.shown], front.val_top1, s=60, color="tab:red", zorder=3, label="measured")
+    front = measured.joined(done.loc[done.front]).dropna(subset=measured.shown)
+    ax.scatter(front[measured.shown], front.quality, s=60, color="tab:red", zorder=3, label="measured")
     if LATENCY.name in front:
         predicted = front[LATENCY.name]
-        ax.scatter(predicted, front.val_top1, s=60, facecolor="none", edgecolor="0.3", zorder=4, label="predicted")
-        ax.hlines(front.val_top1, predicted, front[measured.shown], color="0.6", lw=1, zorder=2)
+        ax.scatter(predicted, front.quality, s=60, facecolor="none", edgecolor="0.3", zorder=4, label="predicted")
+        ax.hlines(front.quality, predicted, front[measured.shown], color="0.6", lw=1, zorder=2)
     ax.set_xscale("log")
     label_counts(ax.xaxis, format_ms)
     ax.set_xlabel(f"{measured.shown}, {measured.device} (ms)")
@@ -133,9 +133,9 @@ def _draw_points(figure: Figure, ax: Axes, done: pd.DataFrame, objective: Object
     x, scale = done[objective.name].astype(float), mean_scale(done)
     known = scale.notna() & (scale.nunique() > 1)
     if known.any():
-        dots = ax.scatter(x[known], done.val_top1[known], c=scale[known], cmap="viridis", **style)
+        dots = ax.scatter(x[known], done.quality[known], c=scale[known], cmap="viridis", **style)
         figure.colorbar(dots, ax=ax, label="scale (splits per block)", pad=0.01)
-    ax.scatter(x[~known], done.val_top1[~known], color="tab:blue", **style)
+    ax.scatter(x[~known], done.quality[~known], color="tab:blue", **style)
 
 
 def _draw_spreads(ax: Axes, done: pd.DataFrame, objective: Objective) -> None:
@@ -143,7 +143,7 @@ def _draw_spreads(ax: Axes, done: pd.DataFrame, objective: Objective) -> None:
     part = done.loc[done.val_sd.notna()]
     if len(part):
         x = part[objective.name].astype(float)
-        ax.errorbar(x, part.val_top1, yerr=part.val_sd, fmt="none", ecolor="0.3", lw=1, capsize=3, zorder=3)
+        ax.errorbar(x, part.quality, yerr=part.val_sd, fmt="none", ecolor="0.3", lw=1, capsize=3, zorder=3)
 
 
 def _draw_attainment(ax: Axes, ledger: Ledger, objective: Objective) -> None:
@@ -176,14 +176,14 @@ def _draw_attainment(ax: Axes, ledger: Ledger, objective: Objective) -> None:
 def _mark_included(ax: Axes, done: pd.DataFrame, objective: Objective) -> None:
     """Mark the networks of `--include` with a star and their names."""
     for row in done.loc[done.included.notna()].to_dict("records"):
-        place = (float(row[objective.name]), row["val_top1"])
+        place = (float(row[objective.name]), row["quality"])
         ax.scatter(*place, marker="*", s=130, color="tab:orange", edgecolor="white", linewidth=0.5, zorder=4)
         ax.annotate(Path(row["included"]).name, place, xytext=(6, -10), textcoords="offset points", fontsize=8)
 
 
 def _draw_lineage(ax: Axes, done: pd.DataFrame, objective: Objective) -> None:
     """Draw an arrow from each network to those that grew from its weights."""
-    points = zip(done[objective.name].astype(float), done.val_top1, strict=True)
+    points = zip(done[objective.name].astype(float), done.quality, strict=True)
     places = dict(zip(done.number, points, strict=True))
     grown = done.loc[done.parent.isin(list(places))]
     style = {"arrowstyle": "->", "color": "0.55", "lw": 0.9, "shrinkA": 5, "shrinkB": 5}
@@ -197,8 +197,8 @@ def _draw_lineage(ax: Axes, done: pd.DataFrame, objective: Objective) -> None:
 def _draw_front(ax: Axes, best: pd.DataFrame, objective: Objective) -> None:
     """Ring the front's networks; draw the steps of the best accuracy within each budget of this cost."""
     x = best[objective.name].astype(float)
-    ax.step(x, best.val_top1.cummax(), where="post", color="tab:red", lw=1.6, zorder=2)
-    ax.scatter(x, best.val_top1, s=90, facecolor="none", edgecolor="tab:red", lw=1.4, zorder=4, label="front")
+    ax.step(x, best.quality.cummax(), where="post", color="tab:red", lw=1.6, zorder=2)
+    ax.scatter(x, best.quality, s=90, facecolor="none", edgecolor="tab:red", lw=1.4, zorder=4, label="front")
 
 
 def _name_knee(ax: Axes, ledger: Ledger, objective: Objective) -> None:
@@ -206,12 +206,12 @@ def _name_knee(ax: Axes, ledger: Ledger, objective: Objective) -> None:
     cost = top.attrs[objective.name]
     places = [objective.axis(r.attrs[objective.name]) for r in ledger.candidates()[0]]
     is_left = objective.axis(cost) < (min(places) + max(places)) / 2
-    heights = [r.val_top1 or 0.0 for r in ledger.candidates()[0]]
+    heights = [r.quality or 0.0 for r in ledger.candidates()[0]]
     # A text below a point of the lowest quarter would leave the axes.
-    is_low = (top.val_top1 or 0.0) < (3 * min(heights) + max(heights)) / 4
+    is_low = (top.quality or 0.0) < (3 * min(heights) + max(heights)) / 4
     ax.annotate(
-        f"knee: {top.attrs['arch']}\n{top.val_top1:.1f} % at {objective.format(cost)}",
-        (float(cost), top.val_top1 or 0.0),
+        f"knee: {top.attrs['arch']}\n{top.quality:.1f} % at {objective.format(cost)}",
+        (float(cost), top.quality or 0.0),
         xytext=(14, 10 if is_low else -34),
         textcoords="offset points",
         ha="left" if is_left else "right",
@@ -252,7 +252,7 @@ def curves_figure(records: Sequence[Record], ledger: Ledger, title: str, setting
         ax.margins(0.03)
     budget = settings.budget
     title = f"{title}: {budget.scheduler}, eta {budget.eta}, rungs from epoch {budget.min_epochs}"
-    ax.set(xlabel="epochs", ylabel=ACCURACY.label, title=title)
+    ax.set(xlabel="epochs", ylabel=ledger.rules.quality.label, title=title)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     tidy(ax)
     return figure

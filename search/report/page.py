@@ -10,7 +10,7 @@ import pandas as pd
 
 from search.ledger import Ledger
 from search.measured import Measured
-from search.objectives import ACCURACY, LATENCY, PARAMS, Objective
+from search.objectives import LATENCY, PARAMS, Objective
 from search.report.figures import ESTIMATE, option
 from search.report.tables import drawn
 from search.settings import Settings
@@ -31,8 +31,8 @@ def interactive_front(
     for column, objective in enumerate(objectives, 1):
         _add_panel(figure, column, objective, trials, ledger, settings)
     if measured is not None:
-        _add_measured(figure, count, trials, measured)
-    figure.update_yaxes(title=ACCURACY.label, col=1)
+        _add_measured(figure, count, drawn(trials, ledger)[0], measured)
+    figure.update_yaxes(title=ledger.rules.quality.label, col=1)
     figure.update_layout(title=title, template="plotly_white", legend={"orientation": "h", "y": 1.02, "x": 0})
     return figure
 
@@ -57,7 +57,7 @@ def _add_panel(
         style["marker"]["symbol"] = ["star" if isinstance(item, str) else "circle" for item in part.included]
         figure.add_scatter(
             x=part[objective.name].astype(float),
-            y=part.val_top1,
+            y=part.quality,
             name=name,
             error_y={"type": "data", "array": part.val_sd.fillna(0), "visible": bool(part.val_sd.notna().any())},
             text=[_hover(row, settings) for row in part.to_dict("records")],
@@ -78,14 +78,14 @@ def _add_panel(
     figure.update_xaxes(type="log" if objective.log else "linear", title=objective.label, col=column)
 
 
-def _add_measured(figure: go.Figure, column: int, trials: pd.DataFrame, measured: Measured) -> None:
+def _add_measured(figure: go.Figure, column: int, done: pd.DataFrame, measured: Measured) -> None:
     """Add the front over its measured latency, beside the predicted one if the latency was an objective."""
-    front = measured.joined(trials.loc[trials.front]).dropna(subset=measured.shown)
+    front = measured.joined(done.loc[done.front]).dropna(subset=measured.shown)
     columns = {"measured": measured.shown} | ({"predicted": LATENCY.name} if LATENCY.name in front else {})
     for name, source in columns.items():
         figure.add_scatter(
             x=front[source],
-            y=front.val_top1,
+            y=front.quality,
             name=name,
             mode="markers",
             marker={"size": 11, "symbol": "circle" if name == "measured" else "circle-open", "color": "#1f77b4"},
@@ -102,7 +102,7 @@ def _hover(row: Mapping[str, Any], settings: Settings) -> str:
     costs = ", ".join(f"{o.format(float(row[o.name]))} {o.unit}" for o in shown)
     spread = "" if math.isnan(row["val_sd"]) else f" +- {row['val_sd']:.2f} (n = {row['n']})"
     return (
-        f"<b>trial {row['number']}: {row['val_top1']:.2f} %</b>{spread}<br>{row['arch']}<br>"
+        f"<b>trial {row['number']}: {row['quality']:.2f} %</b>{spread}<br>{row['arch']}<br>"
         f"{costs}, {row['epochs']} epochs, {row['seconds']:.1f} s"
         + (f"<br>included: {row['included']}" if isinstance(row["included"], str) else "")
     )

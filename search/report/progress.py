@@ -88,7 +88,7 @@ class Lines:
     def _state(self) -> str:
         running = [
             f"trial {t.job.number} after epoch {len(t.reports)} of {t.job.config.epochs}"
-            + (f": {t.reports[-1].val_top1:.2f} %" if t.reports else "")
+            + (f": {t.reports[-1].quality:.2f} %" if t.reports else "")
             for t in list(self._driver.running.values())
         ]
         return f"{self._spent()} running: {'; '.join(running) or 'no trial yet'}"
@@ -102,7 +102,7 @@ class Lines:
             return f"{spent} trial {record.number} stopped {record.attrs['reason']}, {top1:.2f} %"
         costs = zip(books.rules.costs, books.costs(record), strict=True)
         return (
-            f"{spent} trial {record.number:<4} {record.val_top1:6.2f} %  "
+            f"{spent} trial {record.number:<4} {record.quality:6.2f} %  "
             + "".join(f"{o.format(cost):>6} {o.unit}  " for o, cost in costs)
             + f"{record.attrs['seconds']:6.1f} s  "
             f"{record.attrs['arch']}"
@@ -139,7 +139,7 @@ class Display:
 
     def _picture(self) -> RenderableType:
         driver = self._driver
-        running = running_table(list(driver.running.values()), driver.settings.scope.cost)
+        running = running_table(list(driver.running.values()), driver.settings.scope.cost, driver.ledger.rules.quality)
         front = front_table(driver.ledger.front, driver.ledger)
         return Panel(Group(self._overall(), Text(), running, Text(), front), title=self._title, title_align="left")
 
@@ -207,20 +207,20 @@ def plan_lines(table: Timetable, settings: Settings) -> list[str]:
     return out
 
 
-def running_table(running: Sequence[Running], objective: Objective) -> Table:
+def running_table(running: Sequence[Running], objective: Objective, quality: Objective) -> Table:
     """Return a row for each running trial, with its epochs as a bar."""
     table = _table(
         ("running", False),
         (objective.unit, True),
         ("epochs", False),
         ("", True),
-        ("val top-1", True),
+        (quality.name, True),
         ("network", False),
     )
     for r in running:
         last, epochs = r.reports[-1] if r.reports else None, r.job.config.epochs
         bar = ProgressBar(total=epochs, completed=len(r.reports), width=14)
-        score = f"{last.val_top1:.1f} %" if last else "-"
+        score = f"{last.quality:.1f} %" if last else "-"
         done = f"{len(r.reports)}/{epochs}"
         table.add_row(f"trial {r.job.number}", objective.format(r.cost), bar, done, score, str(r.job.arch))
     return table
@@ -232,12 +232,12 @@ def front_table(records: Sequence[Record], ledger: Ledger) -> Table:
     several = any(len(r.seeds) > 1 for r in records)
     seeds = [("+-", True), ("n", True)] if several else []
     units = [(o.unit, True) for o in shown]
-    table = _table(("front", False), *units, ("val top-1", True), *seeds, ("network", False))
+    table = _table(("front", False), *units, (ledger.rules.quality.name, True), *seeds, ("network", False))
     table.columns[-1].no_wrap = False  # in a narrow window, this column alone becomes narrower
     for r in records[-FRONT_ROWS:]:
         costs = [o.format(r.attrs[o.name]) for o in shown]
         spread = (f"{r.spread:.2f}" if len(r.seeds) > 1 else "", str(len(r.seeds)))
-        table.add_row(f"trial {r.number}", *costs, f"{r.val_top1:.2f} %", *(spread if several else ()), r.attrs["arch"])
+        table.add_row(f"trial {r.number}", *costs, f"{r.quality:.2f} %", *(spread if several else ()), r.attrs["arch"])
     if (hidden := len(records) - FRONT_ROWS) > 0:
         table.add_row(f"({hidden} cheaper)")
     return table

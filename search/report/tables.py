@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from search.ledger import Ledger
-from search.objectives import COSTS, MACS, Objective
+from search.objectives import ACCURACY, COSTS, MACS, Objective
 from search.settings import Settings
 from search.study.trials import AGAIN, SCORED, Record
 from space import Space
@@ -20,7 +20,7 @@ COLUMNS = (
     "outcome",
     "front",
     "maybe",
-    "val_top1",
+    ACCURACY.name,
     "val_sd",
     "n",
     *COSTS,
@@ -44,20 +44,22 @@ def trials_frame(records: Sequence[Record], ledger: Ledger) -> pd.DataFrame:
     """Return a row for each trial: outcome, accuracy (%), costs, parameters.
 
     `front` marks the front, and `maybe` further networks that are on it within the spread of the seeds.
-    `val_top1` is the mean over the `n` seeds of a network that was trained again, and `val_sd` their spread.
+    The quality (`val_top1`, or another metric) is the mean over the `n` seeds of a network that was trained again, and
+    `val_sd` their spread.
     """
-    rows, means = [], {r.number: r for r in ledger.history}
+    rows, means, quality = [], {r.number: r for r in ledger.history}, ledger.rules.quality.name
     for r in records:
         r = means.get(r.number, r)
         attrs = {k: v for k, v in r.attrs.items() if k not in ONLY_IN_STUDY}
         rows.append(
-            {"number": r.number, "state": r.state, "outcome": r.outcome, "val_top1": r.val_top1, "val_sd": r.spread}
+            {"number": r.number, "state": r.state, "outcome": r.outcome, quality: r.quality, "val_sd": r.spread}
             | {"n": len(r.seeds) if r.outcome in (SCORED, AGAIN) else None, **attrs, **r.params}
         )
     frame = pd.DataFrame(rows)
     own = [o.name for o in ledger.rules.costs if o.name not in COSTS]
     after = COLUMNS.index(MACS.name)
     columns = (*COLUMNS[:after], *own, *COLUMNS[after:])
+    columns = tuple(quality if name == ACCURACY.name else name for name in columns)
     for name in (*columns, *LAST):
         if name not in frame:
             frame[name] = math.nan
@@ -66,7 +68,7 @@ def trials_frame(records: Sequence[Record], ledger: Ledger) -> pd.DataFrame:
     frame["maybe"] = frame.number.isin([r.number for r in ledger.maybe])
     for name in (*WHOLE, *params):  # an included network may have no parameters
         frame[name] = frame[name].astype("Int64")
-    frame["val_top1"] = frame["val_top1"].astype(float)
+    frame[quality] = frame[quality].astype(float)
     for name in ("epochs", "inherited"):
         epochs = frame[name].astype(float)  # a planned search has fractions of epochs
         whole = all(float(n).is_integer() for n in epochs.dropna())
@@ -106,6 +108,10 @@ def mean_scale(trials: pd.DataFrame) -> pd.Series:
 
 
 def drawn(trials: pd.DataFrame, ledger: Ledger) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Split the scored trials into the candidates for the front and the rest: see `Ledger.candidates`."""
+    """Split the scored trials into the candidates for the front and the rest: see `Ledger.candidates`.
+
+    Their quality is in the column `quality`, whatever the metric.
+    """
+    trials = trials.rename(columns={ledger.rules.quality.name: "quality"})
     candidates, rest = ({r.number for r in part} for part in ledger.candidates())
     return trials.loc[trials.number.isin(candidates)], trials.loc[trials.number.isin(rest)]

@@ -156,14 +156,14 @@ class Study:
             for key, value in attrs.items():
                 self._live[number][0].set_user_attr(key, value)
 
-    def report(self, number: int, epoch: int, val_top1: float) -> None:
-        """Record the accuracy after an epoch; the dashboard draws it as the trial's curve.
+    def report(self, number: int, epoch: int, quality: float) -> None:
+        """Record the quality after an epoch; the dashboard draws it as the trial's curve.
 
         Optuna's `Trial.report` raises an error if a study has several objectives, so the storage is written directly.
         """
         self._stale = True
         with own():
-            self.storage.set_trial_intermediate_value(self._live[number][1], epoch, val_top1)
+            self.storage.set_trial_intermediate_value(self._live[number][1], epoch, quality)
 
     def complete(self, number: int, values: Sequence[float], outcome: str, **attrs: Any) -> None:
         """End a trial with its score: the values of the objectives, quality first."""

@@ -68,9 +68,9 @@ class Record:
     outcome: our outcome of an ended trial, else the state in lower case.
     params: the sampled or enqueued parameters.
     attrs: the trial's attributes, with the content of `TABLES` as attributes of their own.
-    val_top1: the validation accuracy in %, once scored. In a ledger, the mean over the seeds.
-    epochs: the validation accuracy in % after each epoch.
-    seeds: the validation accuracy with each seed; the first is the trial's own.
+    quality: the value of the metric on the validation split in %, once scored. In a ledger, the mean over the seeds.
+    epochs: the quality after each epoch.
+    seeds: the quality with each seed; the first is the trial's own.
     """
 
     number: int
@@ -78,7 +78,7 @@ class Record:
     outcome: str
     params: dict[str, int]
     attrs: dict[str, Any]
-    val_top1: float | None
+    quality: float | None
     epochs: dict[int, float]
     seeds: tuple[float, ...] = ()
 
@@ -87,10 +87,10 @@ class Record:
         """The standard deviation over the seeds; NaN for fewer than two."""
         return statistics.stdev(self.seeds) if len(self.seeds) > 1 else math.nan
 
-    def with_seed(self, val_top1: float) -> Record:
+    def with_seed(self, quality: float) -> Record:
         """Return the record with the score of one more seed."""
-        seeds = (*(self.seeds or (self.val_top1 or 0.0,)), val_top1)
-        return replace(self, val_top1=statistics.fmean(seeds), seeds=seeds)
+        seeds = (*(self.seeds or (self.quality or 0.0,)), quality)
+        return replace(self, quality=statistics.fmean(seeds), seeds=seeds)
 
     @property
     def key(self) -> str:

@@ -165,7 +165,7 @@ class TestTrial:
         model = create(job.arch)
         model.load_state_dict(safetensors.torch.load(last.weights))
         images = Images(data.val, data, torch.device("cpu"))
-        assert evaluate(model, images).top1 == last.val_top1
+        assert evaluate(model, images).top1 == last.quality
         assert evaluate(model, images).loss == pytest.approx(last.val_loss, rel=0.05)  # bf16 on some machines
 
     def test_the_recipe_decides_the_initial_weights(self, job: Job, data: Data) -> None:
@@ -221,7 +221,7 @@ class TestTime:
 
     def test_a_paused_trial_says_where_it_resumed(self, job: Job, data: Data) -> None:
         paused = list(train_trial(replace(job, seconds=3 + LOOKS), data))[-1]
-        assert (paused.epoch, paused.paused, math.isnan(paused.val_top1)) == (1, True, True)
+        assert (paused.epoch, paused.paused, math.isnan(paused.quality)) == (1, True, True)
         resumed = list(train_trial(replace(job, checkpoint=paused.checkpoint), data))
         assert {r.note for r in resumed} == {"resumed in epoch 2"}
         assert [r.seconds for r in resumed] == sorted(r.seconds for r in resumed)
@@ -251,7 +251,7 @@ class TestSearch:
 
         def answers(folder: Path) -> list[tuple]:
             kept = [r for r in read(folder) if r.outcome != ORPHAN]
-            return [(r.params, r.outcome, r.val_top1, r.epochs) for r in kept]
+            return [(r.params, r.outcome, r.quality, r.epochs) for r in kept]
 
         assert answers(killed) == answers(whole)
         assert [r.attrs.get("note") for r in of(killed, SCORED)] == [
@@ -277,7 +277,7 @@ class TestSearch:
                 run_in(settings, Dies(epoch, number), folder=killed)
         run_in(settings, folder=killed)
         ended = [
-            [(r.params, r.outcome, r.state, r.val_top1, r.epochs) for r in read(folder) if r.outcome != ORPHAN]
+            [(r.params, r.outcome, r.state, r.quality, r.epochs) for r in read(folder) if r.outcome != ORPHAN]
             for folder in (killed, whole)
         ]
         assert ended[0] == ended[1]

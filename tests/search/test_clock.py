@@ -68,7 +68,7 @@ def test_a_training_of_slow_steps_ends_with_a_score(seconds: float, job: Job, da
     reports = list(guarded(train_trial, replace(job, seconds=seconds), data))
     last, done = reports[-1], len(steps.rates)
     assert (last.reason, last.paused) == (None, False)
-    assert math.isfinite(last.val_top1)
+    assert math.isfinite(last.quality)
     assert last.weights is not None
     assert last.budget == pytest.approx(done / STEPS)
     assert 0.9 * seconds - 2 <= done <= seconds

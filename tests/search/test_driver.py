@@ -46,7 +46,7 @@ def of(folder: Path, *outcomes: str) -> list[Record]:
 
 def answered(folder: Path) -> list[tuple[dict[str, int], str, float | None]]:
     """What was proposed and what became of it, without the trials that were asked again."""
-    return [(r.params, r.outcome, r.val_top1) for r in records(folder) if r.outcome not in (ORPHAN, "waiting")]
+    return [(r.params, r.outcome, r.quality) for r in records(folder) if r.outcome not in (ORPHAN, "waiting")]
 
 
 def failing(*keys: str, by: Exception | None = None) -> Callable[[Job, Data], Iterator[Report]]:
@@ -84,9 +84,9 @@ def test_no_network_is_trained_twice(
     assert driver.ledger.spent == ALL
     for repeated in of(tmp_path, REPEATED):
         first = scored[[r.number for r in scored].index(repeated.attrs["repeat_of"])]
-        assert (repeated.key, repeated.val_top1, repeated.attrs["macs"]) == (
+        assert (repeated.key, repeated.quality, repeated.attrs["macs"]) == (
             first.key,
-            first.val_top1,
+            first.quality,
             first.attrs["macs"],
         )
         assert first.number < repeated.number
@@ -108,7 +108,7 @@ def test_every_trained_network_is_within_the_limits(
     over = of(tmp_path, INFEASIBLE)
     assert over
     assert not any(settings.scope.limits.allow(r.arch, 32) for r in over)
-    assert all(r.epochs == {} and r.val_top1 is None for r in over)
+    assert all(r.epochs == {} and r.quality is None for r in over)
 
 
 def test_a_space_that_is_used_up_ends_the_search(run_driver: Callable, make_settings: Callable, tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_a_search_ends_after_so_many_trials(run_driver: Callable, make_settings:
     for record in of(tmp_path, SCORED):
         arch = record.arch
         assert record.epochs == {1: accuracy(arch, 1), 2: accuracy(arch, 2)}
-        assert record.val_top1 == accuracy(arch, 2)
+        assert record.quality == accuracy(arch, 2)
         assert record.attrs["epochs"] == 2
 
 

@@ -93,7 +93,7 @@ class TestEveryExecutor:
         for record in scored:
             arch = record.arch
             assert record.epochs == {1: accuracy(arch, 1), 2: accuracy(arch, 2)}
-            assert record.val_top1 == accuracy(arch, 2)
+            assert record.quality == accuracy(arch, 2)
             assert record.attrs["epochs"] == 2
         images = hashlib.sha256(data.train.images.tobytes() + data.val.labels.tobytes()).digest()
         assert all(weights == job.to_json().encode() + images * 2**15 for job, weights in kept.values())
@@ -114,7 +114,7 @@ class TestEveryExecutor:
                     raise RuntimeError("no luck\nand no more lines")
                 if report.epoch == 2 and key == diverges:
                     raise TrainingFailed("training loss is nan in epoch 2 of 2")
-                yield replace(report, val_top1=math.nan) if report.epoch == 2 and key == is_nan else report
+                yield replace(report, quality=math.nan) if report.epoch == 2 and key == is_nan else report
 
         with open_driver(make_settings(trials=30)) as driver:
             execute(driver, data, work)
@@ -252,7 +252,7 @@ class TestWorkerProcesses:
         torch.set_num_threads(1)  # as the worker has
         whole = list(train_trial(Job(0, again.arch, config), data))
         torch.set_num_threads(threads)
-        assert again.epochs == {r.epoch: r.val_top1 for r in whole}
+        assert again.epochs == {r.epoch: r.quality for r in whole}
         assert kept[again.number] == whole[-1].weights
 
     def test_a_network_that_always_kills_its_worker_is_given_up(
@@ -289,7 +289,7 @@ class TestWorkerProcesses:
             folders.append(tmp_path_factory.mktemp("run"))
             with open_driver(settings, folder=folders[-1]) as driver:
                 run(driver, data, Synthetic(), **keywords)
-        local, apart = ([(r.params, r.val_top1) for r in of(folder, SCORED)] for folder in folders)
+        local, apart = ([(r.params, r.quality) for r in of(folder, SCORED)] for folder in folders)
         assert local == apart
         assert dict(os.environ) == environment
 

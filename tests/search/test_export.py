@@ -48,7 +48,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, tiny_space: Path, data: Data) 
 class TestPicks:
     def test_best_is_the_most_accurate(self, run: Path) -> None:
         scored = [r for r in read(run) if r.outcome == SCORED]
-        assert choose(run, "best").val_top1 == max(r.val_top1 for r in scored)
+        assert choose(run, "best").quality == max(r.quality for r in scored)
 
     def test_the_knee_is_on_the_front(self, run: Path) -> None:
         assert choose(run, "knee").number in {r.number for r in ledger_of(run).front}
@@ -102,7 +102,7 @@ class TestFolder:
         training = json.loads((tmp_path / "model/training.json").read_text())
         expected = {
             "trial": record.number,
-            "val_top1": record.val_top1,
+            "val_top1": record.quality,
             "test_top1": 12.5,
             "macs": record.attrs["macs"],
         }
@@ -110,7 +110,7 @@ class TestFolder:
         assert training["settings"] == runs.read(run)["settings"]
         card = (tmp_path / "model/README.md").read_text()
         for text in (
-            f"{record.val_top1:.2f} %",
+            f"{record.quality:.2f} %",
             "12.50 %",
             f"{record.attrs['macs']:,}",
             str(model.arch),
@@ -262,7 +262,7 @@ class TestTrained:
             torch.testing.assert_close(model(images).detach(), expected, rtol=1e-5, atol=1e-5)
             assert record.attrs["macs"] == cost(model.arch, data.image_size).macs
             right = (expected.argmax(1) == labels).float().mean().item()
-            assert record.val_top1 == pytest.approx(100 * right)
+            assert record.quality == pytest.approx(100 * right)
 
     def test_the_test_split_is_read_only_when_asked(
         self, run: Path, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
@@ -356,7 +356,7 @@ class TestFront:
         table = pd.read_csv(tmp_path / "front" / TABLE)
         assert list(table.folder) == [f"trial-{r.number}" for r in front]
         assert list(table.macs) == [r.attrs["macs"] for r in front]
-        assert list(table.val_top1) == pytest.approx([r.val_top1 for r in front])
+        assert list(table.val_top1) == pytest.approx([r.quality for r in front])
         assert (table.difference <= 1e-5).all()
         for record in front:
             state = res2net.load(tmp_path / "front" / f"trial-{record.number}").state_dict()

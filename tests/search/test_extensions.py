@@ -24,7 +24,7 @@ from search import Evaluator
 from search.worker import Report
 
 def score(job, data):
-    yield Report(job.config.epochs, val_top1=100 - 1e7 / cost(job.arch, 32).macs, val_loss=1.0)
+    yield Report(job.config.epochs, quality=100 - 1e7 / cost(job.arch, 32).macs, val_loss=1.0)
 
 class ByFormula(Evaluator):
     defaults = {"epochs": 1, "trials": 7}
@@ -61,7 +61,7 @@ class TestEvaluator:
         scored = [r for r in read(tmp_path / "run") if r.outcome == SCORED]
         assert len(scored) == 7
         for record in scored:
-            assert record.val_top1 == pytest.approx(100 - 1e7 / cost(record.arch, 32).macs)
+            assert record.quality == pytest.approx(100 - 1e7 / cost(record.arch, 32).macs)
         assert len(result.front) > 1
         again = load(tmp_path / "run")
         assert again.settings == settings

@@ -59,7 +59,7 @@ class TestScores:
         search(settings, tmp_path / "run", work=train_trial)
         reused = {r.key: r for r in scored(tmp_path / "run", reused=True)}
         before = {r.key: r for r in front(earlier)}
-        assert {k: r.val_top1 for k, r in reused.items()} == {k: r.val_top1 for k, r in before.items()}
+        assert {k: r.quality for k, r in reused.items()} == {k: r.quality for k, r in before.items()}
         trained = scored(tmp_path / "run", reused=False)
         assert len(trained) == 3
         assert not {r.key for r in trained} & reused.keys()
@@ -103,7 +103,7 @@ class TestScores:
         export(tmp_path / "run", str(first.number), tmp_path / "model")
         assert settings.scoring.from_run in (tmp_path / "model" / CARD_FILE).read_text()
         training = json.loads((tmp_path / "model" / TRAINING_FILE).read_text())
-        assert (training["val_top1"], training["epochs"]) == (first.val_top1, 1)
+        assert (training["val_top1"], training["epochs"]) == (first.quality, 1)
         assert training["hardware"]["cpu"]
 
     def test_a_kill_does_not_lose_them(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -34,6 +35,7 @@ from search.settings import Settings
 from search.units import parse_count
 from studies.synthetic import Synthetic
 from trainers.datasets.data import Data
+from trainers.tasks.metrics import METRICS
 
 ARCH = named("res2net50_26w_4s")
 # Counts the 3x3 convolutions of the splits and both 1x1 convolutions of each block.
@@ -251,7 +253,7 @@ class TestTwoCosts:
         books = result.ledger
         params, convs = books.costs(books.front[len(books.front) // 2])
         within = [r for r in books.front if books.costs(r)[0] <= params and books.costs(r)[1] <= convs]
-        assert choose(result.folder, "best", (params, convs)) == max(within, key=lambda r: r.val_top1 or 0)
+        assert choose(result.folder, "best", (params, convs)) == max(within, key=lambda r: r.quality or 0)
         under = ["--under", f"{params},{convs}", "--to", str(tmp_path / "exported")]
         assert export([str(result.folder), *under]) == 0
         with pytest.raises(UserError, match=r"^`under`: nothing on the front is within 1,1 \(params, convolutions\)"):
@@ -277,3 +279,49 @@ class TestTwoCosts:
     def test_an_objective_that_is_given_twice_is_refused(self) -> None:
         with pytest.raises(UserError, match=r"^`objective`: macs is given twice; accepted: each objective once"):
             Settings(objective="macs,params,macs")
+
+
+class TestMetric:
+    """Another quality than top-1."""
+
+    @pytest.mark.parametrize("name", ["top5", "balanced"])
+    def test_a_search_by_it(
+        self, loaded: Data, make_settings: Callable[..., Settings], tmp_path: Path, name: str
+    ) -> None:
+        result = search(make_settings(metric=name, trials=2, epochs=1), tmp_path / "run")
+        key = f"val_{name}"
+        assert result.trials[key].notna().sum() == 2
+        assert "val_top1" not in result.trials
+        assert key in pd.read_csv(tmp_path / "run" / "pareto.csv")
+        assert METRICS[name].label in result.plot().axes[0].get_ylabel()
+        assert METRICS[name].label in (tmp_path / "run" / "best" / "README.md").read_text()
+        training = json.loads((tmp_path / "run" / "best" / "training.json").read_text())
+        assert training[key] == result.ledger.best[0].quality
+        assert list(load(tmp_path / "run").front.key) == list(result.front.key)
+        study = optuna.load_study(study_name=None, storage=f"sqlite:///{result.folder}/study.db")
+        assert study.metric_names[0] == key
+
+    def test_a_user_s_own_and_a_resume(
+        self,
+        loaded: Data,
+        write_module: Callable[[str], str],
+        make_settings: Callable[..., Settings],
+        tmp_path: Path,
+    ) -> None:
+        module = write_module("def mean(logits, labels):\n    return float(labels.float().mean())")
+        settings = make_settings(metric=f"{module}:mean", trials=1, epochs=1)
+        result = search(settings, tmp_path / "run")
+        assert result.trials.val_mean[0] == pytest.approx(loaded.val.labels.mean())
+        assert search(settings.replace(trials=2), tmp_path / "run").ledger.spent == 2
+        with pytest.raises(UserError, match=r"`metric` .*:mean, not top1"):
+            search(settings.replace(metric="top1"), tmp_path / "run")
+
+    def test_scores_by_another_metric_are_not_reused(
+        self, loaded: Data, make_settings: Callable[..., Settings], tmp_path: Path
+    ) -> None:
+        search(make_settings(trials=1, epochs=1), tmp_path / "first")
+        same = search(make_settings(trials=1, epochs=1, from_run=str(tmp_path / "first")), tmp_path / "same")
+        other = search(
+            make_settings(trials=1, epochs=1, metric="top5", from_run=str(tmp_path / "first")), tmp_path / "other"
+        )
+        assert [r.ledger.counts["reused"] for r in (same, other)] == [1, 0]

@@ -56,7 +56,7 @@ def test_trials_and_the_front_are_those_of_the_search(copy: Path) -> None:
     records = {r.number: r for r in read(copy)}
     for row in before[before.outcome == SCORED].itertuples():
         record = records[row.number]
-        assert (record.key, record.attrs["macs"], record.val_top1) == (row.key, row.macs, pytest.approx(row.val_top1))
+        assert (record.key, record.attrs["macs"], record.quality) == (row.key, row.macs, pytest.approx(row.val_top1))
         assert cost(record.arch, 32).macs == row.macs
     assert [r.number for r in ledger_of(copy).front] == FRONT
 

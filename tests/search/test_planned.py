@@ -118,7 +118,7 @@ class TestLevels:
             assert record.attrs["epochs"] == budget >= 1
             assert job.config.steps == round(2 * budget)
             assert job.config.epochs == math.ceil(job.config.steps / 2)
-            assert record.val_top1 == in_full(job)
+            assert record.quality == in_full(job)
             assert job.fits
             assert 0 < job.seconds <= LEFT
         assert driver.why_stopped == "the time is up"
@@ -133,7 +133,7 @@ class TestLevels:
 
         run(make_table(0, 1), work)
         scored = of(tmp_path, SCORED)
-        assert [(r.attrs["epochs"], r.val_top1) for r in scored] == [(1.5, 40.0)] * 2
+        assert [(r.attrs["epochs"], r.quality) for r in scored] == [(1.5, 40.0)] * 2
         assert places(scored) == [[SESSION, 0], [SESSION, 1]]
 
     def test_a_trial_corrects_the_pace(
@@ -169,7 +169,7 @@ class TestPreview:
         short, long, other = of(tmp_path, SCORED)
         assert short.key == long.key == ladder[0].arch.key()
         assert short.attrs["budget"] < long.attrs["budget"]
-        assert short.val_top1 < long.val_top1
+        assert short.quality < long.quality
         assert driver.ledger.scored[long.key] == long
         assert driver.ledger.front == [long, other]
 
@@ -192,7 +192,7 @@ class TestPreview:
             execute(driver, data, Synthetic())
         (repeated,) = of(tmp_path, REPEATED)
         assert repeated.attrs["repeat_of"] == first.number
-        assert (repeated.val_top1, repeated.attrs["epochs"]) == (first.val_top1, first.attrs["epochs"])
+        assert (repeated.quality, repeated.attrs["epochs"]) == (first.quality, first.attrs["epochs"])
         assert len(of(tmp_path, SCORED)) == 2
 
 
@@ -355,7 +355,7 @@ class TestExploration:
     ) -> None:
         def work(job: Job, data: Data) -> Iterator[Report]:
             for report in Synthetic()(job, data):
-                yield replace(report, val_top1=report.val_top1 / (1 + job.number))
+                yield replace(report, quality=report.quality / (1 + job.number))
 
         run(make_table(), work)
         stopped = of(tmp_path, STOPPED)

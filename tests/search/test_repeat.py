@@ -43,7 +43,7 @@ def noisy(job: Job, data: Data) -> Iterator[Report]:
     """Report an accuracy that depends on the seed of the training."""
     for report in Synthetic(weights=True)(job, data):
         luck = random.Random(job.config.seed).uniform(-NOISE, NOISE)
-        yield replace(report, val_top1=report.val_top1 + luck)
+        yield replace(report, quality=report.quality + luck)
 
 
 def of(folder: Path, *outcomes: str) -> list[Record]:
@@ -52,9 +52,9 @@ def of(folder: Path, *outcomes: str) -> list[Record]:
 
 def seeds_of(folder: Path) -> dict[int, list[float]]:
     """Return the accuracies of each network that was trained: its first trial's, then those of further seeds."""
-    out = {r.number: [r.val_top1 or 0.0] for r in of(folder, SCORED)}
+    out = {r.number: [r.quality or 0.0] for r in of(folder, SCORED)}
     for again in of(folder, AGAIN):
-        out[again.attrs["again"]].append(again.val_top1 or 0.0)
+        out[again.attrs["again"]].append(again.quality or 0.0)
     return out
 
 
@@ -68,7 +68,7 @@ class TestSearch:
         for record in books.front:
             assert record.seeds == tuple(seeds[record.number])
             assert len(set(record.seeds)) == 3
-            assert record.val_top1 == pytest.approx(statistics.fmean(record.seeds))
+            assert record.quality == pytest.approx(statistics.fmean(record.seeds))
         again = [(r.attrs["again"], r.attrs["sample"]) for r in of(tmp_path, AGAIN)]
         assert len(set(again)) == len(again)
         assert {sample for _, sample in again} == {1, 2}
@@ -79,7 +79,7 @@ class TestSearch:
         means = [statistics.fmean(seeds_of(tmp_path)[r.number]) for r in records]
         expected = [records[i].number for i in front(means, [r.attrs["macs"] for r in records])]
         assert [r.number for r in driver.ledger.front] == expected
-        assert driver.ledger.best[0].val_top1 == max(means)
+        assert driver.ledger.best[0].quality == max(means)
 
     def test_other_seeds_train_otherwise_and_nothing_else_changes(
         self, run_driver: Callable, settings: Settings, tmp_path: Path
@@ -158,7 +158,7 @@ class TestSearch:
             if "parent" in first.attrs:
                 parent = records[record.attrs["parent"]]
                 assert (parent.outcome, parent.attrs["again"]) == (AGAIN, first.attrs["parent"])
-            assert record.val_top1 is not None
+            assert record.quality is not None
 
     @pytest.mark.slow
     def test_a_plan_keeps_time_for_the_seeds(self, make_settings: Callable, loaded: Data, tmp_path: Path) -> None:
@@ -234,7 +234,7 @@ def test_a_mean_that_falls_lets_dominated_networks_return() -> None:
     books = Ledger(Rules((MACS,), 1)).add([lucky, steady])
     assert [r.number for r in books.front] == [0]
     books.add([record(2, AGAIN, 60.0, 100, again=0, sample=1)])
-    assert [(r.number, r.val_top1) for r in books.front] == [(0, 70.0), (1, 75.0)]
+    assert [(r.number, r.quality) for r in books.front] == [(0, 70.0), (1, 75.0)]
     assert books.spent == 2
     table = trials_frame([lucky, steady, record(2, AGAIN, 60.0, 100, again=0, sample=1)], books)
     assert table.n.tolist() == [2, 1, 1]

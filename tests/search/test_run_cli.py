@@ -466,7 +466,7 @@ class TestOutput:
             assert match, line
             record = scored[int(match[2])]
             assert int(match[1]) == i
-            assert float(match[3]) == pytest.approx(record.val_top1, abs=0.01)
+            assert float(match[3]) == pytest.approx(record.quality, abs=0.01)
             assert match[6] == record.attrs["arch"]
         assert "\x1b" not in "".join(lines)
 

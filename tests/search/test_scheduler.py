@@ -117,7 +117,7 @@ class TestSearch:
         assert scored
         for record in stopped:
             assert record.state == "PRUNED"
-            assert record.val_top1 is None
+            assert record.quality is None
             assert record.attrs["epochs"] == max(record.epochs) in (1, 2)
             assert f"after epoch {max(record.epochs)} not among the best 1/2 of " in record.attrs["reason"]
         assert {max(r.epochs) for r in scored} == {4}

@@ -128,10 +128,10 @@ class TestEverySampler:
         records = study.records()
         over = [r for r in records if r.outcome == INFEASIBLE]
         assert over
-        assert all(r.state == "PRUNED" and r.val_top1 is None for r in over)
+        assert all(r.state == "PRUNED" and r.quality is None for r in over)
         best = {t.number for t in study.optuna_study.best_trials}
         scored = [r for r in records if r.outcome == SCORED]
-        ours = {scored[i].number for i in front([r.val_top1 for r in scored], [r.attrs["macs"] for r in scored])}
+        ours = {scored[i].number for i in front([r.quality for r in scored], [r.attrs["macs"] for r in scored])}
         assert best >= ours  # Optuna also lists equal points
         assert not best & {r.number for r in over}
 
@@ -192,7 +192,7 @@ def test_each_epoch_is_an_intermediate_value(study: Study) -> None:
         study.report(number, epoch, top1)
     study.complete(number, (15.0, 1000), SCORED, epochs=3)
     assert study.record(number).epochs == {1: 10.5, 2: 20.5, 3: 15.0}
-    assert study.record(number).val_top1 == 15.0
+    assert study.record(number).quality == 15.0
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

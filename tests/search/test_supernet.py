@@ -192,7 +192,7 @@ class TestSearch:
         model = loaded_from(tmp_path / "run" / shared_weights.FOLDER, settings, loaded)
         score = shared_weights.scorer(model, loaded, settings.scope, settings.scoring)
         for record in reversed(of(tmp_path / "run", ESTIMATED)):
-            assert score(record.arch)[1] == pytest.approx(record.val_top1)
+            assert score(record.arch)[1] == pytest.approx(record.quality)
 
     @pytest.mark.slow
     def test_without_confirmation_the_front_is_of_estimates(
@@ -230,7 +230,7 @@ class TestSearch:
         for executor in ("local", "tune"):
             how = settings.replace(supernet=str(tmp_path / "s"), executor=executor, trials=12)
             search(how, tmp_path / executor)
-        one, other = ({r.key: r.val_top1 for r in of(tmp_path / e, ESTIMATED)} for e in ("local", "tune"))
+        one, other = ({r.key: r.quality for r in of(tmp_path / e, ESTIMATED)} for e in ("local", "tune"))
         assert one == other
         assert {r.key for r in of(tmp_path / "local", SCORED)} == {r.key for r in of(tmp_path / "tune", SCORED)}
 

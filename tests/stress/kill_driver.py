@@ -64,7 +64,7 @@ class Seen:
             if r.key:  # a trial has no network if the kill came before its description
                 self.asked.add(r.key)
             if r.outcome == SCORED:
-                self.ended[r.key] = (r.outcome, r.val_top1)
+                self.ended[r.key] = (r.outcome, r.quality)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -240,7 +240,7 @@ def count(folder: Path, seen: Seen, trials: int) -> dict[str, int]:
     records = list(read(folder))
     final = {r.key: r for r in records if r.key and r.outcome not in TRANSIENT}
     scored = [r for r in records if r.outcome == SCORED]
-    kept = {r.key: (r.outcome, r.val_top1) for r in scored}
+    kept = {r.key: (r.outcome, r.quality) for r in scored}
     spent = sum(r.outcome not in (*TRANSIENT, REPEATED, INFEASIBLE) for r in records)
     return {
         "finished trials lost": sum(kept.get(key) != value for key, value in seen.ended.items()),

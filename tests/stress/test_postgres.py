@@ -117,7 +117,7 @@ class TestSeveralDrivers:
             execute(other, data, Synthetic())
             other.on_report(again.number, Report(2, 50.0, 1.0, 1.0))
             assert [r.outcome for r in records_of(other) if r.key == job.arch.key()] == [ORPHAN, SCORED]
-            assert other.study.record(again.number).val_top1 == 50.0
+            assert other.study.record(again.number).quality == 50.0
 
     def test_a_network_that_ends_its_driver_is_given_up(self, shared: Open, make_settings: Callable) -> None:
         settings = make_settings(trials=1)
@@ -146,7 +146,7 @@ class TestWholeSearch:
         here = {int(p.stem) for p in (tmp_path / "two/weights").iterdir()}
         assert here == {r.number for r in read_all(settings) if r.outcome == SCORED} - set(first.trials.number)
         best = json.loads((tmp_path / "two/best/training.json").read_text())
-        scored = {r.number: r.val_top1 for r in read_all(settings) if r.outcome == SCORED}
+        scored = {r.number: r.quality for r in read_all(settings) if r.outcome == SCORED}
         assert best["val_top1"] == max(scored[n] for n in here)
 
     def test_weights_of_another_driver_are_one_line_that_says_where(
