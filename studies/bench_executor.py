@@ -5,13 +5,15 @@
 A trial is proposed, screened, run, written to SQLite with its attributes and `arch.json`, and told to Optuna. One
 search runs for each executor. At each size in `--trials` it prints a row: the seconds of the last tenth of the trials,
 and the driver's memory. Rows leave out each worker's first trial, because starting Ray and workers has its own columns.
-With both executors, the last line is the ratio of their seconds per trial at the largest size.
+With both executors, a line has the ratio of their seconds per trial at the largest size. With several objectives,
+further lines have the ratios to the first one.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import logging
 import os
 import sys
@@ -27,13 +29,14 @@ from search.api import open_study
 from search.driver import Driver
 from search.execute.local import execute as execute_local
 from search.groups import EXECUTORS, Resources
+from search.objectives import NAMES
 from search.report import dashboard
 from search.settings import Settings
 from search.study.sampler import SAMPLERS
 from search.study.storage import sqlite_url
 from search.worker import Job, Work
 from studies.bench import first_line
-from studies.synthetic import Synthetic, no_images
+from studies.synthetic import Synthetic, latency_table, no_images
 from trainers.datasets.data import Data
 from trainers.meta import cores
 
@@ -53,6 +56,7 @@ class Row:
     """
 
     executor: str
+    objective: str
     workers: int
     ray: float
     start: float
@@ -84,19 +88,27 @@ def bench(args: argparse.Namespace) -> None:
     )
     how = f"{args.epochs} epochs, {args.sampler}, seed {args.seed}, {cores()} cores"
     print(f"space {settings.scope.space}, per stage: {how}")
-    print(f"{'executor':<10}{'workers':>8}{'Ray, s':>9}{'start, s':>10}{'trials':>8}{'n':>6}{'s/trial':>10}{'MB':>8}")
-    last: dict[str, Row] = {}
-    for executor in EXECUTORS if args.executor == "both" else (args.executor,):
-        last[executor] = (local if executor == "local" else tune)(settings, workers, sizes)
-    if len(last) > 1:
-        one, many = (row.seconds / row.n for row in (last["local"], last["tune"]))
+    titles = f"{'workers':>8}{'Ray, s':>9}{'start, s':>10}{'trials':>8}{'n':>6}{'s/trial':>10}{'MB':>8}"
+    print(f"{'executor':<10}{'objective':<14}{titles}")
+    table = latency_table(settings.scope.get_space(10))
+    last: dict[tuple[str, str], float] = {}
+    executors = EXECUTORS if args.executor == "both" else (args.executor,)
+    for executor, objective in itertools.product(executors, args.objective):
+        run = local if executor == "local" else tune
+        row = run(settings.replace(objective=objective, latency=table), workers, sizes)
+        last[executor, objective] = row.seconds / row.n
+    if args.executor == "both":
+        one, many = last["local", args.objective[0]], last["tune", args.objective[0]]
         print(f"seconds per trial, tune / local: {many / one:.2f}")
+    for executor, objective in itertools.product(executors, args.objective[1:]):
+        ratio = last[executor, objective] / last[executor, args.objective[0]]
+        print(f"seconds per trial, {executor}, {objective} / {args.objective[0]}: {ratio:.3f}")
 
 
 def show(row: Row) -> None:
     """Print a row."""
     print(
-        f"{row.executor:<10}{row.workers:>8}{row.ray:>9.2f}{row.start:>10.2f}{row.trials:>8}{row.n:>6}"
+        f"{row.executor:<10}{row.objective:<14}{row.workers:>8}{row.ray:>9.2f}{row.start:>10.2f}{row.trials:>8}{row.n:>6}"
         f"{row.seconds / row.n:>10.4f}{row.memory:>8.0f}",
         flush=True,
     )
@@ -111,6 +123,8 @@ def parser() -> Parser:
     out.add_argument("--executor", default="both", help=f"{', '.join(EXECUTORS)}, or both")
     out.add_argument("--workers", type=int, metavar="N", help="concurrent trials of tune (default: all cores)")
     out.add_argument("--epochs", type=int, default=1, metavar="N", help="reports per trial")
+    text = f"cost objectives, one search each: {', '.join(NAMES)}, or several with commas (latency: a formula)"
+    out.add_argument("--objective", nargs="+", default=["macs"], metavar="NAME", help=text)
     out.add_argument("--sampler", default="tpe", help=", ".join(SAMPLERS))
     out.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the proposals")
     return out
@@ -133,6 +147,7 @@ def measure(
 ) -> Row:
     """Run the trials in a temporary folder, print a row at each size, and return the last one."""
     ended: list[float] = []
+    objective = settings.scope.objective
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         folder, space = Path(name), settings.scope.get_space(10)
@@ -149,8 +164,10 @@ def measure(
                 if before < size <= len(ended):
                     first = max(workers, size - max(8, size // 10))
                     start, seconds = ray_seconds + ended[workers - 1] - begun, ended[size - 1] - ended[first - 1]
-                    rows.append(Row(executor, workers, ray_seconds, start, size, size - first, seconds, memory()))
-                    show(rows[-1])
+                    count = size - first
+                    row = Row(executor, objective, workers, ray_seconds, start, size, count, seconds, memory())
+                    rows.append(row)
+                    show(row)
 
         driver = Driver(settings, space, study, keep, note)
         begun = time.perf_counter()

@@ -13,25 +13,16 @@ import space as spaces
 from res2net.errors import UserError
 from res2net.latency import LatencyTable
 from res2net.named import named
-from res2net.pieces import Piece, sequence
 from search import latency_cache, load, runs, search
 from search.describe import main as describe
 from search.front import front
 from search.run import main
 from search.settings import Settings
 from space import Space
-from studies.synthetic import Synthetic
+from studies.synthetic import Synthetic, latency_table
 from trainers.datasets.data import Data
 
 SIZE = 8  # of the images of the fixture `loaded`
-
-
-def table_of(space: Space, *others: Any) -> LatencyTable:
-    """Return a table by a formula: splits are slow, whatever their MACs."""
-    archs = [space.arch(p) for p in space.all_params()]
-    known: set[Piece] = {p for arch in (*archs, *others) for p in sequence(arch, space.image_size)}
-    entries = tuple(sorted((p.key, 0.1 + 0.2 * p.scale + 0.001 * p.width, 0.0) for p in known))
-    return LatencyTable("cpu", "test", "optimized", 1, 1, space.image_size, (("torch", "1"),), entries, 0.05, 1.1)
 
 
 @pytest.fixture
@@ -41,7 +32,7 @@ def space(tiny_space: Path) -> Space:
 
 @pytest.fixture
 def table(space: Space) -> LatencyTable:
-    return table_of(space)
+    return latency_table(space)
 
 
 @pytest.fixture
@@ -77,7 +68,7 @@ class TestSearch:
     ) -> None:
         search(by_latency.replace(trials=2), tmp_path / "run", work=Synthetic(weights=True))
         other = replace(table, hardware="another", factor=2.0)
-        with pytest.raises(UserError, match=r"`latency` of test \(optimized, batch 1, \d+ pieces\), not of another"):
+        with pytest.raises(UserError, match=r"`latency` of formula \(optimized, batch 1, \d+ pieces\), not of another"):
             search(by_latency.replace(latency=other), tmp_path / "run", work=Synthetic(weights=True))
 
     @pytest.mark.parametrize("bound", ["60%", 1.4])
@@ -102,7 +93,7 @@ class TestSearch:
         self, loaded: Data, make_settings: Callable[..., Settings], space: Space, tmp_path: Path
     ) -> None:
         arch = replace(named("resnet50"), num_classes=10)
-        table = table_of(space, arch)
+        table = latency_table(space, [arch])
         settings = make_settings(max_latency="8%", baseline="resnet50", latency=table, trials=2, epochs=1)
         search(settings, tmp_path / "run", work=Synthetic(weights=True))
         assert runs.settings_of(tmp_path / "run").scope.max_latency == pytest.approx(0.08 * table.of(arch, SIZE))
@@ -122,7 +113,7 @@ class TestTable:
 
         def make(space: Space, form: str, device: str, **more: Any) -> LatencyTable:
             calls.append({"form": form, "device": device, **more})
-            return table_of(space, *more["networks"])
+            return latency_table(space, more["networks"])
 
         monkeypatch.setattr(latency_cache, "make", make)
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -223,6 +214,6 @@ class TestCommand:
             capsys.readouterr().err
         )
         whole = spaces.get(str(tiny_space), num_classes=10)
-        (tmp_path / "table.json").write_text(table_of(whole).to_json())
+        (tmp_path / "table.json").write_text(latency_table(whole).to_json())
         assert describe([*options, "--latency", str(tmp_path / "table.json")]) == 0
-        assert "combinations by latency, cpu (test), optimized, batch 1, 1 thread (ms)" in capsys.readouterr().out
+        assert "combinations by latency, cpu (formula), optimized, batch 1, 1 thread (ms)" in capsys.readouterr().out
