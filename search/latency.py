@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -26,13 +28,13 @@ from res2net.files import write_atomic
 from res2net.folder import load_arch
 from res2net.latency import COMMAND, LatencyTable
 from res2net.named import named, names
-from res2net.pieces import sequence
 from search.carriers import Plan, missing, plan
 from search.measuring import Pace, Target, fit, table_of, timed
 from search.units import format_seconds, parse_seconds
 from space import Space
 
 FORM = "optimized"
+PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}
 
 
 def make(
@@ -60,9 +62,9 @@ def make(
     console = console or Console(quiet=True)
     found = plan(space, networks)
     pace = Pace.of(target, found.others or found.first, space.image_size)
-    archs = _chosen(found, pace, seconds, console)
+    _announce(found, pace, seconds, console)
     late = None if seconds is None else start + seconds
-    times, latencies = timed(found, archs, target, pace, late, console)
+    times, latencies = timed(found, target, pace, late, console)
     table = table_of(target, space.image_size, times)
     rows = [(table.of(arch, space.image_size), ms) for arch, ms in zip(found.whole, latencies, strict=True)]
     overhead, factor = fit(rows)
@@ -109,29 +111,22 @@ def check(table: LatencyTable, space: Space, networks: Sequence[Arch] = ()) -> N
         )
 
 
-def _chosen(found: Plan, pace: Pace, seconds: float | None, console: Console) -> tuple[Arch, ...]:
-    """Return the networks to time within the bound, and print what will be done."""
-    size = found.image_size
-    total, rest = pace.seconds(found.archs + found.whole, size), pace.seconds(found.whole, size)
-    pieces = len(found.needed)
+def _announce(found: Plan, pace: Pace, seconds: float | None, console: Console) -> None:
+    """Print how long the work will take. Raise `UserError` if the bound is too short for a table of the space."""
+    size, pieces = found.image_size, len(found.needed)
+    total = pace.seconds(found.archs + found.whole, size)
     if seconds is None or total <= seconds:
-        console.print(f"{pieces} pieces in {len(found.archs)} networks: about {format_seconds(total)}", highlight=False)
-        return found.archs
-    count = len(found.archs)
-    while count > 0 and pace.seconds(found.archs[:count], size) + rest > seconds:
-        count -= 1
-    least = found.least()
-    if count < least:
-        needed = pace.seconds(found.archs[:least], size) + rest
-        raise UserError(f"`time`: {format_seconds(seconds)} is too short; accepted: at least {format_seconds(needed)}")
-    archs = found.archs[:count]
-    got = len({p for arch in archs for p in sequence(arch, size)} & found.needed)
-    console.print(
-        f"all {pieces} pieces would take about {format_seconds(total)}: {got} are measured within "
-        f"{format_seconds(seconds)}, the others are interpolated",
-        highlight=False,
-    )
-    return archs
+        text = f"{pieces} pieces in {len(found.archs)} networks: about {format_seconds(total)}"
+    else:
+        needed = pace.seconds(found.archs[: found.least()] + found.whole, size)
+        if needed > seconds:
+            wanted = f"at least {format_seconds(math.ceil(needed))}"
+            raise UserError(f"`time`: {format_seconds(seconds)} is too short; accepted: {wanted}")
+        text = (
+            f"{pieces} pieces would take about {format_seconds(total)}: some are measured within "
+            f"{format_seconds(seconds)}, the others are interpolated"
+        )
+    console.print(text, **PLAIN)
 
 
 def build_parser() -> Parser:
@@ -190,8 +185,8 @@ def _main(args: argparse.Namespace) -> None:
     start = time.monotonic()
     table = make(space, target.form, args.device, target.batch_size, target.threads, seconds, networks, console)
     write_atomic(args.out, table.to_json())
-    took = format_seconds(time.monotonic() - start)
-    console.print(f"{args.out}: {len(table.entries)} pieces, {table.text}, in {took}", highlight=False, soft_wrap=True)
+    took, total = format_seconds(time.monotonic() - start), len(plan(space, networks).needed)
+    console.print(f"{args.out}: {len(table.entries)} of {total} pieces measured in {took}; {table.text}", **PLAIN)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from scipy.optimize import nnls
 
 from res2net.arch import Arch
-from res2net.deploy.timing import LEAST_RUNS, ONNX_FORMS, SECONDS, WARM, check_form, measured, piece_times, runner
+from res2net.deploy.timing import LEAST_RUNS, ONNX_FORMS, SECONDS, WARM, Run, check_form, measured, piece_times, runner
 from res2net.errors import UserError
 from res2net.factory import create
 from res2net.latency import Entry, LatencyTable
@@ -57,73 +57,89 @@ class Target:
     def pieces(self, arch: Arch, size: int) -> np.ndarray:
         """Return the times of a network's pieces in ms, `[runs, pieces]`."""
         return piece_times(
-            create(arch).to(self.device),  # type: ignore[arg-type]  # an `Arch` gives a `Res2Net`
+            create(arch).to(self.device),
             self.form,
             self.images(arch, size),
             self.threads,
         )
 
-    def whole(self, arch: Arch, size: int) -> tuple[float, float]:
-        """Return the median and the interquartile range of a network's latency in ms."""
-        run = runner(create(arch).eval().to(self.device), self.form, self.images(arch, size), self.threads)
-        return measured(run, self.threads)
+    def runner(self, arch: Arch, size: int) -> Run:
+        """Return a function that runs a network once."""
+        return runner(create(arch).eval().to(self.device), self.form, self.images(arch, size), self.threads)
+
+    def whole(self, arch: Arch, size: int) -> float:
+        """Return the median of a network's latency in ms."""
+        return measured(self.runner(arch, size), self.threads)[0]
 
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How long it takes to time networks, as a linear function of their MACs.
+    """How long it takes to time networks, as two lines over their work (see `carriers.work`).
 
-    fixed: seconds to build a network. per_mac: seconds of one MAC in one run.
+    build, run: seconds to prepare a network, and of one run: a constant, and a factor for the work.
     """
 
-    fixed: float
-    per_mac: float
+    build: tuple[float, float]
+    run: tuple[float, float]
 
     @classmethod
     def of(cls, target: Target, archs: Sequence[Arch], size: int) -> Pace:
-        """Return the pace, from the networks with the least and the most MACs."""
+        """Return the pace, from the networks with the least and the most work."""
         ends = sorted(archs, key=lambda arch: work(arch, size))
         rows = []
-        for arch in (ends[0], ends[-1]):
+        for arch in (ends[0], ends[0], ends[-1]):  # the first preparation loads libraries
             start = time.perf_counter()
-            run = runner(create(arch).eval().to(target.device), target.form, target.images(arch, size), target.threads)
+            run = target.runner(arch, size)
             run()
-            built = time.perf_counter() - start
-            start = time.perf_counter()
+            built = time.perf_counter()
             run()
-            rows.append((built, (time.perf_counter() - start) / work(arch, size)))
-        return cls(max(row[0] for row in rows), statistics.mean(row[1] for row in rows))
+            rows.append((work(arch, size), built - start, time.perf_counter() - built))
+        (_, low, high), build, run = zip(*rows, strict=True)
+        return cls(_line((low, high), build[1:]), _line((low, high), run[1:]))
 
     def seconds(self, archs: Sequence[Arch], size: int) -> float:
         """Return the seconds to time these networks one after the other."""
-        runs = (work(arch, size) * self.per_mac for arch in archs)
-        return sum(self.fixed + WARM * run + max(SECONDS, LEAST_RUNS * run) for run in runs)
+        total = 0.0
+        for arch in archs:
+            amount = work(arch, size)
+            run = self.run[0] + self.run[1] * amount
+            total += self.build[0] + self.build[1] * amount + WARM * run + max(SECONDS, LEAST_RUNS * run)
+        return total
 
 
-def timed(
-    found: Plan, archs: Sequence[Arch], target: Target, pace: Pace, late: float | None, console: Console
-) -> tuple[Times, list[float]]:
+def _line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
+    """Return the constant and the slope of a line through two points, both at least 0 if that is possible."""
+    slope = max(0.0, (y[1] - y[0]) / (x[1] - x[0])) if x[1] > x[0] else 0.0
+    slope = min(slope, y[0] / x[0])
+    return y[0] - slope * x[0], slope
+
+
+def timed(found: Plan, target: Target, pace: Pace, late: float | None, console: Console) -> tuple[Times, list[float]]:
     """Return the times of pieces, and the latencies of the plan's `whole` networks in ms.
 
     Whole networks are timed between the others, so that a clock rate that drifts changes both alike.
-    late: when the command must end, in seconds of `time.monotonic`. Networks that the pieces do not need are left out.
+    late: when the work must end, in seconds of `time.monotonic`. If the time is too short for all networks, the last
+        ones are left out.
     """
-    size, whole = found.image_size, list(found.whole)
+    size, archs, whole = found.image_size, found.archs, list(found.whole)
     least = len(archs) if late is None else found.least()
     times: Times = defaultdict(list)
     latencies: list[float] = []
+    began = time.monotonic()
     columns = TextColumn("timing networks"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("", total=pace.seconds([*archs, *whole], size))
 
         def time_whole() -> None:
             arch = whole.pop(0)
-            latencies.append(target.whole(arch, size)[0])
+            latencies.append(target.whole(arch, size))
             bar.advance(task, pace.seconds([arch], size))
 
         for i, arch in enumerate(archs):
-            if late is not None and i >= least and time.monotonic() + pace.seconds([arch, *whole], size) > late:
-                console.print(f"the estimate was too low: {i} of {len(archs)} networks are timed", highlight=False)
+            now, done = time.monotonic(), bar.tasks[task].completed
+            # Correct the estimate by the time that earlier networks took.
+            left = pace.seconds([arch, *whole], size) * ((now - began) / done if done else 1.0)
+            if late is not None and i >= least and now + left > late:
                 break
             low, middle, high = np.percentile(target.pieces(arch, size), (25, 50, 75), axis=0)
             for piece, ms, spread in zip(sequence(arch, size), middle, high - low, strict=True):

@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from rich.console import Console
-from scipy.stats import kendalltau
 
 import space as spaces
 from res2net.arch import Arch
 from res2net.commands import Parser, run_main
+from res2net.deploy.timing import measured
 from res2net.errors import UserError
 from res2net.files import write_atomic
 from res2net.latency import LatencyTable
@@ -36,6 +36,7 @@ from search.measuring import Target
 from search.units import parse_seconds
 from space import Space
 from studies.bench import check_positive, first_line
+from studies.rank import kendall
 from trainers.meta import environment
 
 PROG = "python -m studies.latency_table"
@@ -109,23 +110,25 @@ def drawn(space: Space, count: int, seed: int) -> list[Arch]:
 
 def compared(table: LatencyTable, target: Target, archs: Sequence[Arch], size: int) -> Iterator[dict[str, Any]]:
     """Yield for each network its latency by the table, and two measurements, in ms."""
-    passes = [[target.whole(arch, size)[0] for arch in archs] for _ in range(2)]
+    runs = [target.runner(arch, size) for arch in archs]
+    passes = [[measured(run, target.threads)[0] for run in runs] for _ in range(2)]
     for arch, first, second in zip(archs, *passes, strict=True):
         yield {"arch": str(arch), "predicted": table.of(arch, size), "first": first, "second": second}
 
 
 def summary(found: pd.DataFrame) -> dict[str, float]:
     """Return the errors and the correlations of a batch size."""
-    truth = (found["first"] + found["second"]) / 2
-    error = 100 * (found["predicted"] / truth - 1)
+    predicted, first, second = (found[name].to_numpy() for name in ("predicted", "first", "second"))
+    truth = (first + second) / 2
+    error = 100 * (predicted / truth - 1)
     return {
-        "median_error_%": float(error.abs().median()),
-        "p90_error_%": float(error.abs().quantile(0.9)),
-        "bias_%": float(error.median()),
-        "tau": float(kendalltau(found["predicted"], truth).statistic),
-        "tau_first": float(kendalltau(found["predicted"], found["first"]).statistic),
-        "tau_repeat": float(kendalltau(found["first"], found["second"]).statistic),
-        "repeat_error_%": float(100 * (found["first"] / found["second"] - 1).abs().median()),
+        "median_error_%": float(np.median(np.abs(error))),
+        "p90_error_%": float(np.quantile(np.abs(error), 0.9)),
+        "bias_%": float(np.median(error)),
+        "tau": kendall(predicted, truth),
+        "tau_first": kendall(predicted, first),
+        "tau_repeat": kendall(first, second),
+        "repeat_error_%": float(100 * np.median(np.abs(first / second - 1))),
     }
 
 

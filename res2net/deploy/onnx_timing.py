@@ -6,6 +6,7 @@ Weights and images are random, because neither changes the time.
 from __future__ import annotations
 
 import json
+import logging
 import re
 import tempfile
 import time
@@ -89,11 +90,9 @@ def _proto(model: nn.Module, images: Tensor, int8: bool) -> bytes:
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "network.onnx"
-        export_onnx(model, path, image_size=tuple(images.shape[2:]), check=False)
+        export_onnx(model, path, image_size=(images.shape[2], images.shape[3]), check=False)
         proto = onnx.load(path)
-        for i, node in enumerate(proto.graph.node):
-            node.name = f"{_label(node)}/{node.op_type}{i}"
-        _mark_head(proto)
+        _name_nodes(proto)
         if int8:
             onnx.save(proto, path)
             return _quantized(path, images)
@@ -107,12 +106,23 @@ def _label(node: Any) -> str:
     return found[0] if found else ""
 
 
-def _mark_head(proto: Any) -> None:
-    """Name the nodes after the last block after the head."""
+def _name_nodes(proto: Any) -> None:
+    """Name each node, and its outputs, after its block (`layer1.0/Conv3`). Name the nodes after the last block `head/`.
+
+    ONNX Runtime names a convolution after its output when it changes the convolution's layout.
+    """
     nodes = list(proto.graph.node)
-    last = max(i for i, node in enumerate(nodes) if node.name.startswith("layer"))
-    for node in nodes[last + 1 :]:
-        node.name = HEAD + node.name
+    labels = [_label(node) for node in nodes]
+    last = max(i for i, label in enumerate(labels) if label)
+    fixed, renamed = {output.name for output in proto.graph.output}, {}
+    for i, (node, label) in enumerate(zip(nodes, labels, strict=True)):
+        node.name = f"{label if i <= last else HEAD}/{node.op_type}{i}"
+        for k, name in enumerate(node.input):
+            node.input[k] = renamed.get(name, name)
+        for k, name in enumerate(node.output):
+            if name and name not in fixed:
+                node.output[k] = renamed[name] = f"{node.name}/{k}"
+    del proto.graph.value_info[:]  # shapes of values under their former names
 
 
 def _quantized(path: Path, images: Tensor) -> bytes:
@@ -127,15 +137,13 @@ def _quantized(path: Path, images: Tensor) -> bytes:
             return self.left.pop() if self.left else None
 
     out = path.with_name("int8.onnx")
-    q.quantize_static(
-        path,
-        out,
-        Reader(),
-        quant_format=q.QuantFormat.QDQ,
-        per_channel=True,
-        activation_type=q.QuantType.QUInt8,
-        weight_type=q.QuantType.QInt8,
-    )
+    types: dict[str, Any] = {"activation_type": q.QuantType.QUInt8, "weight_type": q.QuantType.QInt8}
+    level = logging.root.level
+    logging.root.setLevel(logging.ERROR)  # it asks for a pre-processing that our files do not need
+    try:
+        q.quantize_static(path, out, Reader(), quant_format=q.QuantFormat.QDQ, per_channel=True, **types)
+    finally:
+        logging.root.setLevel(level)
     return out.read_bytes()
 
 

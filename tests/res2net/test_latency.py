@@ -197,6 +197,15 @@ class TestInterpolation:
         times = [median for _, median, _ in known.entries]
         assert min(times) < between < max(times)
 
+    def test_a_time_that_follows_the_products_is_found(self) -> None:
+        def products(p: Piece) -> float:
+            return p.width * p.scale * 128 + max(1, p.scale - 1) * 9 * p.width**2 / p.cardinality
+
+        entries = tuple((p.key, 1e-4 * products(p), 0.0) for p in self.KNOWN)
+        known = replace(table(()), entries=entries)
+        for piece in blocks((6, 12), (2, 3, 4), (1, 2)):
+            assert known.piece(piece) == pytest.approx(1e-4 * products(piece), rel=0.01)
+
     def test_one_scale_and_one_cardinality_are_enough(self) -> None:
         known = table(blocks((4, 8, 12, 16), (2,), (1,)))
         assert known.covers(blocks((10,), (2,), (1,))[0])
