@@ -79,10 +79,10 @@ def estimate(
     threads: int = 1,
     networks: Sequence[Arch] = (),
 ) -> float:
-    """Return the seconds that `make` needs without a bound. It builds and runs two networks to find out."""
+    """Return the seconds that `make` needs without a bound. It builds and runs a few networks to find out."""
     target, found = Target.of(form, device, batch_size, threads), plan(space, networks)
     pace = Pace.of(target, found.others or found.first, space.image_size)
-    return pace.seconds(found.archs + found.whole, space.image_size)
+    return pace.seconds(found.archs, found.whole, space.image_size)
 
 
 def load(path: str | Path) -> LatencyTable:
@@ -114,11 +114,11 @@ def check(table: LatencyTable, space: Space, networks: Sequence[Arch] = ()) -> N
 def _announce(found: Plan, pace: Pace, seconds: float | None, console: Console) -> None:
     """Print how long the work will take. Raise `UserError` if the bound is too short for a table of the space."""
     size, pieces = found.image_size, len(found.needed)
-    total = pace.seconds(found.archs + found.whole, size)
+    total = pace.seconds(found.archs, found.whole, size)
     if seconds is None or total <= seconds:
         text = f"{pieces} pieces in {len(found.archs)} networks: about {format_seconds(total)}"
     else:
-        needed = pace.seconds(found.archs[: found.least()] + found.whole, size)
+        needed = pace.seconds(found.archs[: found.least()], found.whole, size)
         if needed > seconds:
             wanted = f"at least {format_seconds(math.ceil(needed))}"
             raise UserError(f"`time`: {format_seconds(seconds)} is too short; accepted: {wanted}")

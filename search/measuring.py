@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from operator import mul
 
 import numpy as np
 import torch
@@ -16,7 +17,19 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from scipy.optimize import nnls
 
 from res2net.arch import Arch
-from res2net.deploy.timing import LEAST_RUNS, ONNX_FORMS, SECONDS, WARM, Run, check_form, measured, piece_times, runner
+from res2net.cost import cost
+from res2net.deploy.timing import (
+    LEAST_RUNS,
+    LEAST_WHOLE_RUNS,
+    ONNX_FORMS,
+    SECONDS,
+    WARM,
+    Run,
+    check_form,
+    measured,
+    piece_times,
+    runner,
+)
 from res2net.errors import UserError
 from res2net.factory import create
 from res2net.latency import Entry, LatencyTable
@@ -25,6 +38,7 @@ from search.carriers import Plan, work
 from trainers.device import device_of
 from trainers.meta import environment
 
+TRIED = 5  # networks whose time the estimate is made from
 Times = dict[str, list[tuple[float, float]]]  # by a piece's key: the median and the spread in ms, in each network
 
 
@@ -74,44 +88,56 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How long it takes to time networks, as two lines over their work (see `carriers.work`).
+    """How long it takes to time networks.
 
-    build, run: seconds to prepare a network, and of one run: a constant, and a factor for the work.
+    build, run: seconds to prepare a network, and of one run: a constant, and factors for the multiply-accumulates and
+        the activations. Grouped and narrow convolutions take long for few multiply-accumulates.
     """
 
-    build: tuple[float, float]
-    run: tuple[float, float]
+    build: tuple[float, float, float]
+    run: tuple[float, float, float]
 
     @classmethod
     def of(cls, target: Target, archs: Sequence[Arch], size: int) -> Pace:
-        """Return the pace, from the networks with the least and the most work."""
-        ends = sorted(archs, key=lambda arch: work(arch, size))
+        """Return the pace, from `TRIED` networks between the least and the most work."""
+        ordered = sorted(archs, key=lambda arch: work(arch, size))
+        tried = [ordered[round(i * (len(ordered) - 1) / (TRIED - 1))] for i in range(TRIED)]
         rows = []
-        for arch in (ends[0], ends[0], ends[-1]):  # the first preparation loads libraries
+        for arch in (tried[0], *tried):  # the first preparation loads libraries
             start = time.perf_counter()
             run = target.runner(arch, size)
             run()
             built = time.perf_counter()
             run()
-            rows.append((work(arch, size), built - start, time.perf_counter() - built))
-        (_, low, high), build, run = zip(*rows, strict=True)
-        return cls(_line((low, high), build[1:]), _line((low, high), run[1:]))
+            rows.append((built - start, time.perf_counter() - built))
+        terms = [_terms(arch, size) for arch in tried]
+        build, run_ = (_fitted(terms, seconds) for seconds in zip(*rows[1:], strict=True))
+        return cls(build, run_)
 
-    def seconds(self, archs: Sequence[Arch], size: int) -> float:
-        """Return the seconds to time these networks one after the other."""
+    def seconds(self, archs: Sequence[Arch], whole: Sequence[Arch], size: int) -> float:
+        """Return the seconds to time networks piece by piece, and others as a whole, one after the other."""
+        return self._sum(archs, size, WARM, LEAST_RUNS) + self._sum(whole, size, 2 * WARM, LEAST_WHOLE_RUNS)
+
+    def _sum(self, archs: Sequence[Arch], size: int, warm: int, least: int) -> float:
         total = 0.0
         for arch in archs:
-            amount = work(arch, size)
-            run = self.run[0] + self.run[1] * amount
-            total += self.build[0] + self.build[1] * amount + WARM * run + max(SECONDS, LEAST_RUNS * run)
+            build, run = (sum(map(mul, line, _terms(arch, size))) for line in (self.build, self.run))
+            total += build + warm * run + max(SECONDS, least * run)
         return total
 
 
-def _line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
-    """Return the constant and the slope of a line through two points, both at least 0 if that is possible."""
-    slope = max(0.0, (y[1] - y[0]) / (x[1] - x[0])) if x[1] > x[0] else 0.0
-    slope = min(slope, y[0] / x[0])
-    return y[0] - slope * x[0], slope
+def _terms(arch: Arch, size: int) -> tuple[float, float, float]:
+    """Return what a network's time depends on: a constant, multiply-accumulates, activations."""
+    products, _, activations = cost(arch, size)
+    return 1.0, float(products), float(activations)
+
+
+def _fitted(terms: Sequence[Sequence[float]], seconds: Sequence[float]) -> tuple[float, float, float]:
+    """Return factors of at least 0 for the terms, with the least squares of relative errors."""
+    rows = np.array(terms)
+    scale, times = rows.max(0), np.array(seconds)
+    constant, products, activations = (nnls(rows / scale / times[:, None], np.ones(len(times)))[0] / scale).tolist()
+    return constant, products, activations
 
 
 def timed(found: Plan, target: Target, pace: Pace, late: float | None, console: Console) -> tuple[Times, list[float]]:
@@ -128,23 +154,23 @@ def timed(found: Plan, target: Target, pace: Pace, late: float | None, console: 
     began = time.monotonic()
     columns = TextColumn("timing networks"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
     with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("", total=pace.seconds([*archs, *whole], size))
+        task = bar.add_task("", total=pace.seconds(archs, whole, size))
 
         def time_whole() -> None:
             arch = whole.pop(0)
             latencies.append(target.whole(arch, size))
-            bar.advance(task, pace.seconds([arch], size))
+            bar.advance(task, pace.seconds([], [arch], size))
 
         for i, arch in enumerate(archs):
             now, done = time.monotonic(), bar.tasks[task].completed
             # Correct the estimate by the time that earlier networks took.
-            left = pace.seconds([arch, *whole], size) * ((now - began) / done if done else 1.0)
+            left = pace.seconds([arch], whole, size) * ((now - began) / done if done else 1.0)
             if late is not None and i >= least and now + left > late:
                 break
             low, middle, high = np.percentile(target.pieces(arch, size), (25, 50, 75), axis=0)
             for piece, ms, spread in zip(sequence(arch, size), middle, high - low, strict=True):
                 times[piece.key].append((float(ms), float(spread)))
-            bar.advance(task, pace.seconds([arch], size))
+            bar.advance(task, pace.seconds([arch], [], size))
             if whole and (i + 1) * (len(found.whole) + 1) // len(archs) > len(latencies):
                 time_whole()
         while whole:

@@ -60,7 +60,7 @@ def instant(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(module.Target, "pieces", pieces)
     monkeypatch.setattr(module.Target, "whole", whole)
-    monkeypatch.setattr(module.Pace, "of", lambda *_: module.Pace((1.0, 0.0), (0.0, 0.0)))
+    monkeypatch.setattr(module.Pace, "of", lambda *_: module.Pace((1.0, 0.0, 0.0), (0.0, 0.0, 0.0)))
     for name in ("search.latency.time", "search.measuring.time"):
         monkeypatch.setattr(name, SimpleNamespace(monotonic=lambda: now[0]))
 
