@@ -46,5 +46,5 @@ def int8_of(model: nn.Module, data: Data) -> Int8:
     images = torch.cat([x for x, _ in source(chosen, data, cpu).batches(CALIBRATION)])
     small = quantize(model, images.contiguous())
     val = source(data.val, data, cpu)
-    tops = [evaluate(network, val).top1 for network in (model.eval(), small)]
-    return Int8(small.data, *tops, len(val))
+    fp32, int8 = (evaluate(network, val).top1 for network in (model.eval(), small))
+    return Int8(small.data, fp32, int8, len(val))

@@ -26,7 +26,7 @@ from res2net.commands import Parser, run_main
 from res2net.deploy.export import need_onnx
 from res2net.deploy.memory import peak_of
 from res2net.deploy.timing import FORMS, ONNX_FORMS, TORCH_FORMS, check_form, measured, runner
-from res2net.errors import UserError
+from res2net.errors import UserError, unknown
 from res2net.latency import LatencyTable
 from search import runs
 from search.groups import check_least
@@ -60,6 +60,8 @@ def measure(
     the accuracy out. Raise `UserError` for a run without a trained network, and while the search runs.
     """
     for form in forms:
+        if form not in FORMS:
+            raise unknown("`forms`", form, FORMS)
         check_form(form, device)
     with locked(folder):  # latency is never measured beside running trials
         records = front_of(folder, ledger_of(folder), ())
@@ -171,7 +173,7 @@ def _main(args: argparse.Namespace) -> None:
 
 def _forms(device: torch.device) -> list[str]:
     """Return the forms that the device and the installed packages have."""
-    found = list(TORCH_FORMS)
+    found: list[str] = list(TORCH_FORMS)
     if device.type == "cpu":
         with contextlib.suppress(UserError):
             need_onnx()

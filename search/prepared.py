@@ -68,8 +68,9 @@ def prepared(settings: Settings, folder: Path, console: Console | None) -> Prepa
 def _with_bounds(settings: Settings, data: Data, console: Console | None) -> Settings:
     """Return the settings with relative limits as numbers, as far as their objectives can be measured; show them."""
     settings, lines = resolved(settings, data.num_classes, data.image_size, data.in_channels)
-    for line in lines if console else ():
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    for line in lines:
+        if console is not None:
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
     return settings
 
 

@@ -33,7 +33,7 @@ from trainers.recipes import RECIPES
 DATA = ("data", "data_dir", "train_images", "image_size")
 BUDGET = ("sampler", "trials", "time", "epochs", "repeat", "scheduler", "eta", "min_epochs")
 HOW = (*BUDGET, "recipe", "batch_size", "lr", "seed")
-SCORES = ("evaluator", "include", "from_run", "supernet", "supernet_epochs", "confirm", "confirm_by")
+SCORES = ("metric", "evaluator", "include", "from_run", "supernet", "supernet_epochs", "confirm", "confirm_by")
 
 
 def build_parser(everything: bool = False) -> Parser:

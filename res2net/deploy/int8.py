@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,9 @@ from res2net.backbone import check_images
 from res2net.deploy.export import export_onnx, need_onnx
 from res2net.errors import UserError
 from res2net.files import write_atomic
+
+if TYPE_CHECKING:  # in the `onnx` extra
+    from onnxruntime.quantization import CalibrationDataReader
 
 BATCH = 32  # calibration images that are run together
 
@@ -78,7 +82,7 @@ def quantize(model: nn.Module, images: Tensor, *, reduce_range: bool = False) ->
         return Quantized(small.read_bytes())
 
 
-def _reader(images: Tensor) -> object:
+def _reader(images: Tensor) -> CalibrationDataReader:
     """Return ONNX Runtime's reader of the calibration images."""
     from onnxruntime.quantization import CalibrationDataReader
 
@@ -86,7 +90,7 @@ def _reader(images: Tensor) -> object:
         def __init__(self) -> None:
             self.batches: Iterator[Tensor] = iter(images.float().cpu().split(BATCH))
 
-        def get_next(self) -> dict[str, object] | None:  # type: ignore[override]  # None ends the data
+        def get_next(self) -> dict[str, object] | None:
             batch = next(self.batches, None)
             return None if batch is None else {"images": batch.numpy()}
 

@@ -69,7 +69,7 @@ def _add_panel(
             **style,
         )
     for name, bound in settings.scope.limits.of(objective).bounds:
-        figure.add_vline(x=bound, line_dash="dash", row=1, col=column)
+        figure.add_vline(x=bound, line_dash="dash", row=1, col=column)  # type: ignore[arg-type]  # numbers are right
         # On a log axis, plotly places a shape by its value, but an annotation by the logarithm of the value.
         x = math.log10(bound) if objective.log else bound
         text = f"{option(name)} {objective.format(bound)}"

@@ -176,7 +176,7 @@ class TestFolder:
         def killed(*_: object) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("search.export.card", killed)
+        monkeypatch.setattr("search.model_folder.card", killed)
         with pytest.raises(KeyboardInterrupt):
             export(run, str(ledger_of(run).front[0].number), tmp_path / "model")
         assert {p.name: p.read_bytes() for p in (tmp_path / "model").iterdir()} == before

@@ -135,7 +135,7 @@ class TestSearch:
         again = next(r for r in of(folder, SCORED) if r.attrs.get("retry_of") == number)
         before = whole.loc[number]
         assert (again.attrs["parent"], again.attrs["inherited"]) == (before.parent, before.inherited)
-        assert again.quality == before.quality
+        assert again.quality == before.val_top1
 
     def test_a_trunk_that_vanishes_fails_only_the_networks_that_need_it(
         self, settings: Settings, loaded: Data, tmp_path: Path

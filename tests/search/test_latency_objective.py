@@ -94,9 +94,9 @@ class TestSearch:
     ) -> None:
         arch = replace(named("resnet50"), num_classes=10)
         table = latency_table(space, [arch])
-        settings = make_settings(max_latency="8%", baseline="resnet50", latency=table, trials=2, epochs=1)
+        settings = make_settings(max_latency="30%", baseline="resnet50", latency=table, trials=2, epochs=1)
         search(settings, tmp_path / "run", work=Synthetic(weights=True))
-        assert runs.settings_of(tmp_path / "run").scope.max_latency == pytest.approx(0.08 * table.of(arch, SIZE))
+        assert runs.settings_of(tmp_path / "run").scope.max_latency == pytest.approx(0.3 * table.of(arch, SIZE))
 
     def test_an_impossible_limit_names_the_least(
         self, loaded: Data, make_settings: Callable[..., Settings], table: LatencyTable, tmp_path: Path
@@ -133,9 +133,8 @@ class TestTable:
     def test_it_takes_a_fifth_of_the_time_at_most(
         self, loaded: Data, make_settings: Callable[..., Settings], made: list[dict[str, Any]], tmp_path: Path
     ) -> None:
-        search(
-            make_settings(objective="latency", trials=1, epochs=1, time=100.0), tmp_path, work=Synthetic(weights=True)
-        )
+        settings = make_settings(objective="latency", trials=1, epochs=1, time=100.0)
+        search(settings, tmp_path / "run", work=Synthetic(weights=True))
         assert made[0]["seconds"] == pytest.approx(20.0)
 
     def test_included_networks_and_the_baseline_are_measured_too(

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
+import res2net
 import trainers.datasets.data
 from res2net.deploy.memory import peak_of
 from res2net.errors import UserError
-from search import api, measure, measured, runs
+from search import api, measure, measured
 from search.lock import locked
 from search.picks import ledger_of
 from search.report.__main__ import main as report
@@ -60,11 +63,6 @@ class TestRun:
         assert "peak_mb" in pd.read_csv(run / "pareto.csv")
         assert Path(run / "pareto.png").stat().st_size == without
 
-    def test_a_larger_network_needs_more_memory(self, run: Path) -> None:
-        front = ledger_of(run).front
-        small, large = (measured.read(run).rows[r.key][measured.MEMORY] for r in (front[0], front[-1]))
-        assert math.isnan(small) or (small >= 0 and large >= 0)
-
     def test_the_command_with_int8(
         self, run: Path, data: Data, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -85,7 +83,7 @@ class TestRefused:
         ("options", "said"),
         [
             (["--device", "cuda:7"], "--device: 'cuda:7' is not there"),
-            (["--forms", "fast"], "--form: unknown value 'fast'"),
+            (["--forms", "fast"], "--forms: unknown value 'fast'"),
             (["--threads", "0"], "--threads: 0 is too small; accepted: at least 1"),
             (["--batch-sizes", "0"], "--batch-sizes: 0 is too small; accepted: at least 1"),
         ],
@@ -109,7 +107,12 @@ class TestRefused:
             measured.read(tmp_path)
 
 
-def test_weights_count_as_memory(run: Path) -> None:
-    record = ledger_of(run).front[0]
-    size = peak_of(runs.weights_path(run, record.number), record.arch, "cpu", 1, 8)
-    assert math.isnan(size) or size >= 0
+@pytest.mark.slow
+def test_weights_count_as_memory(tmp_path: Path) -> None:
+    """In a new process, as the measurement runs it. ResNet-50 has 102 MB of weights."""
+    model = res2net.create("resnet50")
+    res2net.save(model, tmp_path / "model")
+    what = tmp_path / "model" / "model.safetensors", model.arch, "cpu", 1, 32
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        found = pool.submit(peak_of, *what).result()
+    assert math.isnan(found) or 100 < found < 600

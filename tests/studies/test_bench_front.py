@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from res2net.errors import UserError
-from search.front import hypervolume
+from search.front import Axis, hypervolume
 from studies import bench_front, front_runs
 from studies.front_runs import Case, Run, Scored, Span, case_of, entries_of, volume_over_time
 
@@ -49,13 +49,13 @@ def test_the_volume_is_the_mean_accuracy_above_chance(points: list[tuple[float, 
         best = np.where(budgets >= cost, np.maximum(best, accuracy), best)
     expected = np.mean((best - chance) / (100 - chance) * 100)
     # Each of at most 12 networks moves an edge by less than one budget.
-    assert hypervolume(top1, macs, LOW, HIGH, chance=chance) == pytest.approx(expected, abs=12 * 100 / steps)
+    assert hypervolume(top1, Axis(macs, LOW, HIGH), chance=chance) == pytest.approx(expected, abs=12 * 100 / steps)
 
 
 @given(POINTS)
 def test_without_chance_the_volume_is_the_hypervolume(points: list[tuple[float, int]]) -> None:
     top1, macs = [a for a, _ in points], [m for _, m in points]
-    assert Span(LOW, HIGH, 0.0).volume(top1, macs) == hypervolume(top1, macs, LOW, HIGH) / 100
+    assert Span(LOW, HIGH, 0.0).volume(top1, macs) == hypervolume(top1, Axis(macs, LOW, HIGH)) / 100
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ class ScoresWith(NamedTuple):
 class WithFunction(Classification):
     """Classification with one more metric: a function of all logits and labels of a split."""
 
-    scores = ScoresWith  # type: ignore[assignment]  # a named tuple with one more field
+    scores = ScoresWith  # with one more field
 
     def __init__(self, name: str, function: Function) -> None:
         self.function = function
