@@ -154,7 +154,7 @@ class Bottle2neck(Block):
     """
 
     def _build_middle(self, arch: Arch, stage: Stage, first: bool) -> None:
-        self.scale, self.first = stage.scale, first
+        self.scale, self.width, self.first = stage.scale, stage.width, first
         count = stage.scale if first and arch.first_block == "conv" else stage.convs_per_block
         self.convs = nn.ModuleList(
             conv3x3(stage.width, stage.width, self.stride, stage.cardinality, self.dilation) for _ in range(count)
@@ -163,7 +163,8 @@ class Bottle2neck(Block):
         self.pool = pool3x3(self.stride, self.dilation) if first and count < stage.scale else nn.Identity()
 
     def middle(self, x: Tensor) -> Tensor:
-        splits = x.chunk(self.scale, 1)
+        # Not `chunk`: PyTorch's older ONNX exporter would compute the sizes of the splits in each run.
+        splits = x.split(self.width, 1)
         outs: list[Tensor] = []
         for i, (conv, bn) in enumerate(zip(self.convs, self.bns, strict=True)):
             # Copy, because element-wise kernels are several times slower on a slice of a channels-last tensor.

@@ -1,7 +1,7 @@
 """Time networks on a device: as a whole, or piece by piece inside the whole network.
 
 A block that runs alone, again and again, finds its weights and its input in the cache. In eager mode it took 0.90 to
-0.95 times as long as inside a network (medians of seven networks; 0.77 to 1.16 for single blocks; AMD EPYC, one
+0.96 times as long as inside a network (medians of seven networks; 0.77 to 1.16 for single blocks; AMD EPYC, one
 thread). So `piece_times` runs whole networks and records the time at the borders between pieces.
 """
 

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 import res2net
 import space as spaces
-from res2net.arch import Arch
+from res2net.arch import Arch, Stage
+from res2net.deploy import onnx_timing
 from res2net.deploy.timing import FORMS, LEAST_RUNS, ONNX_FORMS, TORCH_FORMS, measured, piece_times, runner
 from res2net.errors import UserError
 from res2net.named import named
@@ -76,6 +77,21 @@ class TestTiming:
         assert found.shape[1] == len(sequence(arch, size))
         assert len(found) >= LEAST_RUNS
         assert (np.median(found, axis=0) > 0).all()
+
+    @pytest.mark.parametrize("scale", [1, 2, 4])
+    def test_both_exporters_give_the_same_operators(self, scale: int, tmp_path: Path) -> None:
+        onnx, ort = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+        stages = (Stage(2, 4, 8, 2, scale), Stage(1, 8, 16, 1, scale, 2))
+        model = res2net.create(Arch(stages, stem="cifar", stem_channels=4, num_classes=10))
+        found = []
+        for quick in (False, True):
+            options = ort.SessionOptions()
+            options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+            options.log_severity_level = 4
+            ort.InferenceSession(onnx_timing._proto(model, torch.randn(1, 3, 16, 16), False, quick), options)
+            graph = onnx.load(tmp_path / "optimized.onnx").graph
+            found.append(sorted(node.op_type for node in graph.node))
+        assert found[0] == found[1]
 
     @pytest.mark.parametrize("form", TORCH_FORMS)
     def test_a_runner_computes_the_network(self, form: str, space: Space) -> None:
