@@ -2,7 +2,7 @@
 
     python -m studies.latency_table --base micro --form optimized --batch-sizes 1 8 --members 40 --out DIR
 
-For each batch size, the study measures a latency table of scale_card_depth_width, then draws random members and times
+For each batch size, the study measures the latency table of a space, then draws random members and times
 each of them end to end, twice, in two passes. No drawn member is one of the networks on which the table was fitted. The
 study prints, and writes as `latency.csv`: the median absolute error in %, Kendall's tau between the table and the
 measurements (the mean of both passes), tau between both passes, and the seconds to make the table. `members.csv` has a
@@ -46,7 +46,8 @@ SPACE = "scale_card_depth_width"
 def parser() -> Parser:
     """Return the command's options."""
     out = Parser(prog=PROG, description=first_line(__doc__))
-    out.add_argument("--base", default="micro", metavar="NAME", help=f"the base of {SPACE}: {', '.join(spaces.BASES)}")
+    out.add_argument("--space", default=SPACE, metavar="NAME", help="the space")
+    out.add_argument("--base", default="micro", metavar="NAME", help=f"the base: {', '.join(spaces.BASES)}")
     out.add_argument("--form", default=FORM, metavar="NAME", help="how networks run")
     out.add_argument("--device", default="cpu", metavar="NAME", help="cpu, cuda or cuda:N")
     out.add_argument("--batch-sizes", nargs="+", type=int, default=(1, 8), metavar="N", help="images of a batch")
@@ -69,7 +70,7 @@ def study(args: argparse.Namespace) -> None:
             f"`tables`: {len(args.tables)} files; accepted: {len(args.batch_sizes)}, one for each batch size"
         )
     seconds = None if args.time is None else parse_seconds(args.time, "time")
-    space = spaces.get(SPACE, args.base)
+    space = spaces.get(args.space, args.base)
     args.out.mkdir(parents=True, exist_ok=True)
     console, rows, members = Console(), [], []
     for batch_size in args.batch_sizes:
@@ -83,7 +84,16 @@ def study(args: argparse.Namespace) -> None:
         took = time.monotonic() - start
         write_atomic(args.out / f"table-{args.base}-{args.form}-{batch_size}.json", table.to_json())
         found = pd.DataFrame(compared(table, target, drawn(space, args.members, args.seed), space.image_size))
-        rows.append({"base": args.base, "form": args.form, "batch": batch_size, **summary(found), "table_s": took})
+        rows.append(
+            {
+                "space": space.name,
+                "base": args.base,
+                "form": args.form,
+                "batch": batch_size,
+                **summary(found),
+                "table_s": took,
+            }
+        )
         members.append(found.assign(batch=batch_size))
         console.print(pd.DataFrame(rows[-1:]).round(3).to_string(index=False), highlight=False, soft_wrap=True)
         console.print(f"overhead {table.overhead:.4f} ms, factor {table.factor:.4f}; {table.text}", highlight=False)
