@@ -77,9 +77,9 @@ class Target:
             self.threads,
         )
 
-    def runner(self, arch: Arch, size: int) -> Run:
-        """Return a function that runs a network once."""
-        return runner(create(arch).eval().to(self.device), self.form, self.images(arch, size), self.threads)
+    def runner(self, arch: Arch, size: int, quick: bool = False) -> Run:
+        """Return a function that runs a network once. quick: see `res2net.deploy.timing.runner`."""
+        return runner(create(arch).eval().to(self.device), self.form, self.images(arch, size), self.threads, quick)
 
     def whole(self, arch: Arch, size: int) -> float:
         """Return the median of a network's latency in ms."""
@@ -92,10 +92,12 @@ class Pace:
 
     build, run: seconds to prepare a network, and of one run: a constant, and factors for the multiply-accumulates and
         the activations. Grouped and narrow convolutions take long for few multiply-accumulates.
+    export: further seconds to prepare a network that is timed as a whole.
     """
 
     build: tuple[float, float, float]
     run: tuple[float, float, float]
+    export: float = 0.0
 
     @classmethod
     def of(cls, target: Target, archs: Sequence[Arch], size: int) -> Pace:
@@ -105,21 +107,28 @@ class Pace:
         rows = []
         for arch in (tried[0], *tried):  # the first preparation loads libraries
             start = time.perf_counter()
-            run = target.runner(arch, size)
+            run = target.runner(arch, size, quick=True)
             run()
             built = time.perf_counter()
             run()
             rows.append((built - start, time.perf_counter() - built))
         terms = [_terms(arch, size) for arch in tried]
         build, run_ = (_fitted(terms, seconds) for seconds in zip(*rows[1:], strict=True))
-        return cls(build, run_)
+        export = 0.0
+        if target.form in ONNX_FORMS:
+            start = time.perf_counter()
+            target.runner(tried[TRIED // 2], size)
+            export = time.perf_counter() - start
+        return cls(build, run_, export)
 
     def seconds(self, archs: Sequence[Arch], whole: Sequence[Arch], size: int) -> float:
         """Return the seconds to time networks piece by piece, and others as a whole, one after the other."""
-        return self._sum(archs, size, WARM, LEAST_RUNS) + self._sum(whole, size, 2 * WARM, LEAST_WHOLE_RUNS)
+        return self._sum(archs, size, WARM, LEAST_RUNS) + self._sum(
+            whole, size, 2 * WARM, LEAST_WHOLE_RUNS, self.export
+        )
 
-    def _sum(self, archs: Sequence[Arch], size: int, warm: int, least: int) -> float:
-        total = 0.0
+    def _sum(self, archs: Sequence[Arch], size: int, warm: int, least: int, more: float = 0.0) -> float:
+        total = more * len(archs)
         for arch in archs:
             build, run = (sum(map(mul, line, _terms(arch, size))) for line in (self.build, self.run))
             total += build + warm * run + max(SECONDS, least * run)

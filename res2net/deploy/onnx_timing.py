@@ -37,9 +37,9 @@ def need_packages() -> None:
         raise UserError(f"`form`: onnx needs {', '.join(missing)}; run pip install 'res2net-search[onnx]'")
 
 
-def runner(model: nn.Module, images: Tensor, threads: int, int8: bool) -> Callable[[], object]:
-    """Return a function that runs the network once on a batch of images."""
-    session, feed = _session(_proto(model, images, int8, False), threads, None), {"images": images.numpy()}
+def runner(model: nn.Module, images: Tensor, threads: int, int8: bool, quick: bool = False) -> Callable[[], object]:
+    """Return a function that runs the network once on a batch of images. quick: whether to use the older exporter."""
+    session, feed = _session(_proto(model, images, int8, quick), threads, None), {"images": images.numpy()}
     return lambda: session.run(None, feed)
 
 

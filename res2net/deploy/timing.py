@@ -43,15 +43,16 @@ def check_form(form: str, device: torch.device) -> None:
         onnx_timing.need_packages()
 
 
-def runner(model: nn.Module, form: str, images: Tensor, threads: int = 1) -> Run:
+def runner(model: nn.Module, form: str, images: Tensor, threads: int = 1, quick: bool = False) -> Run:
     """Return a function that runs a network once on a batch of images `[N, C, H, W]`, in one of `FORMS`.
 
     The images' device is the device. The model is unchanged. threads: those of ONNX Runtime. PyTorch's threads are set
     where the function is timed.
+    quick: whether ONNX files come from PyTorch's older exporter, as in `piece_times`.
     """
     check_form(form, images.device)
     if form in ONNX_FORMS:
-        return onnx_timing.runner(model, images, threads, form == "onnx-int8")
+        return onnx_timing.runner(model, images, threads, form == "onnx-int8", quick)
     network = prepared(model, form)
 
     def run() -> Tensor:
