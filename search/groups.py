@@ -17,7 +17,7 @@ import trainers.datasets.data
 from res2net.errors import UserError, unknown
 from res2net.latency import LatencyTable
 from search.latency_cache import parse_table
-from search.objectives import LATENCY, MACS, NAMES, Limits, Matching, Objective, cost_objectives, limits, quality
+from search.objectives import COSTS, LATENCY, MACS, NAMES, Limits, Matching, Objective, cost_objectives, limits, quality
 from search.scheduler import SCHEDULERS, rungs
 from search.study.sampler import SAMPLERS, factory
 from search.study.storage import check_url
@@ -153,8 +153,9 @@ class Scope:
     def get_space(self, num_classes: int, image_size: int | None = None, in_channels: int | None = None) -> Space:
         """Return the space over the setting `base`.
 
-        By default, the base is the one that suits the data set. With a limit on the cost, it is the base whose members
-        within the limit span the most octaves (doublings of the cost). Raise `UserError` if no base has such a member.
+        By default, the base is the one that suits the data set. With a limit on a count, such as that of parameters, it
+        is the base whose members within the limit span the most octaves (doublings). Raise `UserError` if no base has
+        such a member.
         image_size: the side, in pixels, of the images for which costs are counted; None takes the base's size.
         """
         known = {"num_classes": num_classes, "image_size": image_size, "in_channels": in_channels}
@@ -163,18 +164,17 @@ class Scope:
             return spaces.get(self.space, base, self.per_stage, **known)
 
         usual = trainers.datasets.data.get(self.data).base(image_size)
-        most = self.limits.of(self.cost).most
+        upper = {o: self.limits.of(o).most for o in (*self.costs, *COSTS.values()) if o.name in COSTS}
+        cost, most = next(((o, most) for o, most in upper.items() if most is not None), (self.cost, None))
         if self.base is not None or most is None:
             return over(self.base or usual)
         found = {space.base: space for space in map(over, (usual, *spaces.bases_like(usual)))}
-        ranges = {base: self.cost.range(space) for base, space in found.items()}
-        octaves = {b: self.cost.axis(min(high, most)) - self.cost.axis(low) for b, (low, high) in ranges.items()}
+        ranges = {base: cost.range(space) for base, space in found.items()}
+        octaves = {b: cost.axis(min(high, most)) - cost.axis(low) for b, (low, high) in ranges.items()}
         best = max(octaves, key=lambda b: octaves[b])
         if octaves[best] < 0:
-            least = ", ".join(f"at least {self.cost.format(low)} ({b})" for b, (low, _) in ranges.items())
-            raise UserError(
-                f"`max_{self.cost.name}`: no base has a network within {self.cost.format(most)}; accepted: {least}"
-            )
+            least = ", ".join(f"at least {cost.format(low)} ({b})" for b, (low, _) in ranges.items())
+            raise UserError(f"`max_{cost.name}`: no base has a network within {cost.format(most)}; accepted: {least}")
         return found[best]
 
     def load_data(self, console: Console | None = None) -> Data:

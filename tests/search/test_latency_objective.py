@@ -216,3 +216,9 @@ class TestCommand:
         (tmp_path / "table.json").write_text(latency_table(whole).to_json())
         assert describe([*options, "--latency", str(tmp_path / "table.json")]) == 0
         assert "combinations by latency, cpu (formula), optimized, batch 1, 1 thread (ms)" in capsys.readouterr().out
+
+
+def test_a_limit_on_macs_chooses_the_base_whatever_the_objective() -> None:
+    settings = Settings(space="scale_card_depth", data="cifar10", data_dir="none", max_macs=20_000_000)
+    bases = [settings.replace(objective=o).scope.get_space(10, 32).base for o in ("macs", "latency", "params,macs")]
+    assert bases == ["thin"] * 3
