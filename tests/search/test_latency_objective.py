@@ -219,6 +219,6 @@ class TestCommand:
 
 
 def test_a_limit_on_macs_chooses_the_base_whatever_the_objective() -> None:
-    settings = Settings(space="scale_card_depth", data="cifar10", data_dir="none", max_macs=20_000_000)
+    settings = Settings(space="scale_card_depth_width", data="cifar10", max_macs=20_000_000)
     bases = [settings.replace(objective=o).scope.get_space(10, 32).base for o in ("macs", "latency", "params,macs")]
     assert bases == ["thin"] * 3

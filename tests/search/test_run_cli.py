@@ -71,7 +71,7 @@ class TestMistakes:
             ("--max-macs 10", "--max-macs: no base has a network within 10; accepted: at least "),
             ("--max-macs 10 --base thin", "--max-macs: nothing in space"),
             ("--min-macs 10T", "--min-macs: nothing in space"),
-            ("--max-params 10", "--max-params: nothing in space"),
+            ("--max-params 10", "--max-params: no base has a network within 10; accepted: at least "),
             ("--max-macs 1M --min-macs 2M", "--min-macs: 2.00M is more than --max-macs 1.00M"),
             ("--match-macs 100", "--match-macs: nothing in space"),
             ("--match-macs 1000T", "--match-macs: nothing in space"),
