@@ -38,6 +38,7 @@ from search.carriers import Plan, work
 from trainers.device import device_of
 from trainers.meta import environment
 
+PROFILE = 1.2  # seconds to write and read a profile of ONNX Runtime, and to run without it
 TRIED = 5  # networks whose time the estimate is made from
 Times = dict[str, list[tuple[float, float]]]  # by a piece's key: the median and the spread in ms, in each network
 
@@ -92,11 +93,13 @@ class Pace:
 
     build, run: seconds to prepare a network, and of one run: a constant, and factors for the multiply-accumulates and
         the activations. Grouped and narrow convolutions take long for few multiply-accumulates.
+    profile: further seconds of a network that is timed piece by piece.
     export: further seconds to prepare a network that is timed as a whole.
     """
 
     build: tuple[float, float, float]
     run: tuple[float, float, float]
+    profile: float = 0.0
     export: float = 0.0
 
     @classmethod
@@ -114,20 +117,18 @@ class Pace:
             rows.append((built - start, time.perf_counter() - built))
         terms = [_terms(arch, size) for arch in tried]
         build, run_ = (_fitted(terms, seconds) for seconds in zip(*rows[1:], strict=True))
-        export = 0.0
-        if target.form in ONNX_FORMS:
-            start = time.perf_counter()
-            target.runner(tried[TRIED // 2], size)
-            export = time.perf_counter() - start
-        return cls(build, run_, export)
+        if target.form not in ONNX_FORMS:
+            return cls(build, run_)
+        start = time.perf_counter()
+        target.runner(tried[TRIED // 2], size)
+        return cls(build, run_, PROFILE, time.perf_counter() - start)
 
     def seconds(self, archs: Sequence[Arch], whole: Sequence[Arch], size: int) -> float:
         """Return the seconds to time networks piece by piece, and others as a whole, one after the other."""
-        return self._sum(archs, size, WARM, LEAST_RUNS) + self._sum(
-            whole, size, 2 * WARM, LEAST_WHOLE_RUNS, self.export
-        )
+        pieces = self._sum(archs, size, WARM, LEAST_RUNS, self.profile)
+        return pieces + self._sum(whole, size, 2 * WARM, LEAST_WHOLE_RUNS, self.export)
 
-    def _sum(self, archs: Sequence[Arch], size: int, warm: int, least: int, more: float = 0.0) -> float:
+    def _sum(self, archs: Sequence[Arch], size: int, warm: int, least: int, more: float) -> float:
         total = more * len(archs)
         for arch in archs:
             build, run = (sum(map(mul, line, _terms(arch, size))) for line in (self.build, self.run))
