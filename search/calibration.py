@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -18,7 +19,7 @@ from res2net.errors import UserError
 from res2net.factory import create
 from search.included import Included
 from search.ledger import Ledger
-from search.objectives import ACTIVATIONS
+from search.objectives import ACTIVATIONS, MACS
 from search.plan import LEAST_EPOCHS, Candidate, Pace, Plan, Terms
 from search.planner import Way, plan
 from search.report.tables import cost_range
@@ -77,15 +78,30 @@ def _seconds_per_image(member: Member, data: Data, config: Config) -> float:
     return (timed[-1] - timed[0]) / (len(timed) - 1) / min(config.batch_size, len(data.train))
 
 
-def terms_of(settings: Settings, space: Space, data: Data, books: Ledger, networks: Sequence[Included] = ()) -> Terms:
-    """Return the terms of a plan: the range of costs, the images, and the front so far, with the scores to reuse."""
+def terms_of(
+    settings: Settings,
+    space: Space,
+    data: Data,
+    books: Ledger,
+    networks: Sequence[Included] = (),
+    chosen: Sequence[Member] = (),
+) -> Terms:
+    """Return the terms of a plan: the range of costs, the images, and the front so far, with the scores to reuse.
+
+    chosen: the networks that the plan may train.
+    """
     low, high = cost_range(settings.scope.cost, space, settings)
     chance = metric_of(settings.scoring.metric).chance(data.num_classes) / 100
     known = [(books.cost(r), r.quality or 0.0) for r in books.front]
     cost, size = settings.scope.cost, space.image_size
     reused = [n for n in networks if n.reused and settings.scope.limits.allow(n.arch, size)]
     known += [(cost.of(n.arch, size), n.score) for n in reused]
-    return Terms(low, high, len(data.train), tuple((c, max(0.0, a / 100 - chance) / (1 - chance)) for c, a in known))
+    points = tuple((c, max(0.0, a / 100 - chance) / (1 - chance)) for c, a in known)
+    sizes: tuple[tuple[float, float], ...] = ()
+    if cost != MACS:
+        least = MACS.range(space)[0]
+        sizes = tuple((m.cost, math.log2(MACS.of(m.arch, size) / least)) for m in chosen)
+    return Terms(low, high, len(data.train), points, sizes)
 
 
 def timetable(
@@ -128,7 +144,7 @@ def timetable(
         )
     pace = measure(chosen, data, settings)
     left -= time.monotonic() - begun
-    terms = terms_of(settings, space, data, books, networks)
+    terms = terms_of(settings, space, data, books, networks, chosen)
     candidates = [Candidate(m.params, m.cost, pace.of(m.cost)) for m in chosen]
     inherits = _inherited(origins, chosen[0].arch, settings, space)
     ways: list[Way] = [] if nests else [independent]
@@ -177,7 +193,9 @@ def restored(
     """Return the timetable that `recorded` wrote."""
     pace = values["pace"]
     pace = Pace(tuple(pace["costs"]), tuple(pace["seconds"]), pace["overhead"])
-    terms = terms_of(settings, space, data, books, networks)
+    scope = settings.scope
+    chosen = members(space, scope.limits, scope.cost, scope.seed) if scope.cost != MACS else []
+    terms = terms_of(settings, space, data, books, networks, chosen)
     made = Plan.from_dict(values["plan"])
     first = min(made.levels, key=lambda level: level.cost)
     inherits = _inherited(_origins(networks, settings), space.arch(first.params), settings, space)

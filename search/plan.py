@@ -111,16 +111,26 @@ class Terms:
     low, high: the range of costs of the volume.
     images: training images of one epoch.
     known: cost and accuracy above chance (0 to 1) of networks that are on the front already.
+    sizes: for some costs, by rising cost, the doublings of multiply-accumulates above the least network's. They decide
+        the expected accuracy. Empty if the cost is the number of multiply-accumulates.
     """
 
     low: float
     high: float
     images: int
     known: tuple[tuple[float, float], ...] = ()
+    sizes: tuple[tuple[float, float], ...] = ()
 
     def octaves(self, cost: float) -> float:
         """Return the doublings of cost above the least cost."""
         return math.log2(cost / self.low)
+
+    def size(self, cost: float) -> float:
+        """Return the doublings of multiply-accumulates above the least network's, interpolated between `sizes`."""
+        if not self.sizes:
+            return self.octaves(cost)
+        costs, sizes = zip(*self.sizes, strict=True)
+        return float(np.interp(math.log(cost), np.log(costs), sizes))
 
     def passes(self, epochs: float) -> float:
         """Return a training's length in passes over `REFERENCE` images."""
@@ -129,9 +139,9 @@ class Terms:
 
 def expected(terms: Terms, cost: float, epochs: float) -> float:
     """Return the expected accuracy above chance, from 0 to 1, of a network trained for some epochs."""
-    octaves = terms.octaves(cost)
-    error = FLOOR + ROOM * 2 ** (-DECAY * octaves)
-    return max(0.0, 1 - error - lack(octaves) * terms.passes(epochs) ** -POWER)
+    size = terms.size(cost)
+    error = FLOOR + ROOM * 2 ** (-DECAY * size)
+    return max(0.0, 1 - error - lack(size) * terms.passes(epochs) ** -POWER)
 
 
 def lack(octaves: float) -> float:

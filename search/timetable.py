@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from res2net.arch import Arch
 from res2net.containment import contains
-from search.objectives import ACTIVATIONS, Limits, Objective
+from search.objectives import ACTIVATIONS, MACS, Limits, Objective
 from search.plan import Level, Pace, Plan, Terms
 from search.planner import retimed
 from search.study.trials import Record
@@ -150,6 +150,7 @@ def members(
 ) -> list[Member]:
     """Return members within the limits, by rising cost, at most one for each of `LEVELS` costs.
 
+    Dearer members have more multiply-accumulates than cheaper ones: else they would gain nothing.
     Each member contains the cheaper ones, so that it can grow from them, unless that leaves out most of the costs.
     nests: whether it must contain them, however few members that leaves.
     origins: networks, one of which each member must contain.
@@ -162,11 +163,23 @@ def members(
     step = (objective.axis(max(m.cost for m in every.values())) - low) / (LEVELS - 1) or 1.0
     places: dict[int, list[tuple[float, Member]]] = {}
     for member in every.values():
-        places.setdefault(round((objective.axis(member.cost) - low) / step), []).append((_rank(member, space), member))
+        place = round((objective.axis(member.cost) - low) / step)
+        places.setdefault(place, []).append((_rank(member, space, objective), member))
     for found in places.values():
         found.sort(key=lambda pair: -pair[0])
     chain = _chain([places[place][:CHOICES] for place in sorted(places)])
-    return chain if nests or 2 * len(chain) > len(places) else [places[place][0][1] for place in sorted(places)]
+    return chain if nests or 2 * len(chain) > len(places) else _larger([places[p][0][1] for p in sorted(places)], space)
+
+
+def _larger(found: Sequence[Member], space: Space) -> list[Member]:
+    """Return the members that have more multiply-accumulates than all before them."""
+    kept, most = [], 0.0
+    for member in found:
+        size = MACS.of(member.arch, space.image_size)
+        if size > most:
+            kept.append(member)
+            most = size
+    return kept
 
 
 def _chain(places: Sequence[Sequence[tuple[float, Member]]]) -> list[Member]:
@@ -201,14 +214,16 @@ def _all(space: Space, objective: Objective, seed: int) -> Iterable[Member]:
         yield Member(params, arch, objective.of(arch, space.image_size))
 
 
-def _rank(member: Member, space: Space) -> float:
+def _rank(member: Member, space: Space, objective: Objective) -> float:
     """Return the rank of a member among those of about equal cost: more is better.
 
     Short trainings favour scale, and few activations, which set the time of a step, over depth: the factors are a fit
-    in points of accuracy for each doubling, to networks of 1 MMACs (`studies/LOG.md`).
+    in points of accuracy for each doubling, to networks of 1 MMACs (`studies/LOG.md`). Where the cost is another one,
+    such as the latency, multiply-accumulates are worth what the formula of the plan says (`search.plan.expected`).
     """
     stages, count = member.arch.stages, len(member.arch.stages)
     scale = sum(math.log2(s.scale) for s in stages) / count
     depth = sum(math.log2(s.depth) for s in stages) / count
     activations = math.log2(ACTIVATIONS.of(member.arch, space.image_size))
-    return 0.7 * scale - 0.5 * depth - 1.5 * activations
+    products = 0.0 if objective == MACS else math.log2(MACS.of(member.arch, space.image_size))
+    return 0.7 * scale - 0.5 * depth - 1.5 * activations + 3.0 * products

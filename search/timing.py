@@ -98,7 +98,7 @@ def _weights(chosen: Sequence[Candidate], terms: Terms) -> list[float]:
 def _worth(candidate: Candidate, weight: float, price: float, terms: Terms) -> float:
     """Return the epochs after which another second gains less than its price."""
     scale = terms.images / REFERENCE
-    short = lack(terms.octaves(candidate.cost)) * scale**-POWER
+    short = lack(terms.size(candidate.cost)) * scale**-POWER
     epochs = (weight * short * POWER / (price * candidate.seconds)) ** (1 / (1 + POWER))
     return min(max(epochs, LEAST_EPOCHS), MOST_PASSES / scale, candidate.most)
 
