@@ -3,8 +3,8 @@
     python -m studies.compare_fronts runs/by-latency runs/by-macs --latency table.json --out FOLDER
 
 Both searches' networks are placed on both axes: MACs, and the latency by one table. `fronts.png` shows both fronts on
-both axes. `fronts.csv` has, at accuracies that both fronts reach, the least cost of each, and the ratio of the second
-search's cost to the first one's: above 1, the first search's networks are cheaper at equal accuracy.
+both axes. `fronts.csv` has, for some accuracies, the least cost at which each search reaches them, and the ratio of the
+second search's cost to the first one's: above 1, the first search's networks are cheaper at equal accuracy.
 All accuracies are on the validation split.
 """
 
@@ -54,15 +54,12 @@ def points(folder: Path, objectives: Sequence[Objective]) -> pd.DataFrame:
 
 
 def at_equal_accuracy(first: pd.DataFrame, second: pd.DataFrame, objective: Objective) -> pd.DataFrame:
-    """Return the least cost of both searches at accuracies that both reach, interpolated along the fronts."""
-    curves = []
-    for part in (first, second):
-        best = part.iloc[front(part.quality.tolist(), part[objective.name].tolist())]
-        curves.append((best.quality.to_numpy(), np.log(best[objective.name].to_numpy(float))))
-    low = max(quality[0] for quality, _ in curves)
-    high = min(quality[-1] for quality, _ in curves)
-    levels = np.linspace(low, high, LEVELS) if high > low else np.array([])
-    ours, theirs = (np.exp(np.interp(levels, quality, cost)) for quality, cost in curves)
+    """Return the least cost at which each search reaches some accuracies, up to the lower of the two best ones."""
+    fronts = [part.iloc[front(part.quality.tolist(), part[objective.name].tolist())] for part in (first, second)]
+    low, high = min(part.quality.min() for part in fronts), min(part.quality.max() for part in fronts)
+    levels = np.linspace(low, high, LEVELS)
+    ours, theirs = ([part.loc[part.quality >= a - 1e-9, objective.name].min() for a in levels] for part in fronts)
+    ours, theirs = np.array(ours, float), np.array(theirs, float)
     costs = {"first": ours, "second": theirs, "second_over_first": theirs / ours}
     return pd.DataFrame({"axis": objective.name, "accuracy": levels, **costs})
 
