@@ -156,17 +156,18 @@ def _main(args: argparse.Namespace) -> None:
     if "onnx-int8" in forms:
         data = replace(scope, data_dir=args.data_dir or scope.data_dir).load_data(console)
     found = measure(args.run, forms, args.batch_sizes, device, args.threads, data, console)
-    names = [column(form, batch) for form in forms for batch in args.batch_sizes]
-    names += [MEMORY, *([INT8_TOP1] if data is not None else [])]
-    books = ledger_of(args.run)
-    by_key = {record.key: record for record in books.front}
+    by_key = {record.key: record for record in ledger_of(args.run).front}
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for name in ("front", books.rules.quality.name, *names):
-        table.add_column(name, justify="left" if name == "front" else "right", no_wrap=True)
+    for name in ("front", "form", *(f"ms, batch {batch}" for batch in args.batch_sizes)):
+        table.add_column(name, justify="right" if name.startswith("ms") else "left", no_wrap=True)
     for key, row in found.rows.items():
-        record = by_key[key]
-        table.add_row(f"trial {record.number}", f"{record.quality:.2f} %", *(f"{row[name]:.3g}" for name in names))
-    console.print(table, soft_wrap=True)
+        for form in forms:
+            values = (f"{row[column(form, batch)]:.3g}" for batch in args.batch_sizes)
+            table.add_row(f"trial {by_key[key].number}" if form == forms[0] else "", form, *values)
+        table.add_row("", "peak memory", f"{row[MEMORY]:.3g} MB")
+        if data is not None:
+            table.add_row("", "top-1 in int8", f"{row[INT8_TOP1]:.2f} %")
+    console.print(table)
     text = f"{found.device}; ms: medians of whole batches; columns of {args.run}/pareto.csv"
     console.print(text, highlight=False, markup=False, soft_wrap=True)
 

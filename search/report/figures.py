@@ -210,7 +210,7 @@ def _name_knee(ax: Axes, ledger: Ledger, objective: Objective) -> None:
     # A text below a point of the lowest quarter would leave the axes.
     is_low = (top.quality or 0.0) < (3 * min(heights) + max(heights)) / 4
     ax.annotate(
-        f"knee: {top.attrs['arch']}\n{top.quality:.1f} % at {objective.format(cost)}",
+        f"knee: {top.attrs['arch']}\n{top.quality:.1f} % at {objective.format(cost)} {objective.unit}",
         (float(cost), top.quality or 0.0),
         xytext=(14, 10 if is_low else -34),
         textcoords="offset points",

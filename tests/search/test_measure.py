@@ -69,7 +69,8 @@ class TestRun:
         monkeypatch.setattr(trainers.datasets.data, "load", lambda *args, **kwargs: data)
         assert measure.main([str(run), "--forms", "onnx-int8", "--batch-sizes", "2"]) == 0
         out = capsys.readouterr().out
-        assert "ms_onnx_int8_2" in out
+        assert "onnx-int8" in out
+        assert "ms, batch 2" in out
         table = pd.read_csv(run / "pareto.csv")
         assert table[measured.INT8_TOP1].between(0, 100).all()
 
