@@ -187,6 +187,14 @@ def test_the_volume_is_the_hypervolume_of_the_expected_front(case: Case) -> None
         assert found.volume == pytest.approx(value, abs=1e-9)
 
 
+def test_accuracy_is_expected_by_size_where_the_cost_is_another_one() -> None:
+    by_size, by_cost = Terms(0.5, 4.0, 45_000, sizes=((0.5, 1.0), (1.0, 4.0), (4.0, 5.0))), Terms(0.5, 4.0, 45_000)
+    assert [by_size.size(cost) for cost in (0.5, 1.0, 4.0)] == [1.0, 4.0, 5.0]
+    assert by_size.size(2.0) == pytest.approx(4.5)
+    assert [by_cost.size(cost) for cost in (0.5, 1.0, 4.0)] == [0.0, 1.0, 3.0]
+    assert expected(by_size, 1.0, 20) == pytest.approx(expected(by_cost, 8.0, 20))
+
+
 @given(st.floats(0, 8), st.floats(1, 100), st.floats(1, 10))
 def test_more_epochs_are_expected_to_bring_accuracy(octaves: float, epochs: float, factor: float) -> None:
     terms = Terms(3e5, 1e8, 45_000)

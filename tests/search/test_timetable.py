@@ -10,14 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import space as spaces
 from search.calibration import recorded, restored
 from search.ledger import Ledger
-from search.objectives import ACTIVATIONS, MACS, Objective
+from search.objectives import ACTIVATIONS, MACS, Limits, Objective, latency_by
 from search.plan import Candidate, Level, Pace, Plan, Terms
 from search.planner import plan
 from search.settings import Settings
 from search.study.trials import ORPHAN, SCORED, Record
 from search.timetable import LEAST_FIRST, LEVELS, Awaited, Timetable, members
+from studies.synthetic import latency_table
 from trainers.datasets.data import Data
 from trainers.recipes import RECIPES, Config
 
@@ -204,6 +206,19 @@ class TestMembers:
             assert space.arch(member.params) == member.arch
             assert member.cost == objective.of(member.arch, space.image_size)
             assert scope.limits.allow(member.arch, space.image_size)
+
+    @pytest.mark.parametrize("name", ["scale_card_depth", "scale_card_depth_width"])
+    def test_a_dearer_latency_buys_more_products(self, name: str) -> None:
+        """Networks of equal latency may differ in their MACs by a factor of ten."""
+        space = spaces.get(name, "thin", num_classes=10)
+        found = members(space, Limits(), latency_by(latency_table(space)), seed=0)
+        sizes = [MACS.of(m.arch, space.image_size) for m in found]
+        assert len(found) >= 3
+        assert sizes == sorted(set(sizes))
+        rivals = [space.arch(p) for p in space.all_params()]
+        table = latency_table(space)
+        as_fast = [a for a in rivals if table.of(a, space.image_size) <= found[0].cost]
+        assert sizes[0] >= 0.9 * max(MACS.of(a, space.image_size) for a in as_fast)
 
     def test_the_cheapest_and_the_dearest_cost_are_near_the_ends(self) -> None:
         scope = Settings(space="scale_card_depth", base="micro").scope
