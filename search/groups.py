@@ -166,7 +166,7 @@ class Scope:
         usual = trainers.datasets.data.get(self.data).base(image_size)
         upper = {o: self.limits.of(o).most for o in (*self.costs, *COSTS.values()) if o.name in COSTS}
         cost, most = next(((o, most) for o, most in upper.items() if most is not None), (self.cost, None))
-        if self.base is not None or most is None:
+        if self.base is not None or most is None or self.matching.active:  # matched networks have widths of their own
             return over(self.base or usual)
         found = {space.base: space for space in map(over, (usual, *spaces.bases_like(usual)))}
         ranges = {base: cost.range(space) for base, space in found.items()}
