@@ -61,16 +61,24 @@ def quantize(model: nn.Module, images: Tensor, *, reduce_range: bool = False) ->
     if arch is None or not len(images):
         raise UserError(f"`images`: {len(images)} calibration images for {type(model).__name__}; accepted: at least 1")
     check_images(images, arch.in_channels)
-    from onnxruntime import quantization  # in the `onnx` extra; takes a second to import
-    from onnxruntime.quantization.shape_inference import quant_pre_process
+    from onnxruntime.quantization.shape_inference import quant_pre_process  # takes a second to import
 
-    with tempfile.TemporaryDirectory() as folder, _quiet():
-        whole, prepared, small = (Path(folder) / name for name in ("model.onnx", "prepared.onnx", "int8.onnx"))
+    with tempfile.TemporaryDirectory() as folder:
+        whole, prepared = (Path(folder) / name for name in ("model.onnx", "prepared.onnx"))
         height, width = images.shape[2:]
         export_onnx(model, whole, image_size=(int(height), int(width)), check=False)
         quant_pre_process(whole, prepared, skip_symbolic_shape=True)  # fuses batch norms
+        return Quantized(quantized_file(prepared, images, reduce_range))
+
+
+def quantized_file(path: Path, images: Tensor, reduce_range: bool = False) -> bytes:
+    """Return an ONNX file in int8, as the content of a file. images, reduce_range: see `quantize`."""
+    from onnxruntime import quantization  # in the `onnx` extra
+
+    small = path.with_name("int8.onnx")
+    with _quiet():
         quantization.quantize_static(
-            prepared,
+            path,
             small,
             _reader(images),
             quant_format=quantization.QuantFormat.QDQ,
@@ -79,7 +87,7 @@ def quantize(model: nn.Module, images: Tensor, *, reduce_range: bool = False) ->
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
         )
-        return Quantized(small.read_bytes())
+    return small.read_bytes()
 
 
 def _reader(images: Tensor) -> CalibrationDataReader:
@@ -99,7 +107,7 @@ def _reader(images: Tensor) -> CalibrationDataReader:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Inside the block, ONNX Runtime's quantizer prints no advice: the preparation that it asks for was made."""
+    """Inside the block, ONNX Runtime's quantizer prints no advice: our files need no further preparation."""
     logger = logging.getLogger()
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import json
-import logging
 import re
 import tempfile
 import time
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from res2net.deploy.export import export_onnx
+from res2net.deploy.int8 import quantized_file
 from res2net.errors import UserError
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -105,7 +105,7 @@ def _proto(model: nn.Module, images: Tensor, int8: bool, quick: bool) -> bytes:
         _name_nodes(proto)
         if int8:
             onnx.save(proto, path)
-            return _quantized(path, images)
+            return quantized_file(path, images[:1])
         return proto.SerializeToString()
 
 
@@ -154,28 +154,6 @@ def _name_nodes(proto: Any) -> None:
             if name and name not in fixed:
                 node.output[k] = renamed[name] = f"{node.name}/{k}"
     del proto.graph.value_info[:]  # shapes of values under their former names
-
-
-def _quantized(path: Path, images: Tensor) -> bytes:
-    """Return the network in int8: static quantization in QDQ form, with one scale for each channel of a weight."""
-    from onnxruntime import quantization as q
-
-    class Reader(q.CalibrationDataReader):
-        def __init__(self) -> None:
-            self.left = [{"images": images[:1].numpy()}]
-
-        def get_next(self) -> dict[str, np.ndarray] | None:
-            return self.left.pop() if self.left else None
-
-    out = path.with_name("int8.onnx")
-    types: dict[str, Any] = {"activation_type": q.QuantType.QUInt8, "weight_type": q.QuantType.QInt8}
-    level = logging.root.level
-    logging.root.setLevel(logging.ERROR)  # it asks for a pre-processing that our files do not need
-    try:
-        q.quantize_static(path, out, Reader(), quant_format=q.QuantFormat.QDQ, per_channel=True, **types)
-    finally:
-        logging.root.setLevel(level)
-    return out.read_bytes()
 
 
 def _split(events: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
