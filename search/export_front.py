@@ -89,5 +89,5 @@ def show(table: pd.DataFrame, to: Path) -> None:
     """Print the table of an exported front."""
     shown = table.dropna(axis=1, how="all").drop(columns="difference")
     print(shown.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
-    worst = table.difference.max()
-    print(f"{to}: {len(table)} networks, {TABLE}; logits equal to those of the trained networks within {worst:.0e}")
+    count = f"{len(table)} network{'s' if len(table) > 1 else ''}"
+    print(f"{to}: {count}, {TABLE}; logits differ from the trained networks' by {table.difference.max():.1g} at most")
