@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterable
 
-from res2net.errors import UserError
+from res2net.errors import UserError, unknown
 
 PATH = "my_package.my_module:NAME"  # the form of an import path, shown in error messages
 
 
-def load_object(path: str, field: str, accepted: str = PATH) -> object:
+def load_object(path: str, field: str, accepted: str = PATH, known: Iterable[str] = ()) -> object:
     """Return the object of an import path.
 
-    Raise `UserError` if the module cannot be imported or lacks the name. The error shows `field` and `accepted`.
+    known: names that are accepted in place of a path. The caller has looked for them already.
+    Raise `UserError` for a text that is no path, and if the module cannot be imported or lacks the name. The error
+    shows `field` and `accepted`.
     """
+    if ":" not in path:
+        raise unknown(f"`{field}`", path, (*known, accepted))
     module_name, _, name = path.partition(":")
     try:
         module = importlib.import_module(module_name)

@@ -58,7 +58,7 @@ class Plan:
 def plan(space: Space, networks: Sequence[Arch] = ()) -> Plan:
     """Return the networks to time for a space, and for more networks of the user."""
     size = space.image_size
-    first = tuple(short(fitted(arch, space)) for arch in networks)
+    first = tuple(short(space.fitted(arch)) for arch in networks)
     members = [short(_deepest(space, combination)) for combination in _combinations(space)]
     needed = frozenset(p for arch in (*members, *first) for p in sequence(arch, size))
     others: list[Arch] = []
@@ -73,12 +73,6 @@ def plan(space: Space, networks: Sequence[Arch] = ()) -> Plan:
 def missing(table: LatencyTable, needed: Iterable[Piece]) -> list[Piece]:
     """Return the pieces that a table neither has nor interpolates."""
     return sorted((p for p in needed if not table.covers(p)), key=lambda p: p.key)
-
-
-def fitted(arch: Arch, space: Space) -> Arch:
-    """Return a network with the classes and the image channels of a space."""
-    skeleton = space.skeleton
-    return replace(arch, num_classes=skeleton.num_classes, in_channels=skeleton.in_channels).canonical()
 
 
 def short(arch: Arch) -> Arch:

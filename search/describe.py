@@ -11,7 +11,7 @@ import math
 import random
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from rich.console import Console
@@ -114,11 +114,11 @@ def _moves(space: Space, objectives: Sequence[Objective], seed: int) -> dict[str
 
 def _named(space: Space, objectives: Sequence[Objective]) -> tuple[dict[str, dict[str, float]], int]:
     """Return the named networks that are members, and how many are not. Their classes are those of the space."""
-    rows, skeleton = {}, space.skeleton
+    rows: dict[str, dict[str, float]] = {}
     for name in names():
         arch = named(name)
         if isinstance(arch, Arch):
-            fitted = replace(arch, num_classes=skeleton.num_classes, in_channels=skeleton.in_channels).canonical()
+            fitted = space.fitted(arch)
             if space.contains(fitted):
                 rows[name] = {o.name: o.of(fitted, space.image_size) for o in objectives}
     return rows, len(names()) - len(rows)

@@ -16,8 +16,8 @@ from rich.console import Console
 from res2net.arch import Arch
 from res2net.containment import contains
 from res2net.elastic import ElasticRes2Net
-from res2net.errors import UserError, unknown
-from res2net.plugins import PATH, load_object
+from res2net.errors import UserError
+from res2net.plugins import load_object
 from search import shared_weights
 from search.groups import Budget, Resources, Scope, Scoring
 from search.study.trials import Proposal, Record
@@ -272,9 +272,7 @@ def evaluator_class(name: str) -> type[Evaluator]:
     """Return the evaluator of a name or an import path; raise `UserError` if there is none."""
     if name in EVALUATORS:
         return EVALUATORS[name]
-    if ":" not in name:
-        raise unknown("`evaluator`", name, (*EVALUATORS, PATH))
-    found = load_object(name, "evaluator")
+    found = load_object(name, "evaluator", known=EVALUATORS)
     if not (isinstance(found, type) and issubclass(found, Evaluator)):
         raise UserError(f"`evaluator`: {name} is no evaluator; accepted: a subclass of search.evaluators.Evaluator")
     return found

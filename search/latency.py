@@ -25,13 +25,12 @@ from res2net.commands import Parser, run_main
 from res2net.deploy.timing import FORMS
 from res2net.errors import UserError
 from res2net.files import write_atomic
-from res2net.folder import load_arch
 from res2net.latency import COMMAND, LatencyTable
-from res2net.named import named, names
 from search.carriers import Plan, missing, plan
 from search.measuring import Pace, Target, fit, table_of, timed
 from search.units import format_seconds, parse_seconds
 from space import Space
+from trainers.start import read_arch
 
 FORM = "optimized"
 PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}
@@ -69,20 +68,6 @@ def make(
     rows = [(table.of(arch, space.image_size), ms) for arch, ms in zip(found.whole, latencies, strict=True)]
     overhead, factor = fit(rows)
     return replace(table, overhead=overhead, factor=factor)
-
-
-def estimate(
-    space: Space,
-    form: str = FORM,
-    device: str = "cpu",
-    batch_size: int = 1,
-    threads: int = 1,
-    networks: Sequence[Arch] = (),
-) -> float:
-    """Return the seconds that `make` needs without a bound. It builds and runs a few networks to find out."""
-    target, found = Target.of(form, device, batch_size, threads), plan(space, networks)
-    pace = Pace.of(target, found.others or found.first, space.image_size)
-    return pace.seconds(found.archs, found.whole, space.image_size)
 
 
 def load(path: str | Path) -> LatencyTable:
@@ -154,7 +139,7 @@ def _networks(text: str) -> tuple[Arch, ...]:
     found = []
     for item in filter(None, map(str.strip, text.split(","))):
         try:
-            arch = named(item) if item in names() or not Path(item).exists() else load_arch(item)
+            arch, _ = read_arch(item)
         except UserError as error:
             raise UserError(f"`networks`: {error}") from None
         if not isinstance(arch, Arch):

@@ -64,6 +64,7 @@ def measure(
             raise unknown("`forms`", form, FORMS)
         check_form(form, device)
     with locked(folder):  # latency is never measured beside running trials
+        settings, space = runs.settings_of(folder), runs.space_of(folder)
         records = front_of(folder, ledger_of(folder), ())
         for record in records:
             weights_of(folder, record)
@@ -84,12 +85,11 @@ def measure(
             f"{device.type} ({gpu}), {threads} thread{'s' if threads > 1 else ''}",
             here["versions"],
             datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            _shown(runs.settings_of(folder).scope.latency, forms, batches),
+            _shown(settings.scope.latency, forms, batches),
             rows,
         )
         found.write(folder)
-        settings, everything = runs.settings_of(folder), runs.records_of(folder)
-        write(folder, everything, ledger_of(folder), runs.space_of(folder), settings)
+        write(folder, runs.records_of(folder), ledger_of(folder), space, settings)
     return found
 
 

@@ -13,9 +13,9 @@ from typing import Any, Literal
 
 from res2net.arch import Arch, BaseArch
 from res2net.cost import cost
-from res2net.errors import UserError, unknown
+from res2net.errors import UserError
 from res2net.latency import LatencyTable
-from res2net.plugins import PATH, load_object
+from res2net.plugins import load_object
 from search.units import format_count, format_ms, parse_count, parse_ms
 from space import Space
 from space.space import MAX_WIDTH, WORST_MATCH
@@ -141,9 +141,7 @@ def cost_objective(name: str, table: LatencyTable | None = None) -> Objective:
         return COSTS[name]
     if name == LATENCY.name:
         return LATENCY if table is None else latency_by(table)
-    if ":" not in name:
-        raise unknown("`objective`", name, (*NAMES, PATH))
-    found = load_object(name, "objective")
+    found = load_object(name, "objective", known=NAMES)
     if not isinstance(found, Objective) or found.measure is None:
         raise UserError(f"`objective`: {name} is a {type(found).__name__}; accepted: an Objective with a measure")
     return found

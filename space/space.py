@@ -6,7 +6,7 @@ import bisect
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache
 from typing import Any
 
@@ -107,6 +107,11 @@ class Space:
     def contains(self, arch: Arch) -> bool:
         """Return whether the network is a member."""
         return self.params_of(arch) is not None
+
+    def fitted(self, arch: Arch) -> Arch:
+        """Return a network with the classes and the image channels of the space."""
+        skeleton = self.skeleton
+        return replace(arch, num_classes=skeleton.num_classes, in_channels=skeleton.in_channels).canonical()
 
     def cheapest(self, cost_field: str = "macs", image_size: int | None = None) -> tuple[Params, Cost]:
         """Return the parameters and the cost of the member with the exact minimum of a field of `Cost`."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import io
-import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from res2net.backbone import Backbone
 from res2net.errors import UserError
 from res2net.files import write_atomic
+from res2net.quiet import quiet
 
 TOLERANCE = 1e-3  # limit of the difference, relative to the largest output; fp32 rounding alone reached 3e-5
 BATCHES = (1, 3)  # batch sizes of the check; both differ from `TRACED`
@@ -77,11 +77,14 @@ def export_program(
     return difference
 
 
-def need_onnx(check: bool = True) -> None:
-    """Raise `UserError` if a package of the `onnx` extra is missing. Without `check`, onnxruntime may be missing."""
+def need_onnx(check: bool = True, what: str = "ONNX") -> None:
+    """Raise `UserError` if a package of the `onnx` extra is missing. Without `check`, onnxruntime may be missing.
+
+    what: the start of the error.
+    """
     missing = [name for name in ONNX_PACKAGES if find_spec(name) is None and (check or name != "onnxruntime")]
     if missing:
-        raise UserError(f"ONNX: not installed: {', '.join(missing)}; run pip install 'res2net-search[onnx]'")
+        raise UserError(f"{what}: not installed: {', '.join(missing)}; run pip install 'res2net-search[onnx]'")
 
 
 def _frozen(model: nn.Module) -> nn.Module:
@@ -143,12 +146,6 @@ def _quiet() -> Iterator[None]:
 
     Users cannot act on these warnings: they concern a missing torchvision and deprecated functions in PyTorch.
     """
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
+    with quiet("torch.onnx"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

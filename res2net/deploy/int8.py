@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +14,7 @@ from res2net.backbone import check_images
 from res2net.deploy.export import export_onnx, need_onnx
 from res2net.errors import UserError
 from res2net.files import write_atomic
+from res2net.quiet import quiet
 
 if TYPE_CHECKING:  # in the `onnx` extra
     from onnxruntime.quantization import CalibrationDataReader
@@ -76,7 +75,7 @@ def quantized_file(path: Path, images: Tensor, reduce_range: bool = False) -> by
     from onnxruntime import quantization  # in the `onnx` extra
 
     small = path.with_name("int8.onnx")
-    with _quiet():
+    with quiet():  # it asks for a preparation that our files do not need
         quantization.quantize_static(
             path,
             small,
@@ -103,15 +102,3 @@ def _reader(images: Tensor) -> CalibrationDataReader:
             return None if batch is None else {"images": batch.numpy()}
 
     return Reader()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Inside the block, ONNX Runtime's quantizer prints no advice: our files need no further preparation."""
-    logger = logging.getLogger()
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

@@ -12,7 +12,6 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +21,11 @@ from torch import Tensor, nn
 
 from res2net.deploy.export import export_onnx
 from res2net.deploy.int8 import quantized_file
-from res2net.errors import UserError
 
-PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 WARM = 3
 OPSET = 20  # as in `export_onnx`: with opset 18, blocks took up to 28 % less time
 HEAD = "head"
 SCOPES = "pkg.torch.onnx.name_scopes"  # where the exporter writes the names of the modules that a node comes from
-
-
-def need_packages() -> None:
-    """Raise `UserError` if a package of the `onnx` extra is missing."""
-    missing = [name for name in PACKAGES if find_spec(name) is None]
-    if missing:
-        raise UserError(f"`form`: onnx needs {', '.join(missing)}; run pip install 'res2net-search[onnx]'")
 
 
 def runner(model: nn.Module, images: Tensor, threads: int, int8: bool, quick: bool = False) -> Callable[[], object]:

@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 from torch.utils.benchmark import Timer
 
 from res2net.deploy import onnx_timing
+from res2net.deploy.export import need_onnx
 from res2net.deploy.optimize import Optimized, optimize
 from res2net.errors import UserError, unknown
 from res2net.model import Res2Net
@@ -40,7 +41,7 @@ def check_form(form: str, device: torch.device) -> None:
     if form in ONNX_FORMS:
         if device.type != "cpu":
             raise UserError(f"`form`: {form!r} on device {device.type!r}; accepted there: {', '.join(TORCH_FORMS)}")
-        onnx_timing.need_packages()
+        need_onnx(what="`form`: ONNX")
 
 
 def runner(model: nn.Module, form: str, images: Tensor, threads: int = 1, quick: bool = False) -> Run:

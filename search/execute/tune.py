@@ -25,6 +25,7 @@ from ray.tune.search import Searcher
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
 from res2net.errors import UserError
+from res2net.quiet import quiet
 from search.driver import Driver
 from search.execute.cluster import ANSWER_SECONDS, check_room, environment, is_cluster, places, ray_at
 from search.execute.late import is_late, release_late
@@ -233,7 +234,7 @@ def execute(driver: Driver, data: Data, work: Work, resources: Resources) -> Non
             with (
                 tempfile.TemporaryDirectory(prefix="tune-") as folder,
                 environment(TUNE_ENVIRONMENT),
-                _quiet(),
+                quiet("ray.tune", logging.CRITICAL),  # tracebacks of dead workers: the display shows the reason
                 _released(),
             ):
                 tune.Tuner(
@@ -290,15 +291,3 @@ def _released() -> Iterator[None]:
         for group in set(placement_group_table()) - before:
             remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(group))))
         raise
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Inside the block, hide Tune's tracebacks of dead workers: the study has the reason, and the display shows it."""
-    logger = logging.getLogger("ray.tune")
-    before = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)

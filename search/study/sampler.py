@@ -14,8 +14,8 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 
-from res2net.errors import UserError, unknown
-from res2net.plugins import PATH, load_object
+from res2net.errors import UserError
+from res2net.plugins import load_object
 from search.study.optuna_private import BoundedStudy
 from search.study.storage import stable
 
@@ -82,9 +82,7 @@ def factory(name: str) -> Factory:
     """Return the sampler factory of a name or an import path; raise `UserError` if there is none."""
     if name in SAMPLERS:
         return SAMPLERS[name]
-    if ":" not in name:
-        raise unknown("`sampler`", name, (*SAMPLERS, PATH))
-    found = load_object(name, "sampler")
+    found = load_object(name, "sampler", known=SAMPLERS)
     if callable(found):
         return cast(Factory, found)
     raise UserError(f"`sampler`: {name} is a {type(found).__name__}; accepted: a function seed -> sampler")

@@ -25,7 +25,7 @@ from res2net.pieces import sequence
 from search import carriers
 from search import latency as module
 from search.carriers import plan, spread
-from search.latency import check, estimate, fit, load, main, make
+from search.latency import check, fit, load, main, make
 from space import Space
 
 ROOT = Path(__file__).parents[2]
@@ -111,8 +111,8 @@ class TestTiming:
         assert iqr >= 0
 
     def test_a_form_without_its_packages_is_one_line(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("res2net.deploy.onnx_timing.find_spec", lambda _: None)
-        with pytest.raises(UserError, match=r"`form`: onnx needs onnx, onnxscript, onnxruntime; run pip install"):
+        monkeypatch.setattr("res2net.deploy.export.find_spec", lambda _: None)
+        with pytest.raises(UserError, match=r"`form`: ONNX: not installed: onnx, onnxscript, onnxruntime; run"):
             module.Target.of("onnx", "cpu", 1, 1)
 
 
@@ -169,9 +169,6 @@ class TestMake:
         with pytest.raises(UserError, match=r"`time`: 2 s is too short; accepted: at least"):
             make(spaces.get("scale_card_depth_width", "micro"), seconds=2.0)
 
-    def test_an_estimate(self, space: Space) -> None:
-        assert estimate(space) > len(plan(space).archs)
-
     def test_a_table_of_another_space(self, space: Space) -> None:
         table = make(space)
         other = spaces.get("scale", "thin", image_size=space.image_size)
@@ -199,7 +196,7 @@ class TestCommand:
         assert table.text in printed
         size, classes = table.image_size, {p for p, *_ in table.entries if p.startswith("head")}
         assert classes
-        arch = carriers.fitted(named("res2net50_26w_4s"), spaces.get(str(tiny_space), num_classes=10))  # type: ignore[arg-type]
+        arch = spaces.get(str(tiny_space), num_classes=10).fitted(named("res2net50_26w_4s"))  # type: ignore[arg-type]
         assert table.of(arch, size) > 0
 
     @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
-from res2net.errors import UserError, unknown
-from res2net.plugins import PATH, load_object
+from res2net.errors import UserError
+from res2net.plugins import load_object
 from trainers.ddp import Group
 from trainers.epoch import TrainingFailed
 from trainers.tasks.classification import CLASSIFICATION, Classification, ClassificationMeter
@@ -121,9 +121,7 @@ def metric_of(name: str) -> Score:
     """Return the metric of a name, or of an import path; raise `UserError` if there is none."""
     if name in METRICS:
         return METRICS[name]
-    if ":" not in name:
-        raise unknown("`metric`", name, (*METRICS, PATH))
-    found = load_object(name, "metric")
+    found = load_object(name, "metric", known=METRICS)
     if not callable(found):
         raise UserError(
             f"`metric`: {name} is a {type(found).__name__}; accepted: a function (logits, labels) -> value in %"
