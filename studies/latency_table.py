@@ -6,7 +6,8 @@ For each batch size, the study measures the latency table of a space, then draws
 each of them end to end, twice, in two passes. No drawn member is one of the networks on which the table was fitted. The
 study prints, and writes as `latency.csv`: the median absolute error in %, Kendall's tau between the table and the
 measurements (the mean of both passes), tau between both passes, and the seconds to make the table. `members.csv` has a
-row for each member. `latency.png` shows predicted against measured latencies.
+row for each member. `latency.png` shows predicted against measured latencies. Tables and measurements are written as
+they are made, and the same command does not make them again.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from rich.console import Console
+from rich.progress import Progress
 
 import space as spaces
 from res2net.arch import Arch
 from res2net.commands import Parser, run_main
 from res2net.deploy.timing import measured
-from res2net.errors import UserError
 from res2net.files import write_atomic
 from res2net.latency import LatencyTable
 from search.carriers import plan
@@ -41,6 +42,8 @@ from trainers.meta import environment
 
 PROG = "python -m studies.latency_table"
 SPACE = "scale_card_depth_width"
+TIMES = ("arch", "pass", "ms")  # columns of the measurements
+TABLE_PASS, PASSES = 0, (1, 2)  # pass 0 has the time to make the table
 
 
 def parser() -> Parser:
@@ -54,9 +57,6 @@ def parser() -> Parser:
     out.add_argument("--threads", type=int, default=1, metavar="N", help="threads of a CPU")
     out.add_argument("--members", type=int, default=40, metavar="N", help="random members to time end to end")
     out.add_argument("--seed", type=int, default=0, metavar="N", help="the seed of the members")
-    out.add_argument(
-        "--tables", nargs="*", type=Path, default=(), metavar="FILE", help="tables to use, one a batch size"
-    )
     out.add_argument("--time", metavar="T", help="a bound on the time of each table; none: no bound")
     out.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder of the results")
     return out
@@ -65,25 +65,30 @@ def parser() -> Parser:
 def study(args: argparse.Namespace) -> None:
     """Run the command."""
     check_positive(args, "members", "threads")
-    if args.tables and len(args.tables) != len(args.batch_sizes):
-        raise UserError(
-            f"`tables`: {len(args.tables)} files; accepted: {len(args.batch_sizes)}, one for each batch size"
-        )
     seconds = None if args.time is None else parse_seconds(args.time, "time")
     space = spaces.get(args.space, args.base)
     args.out.mkdir(parents=True, exist_ok=True)
     console, rows, members = Console(), [], []
     for batch_size in args.batch_sizes:
         target = Target.of(args.form, args.device, batch_size, args.threads)
-        start = time.monotonic()
-        if args.tables:
-            table = load(args.tables[len(rows)])
+        name = f"{args.space}-{args.base}-{args.device}-{args.threads}-{args.form}-{batch_size}".replace(":", "")
+        path, log = args.out / f"table-{name}.json", args.out / f"times-{name}.csv"
+        if path.exists():
+            table = load(path)
             check(table, space)
         else:
+            start = time.monotonic()
             table = make(space, args.form, args.device, batch_size, args.threads, seconds, console=console)
-        took = time.monotonic() - start
-        write_atomic(args.out / f"table-{args.base}-{args.form}-{batch_size}.json", table.to_json())
-        found = pd.DataFrame(compared(table, target, drawn(space, args.members, args.seed), space.image_size))
+            took = time.monotonic() - start
+            write_atomic(path, table.to_json())
+            write_atomic(
+                log, pd.DataFrame([("table", TABLE_PASS, 1e3 * took)], columns=list(TIMES)).to_csv(index=False)
+            )
+        times = pd.read_csv(log) if log.exists() else pd.DataFrame(columns=list(TIMES))
+        archs = drawn(space, args.members, args.seed)
+        times = timed(times, log, target, archs, space.image_size, console)
+        took = times[times["pass"] == TABLE_PASS].ms.sum() / 1e3
+        found = pd.DataFrame(compared(table, times, archs, space.image_size))
         rows.append(
             {
                 "space": space.name,
@@ -118,11 +123,25 @@ def drawn(space: Space, count: int, seed: int) -> list[Arch]:
     return list(found.values())
 
 
-def compared(table: LatencyTable, target: Target, archs: Sequence[Arch], size: int) -> Iterator[dict[str, Any]]:
+def timed(
+    times: pd.DataFrame, log: Path, target: Target, archs: Sequence[Arch], size: int, console: Console
+) -> pd.DataFrame:
+    """Return the times with two measurements of each network, and write them to `log` one by one."""
+    known = set(zip(times.arch, times["pass"], strict=True))
+    with Progress(console=console, transient=True) as bar:
+        for number in PASSES:
+            for arch in bar.track(archs, description=f"pass {number}"):
+                if (str(arch), number) not in known:
+                    times.loc[len(times)] = [str(arch), number, measured(target.runner(arch, size), target.threads)[0]]
+                    write_atomic(log, times.to_csv(index=False))
+    return times
+
+
+def compared(table: LatencyTable, times: pd.DataFrame, archs: Sequence[Arch], size: int) -> Iterator[dict[str, Any]]:
     """Yield for each network its latency by the table, and two measurements, in ms."""
-    runs = [target.runner(arch, size) for arch in archs]
-    passes = [[measured(run, target.threads)[0] for run in runs] for _ in range(2)]
-    for arch, first, second in zip(archs, *passes, strict=True):
+    found = times.set_index(["arch", "pass"]).ms
+    for arch in archs:
+        first, second = (float(found[str(arch), number]) for number in PASSES)
         yield {"arch": str(arch), "predicted": table.of(arch, size), "first": first, "second": second}
 
 
