@@ -8,11 +8,10 @@ provide.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
 from trainers.datasets.base import DataSet, Split
+from trainers.datasets.drawing import CLASSES, SHAPES, coverage, length, log_uniform, uniform
 
 # The values below make the data set hard enough to rank networks. After ten epochs of 8,000 images, a linear classifier
 # is near chance, and Res2Nets of 0.5, 5 and 20 MMACs score about 65, 85 and 91 % on the validation split.
@@ -81,7 +80,7 @@ def _draw(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Draw one chunk of images, back to front: texture, distractors, object, sensor noise."""
     canvas = _texture(len(labels), rng)
     for _ in range(DISTRACTORS):
-        _paint(canvas, _line_pieces(len(labels), rng), _uniform(rng, *PIECES, (len(labels), 3)), OPACITY)
+        _paint(canvas, _line_pieces(len(labels), rng), uniform(rng, *PIECES, (len(labels), 3)), OPACITY)
     cover = _objects(labels, rng)
     _paint(canvas, cover, _contrasting(canvas, cover, rng))
     canvas += GRAIN * rng.standard_normal(canvas.shape, np.float32)
@@ -90,14 +89,6 @@ def _draw(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 # Below, images are flat planes of SIZE * SIZE = 1024 pixels. A canvas [N, 3, 1024] holds colours. A cover [N, 1024]
 # holds the share of each pixel, in 0..1, that an object covers. Distances are signed, in pixels, negative inside.
-
-
-def _uniform(rng: np.random.Generator, low: float, high: float, shape: tuple[int, ...]) -> np.ndarray:
-    return low + (high - low) * rng.random(shape, np.float32)
-
-
-def _log_uniform(rng: np.random.Generator, low: float, high: float, shape: tuple[int, ...]) -> np.ndarray:
-    return np.exp(_uniform(rng, np.log(low), np.log(high), shape))
 
 
 def _interpolation(cells: int) -> np.ndarray:
@@ -115,16 +106,16 @@ def _texture(n: int, rng: np.random.Generator) -> np.ndarray:
     """Draw backgrounds [N, 3, 1024]: noise of several scales, and stripes, around a random colour."""
     canvas = np.zeros((n, 3, SIZE, SIZE), np.float32)
     for weights in STRETCH:
-        grid = rng.standard_normal((n, 3, len(weights), len(weights)), np.float32) * _uniform(
+        grid = rng.standard_normal((n, 3, len(weights), len(weights)), np.float32) * uniform(
             rng, 0, CLOUDS, (n, 1, 1, 1)
         )
         # Use einsum, not @: the threads of @ slow each other down when every core runs its own trial.
         canvas += np.einsum("ncip,iq->ncqp", np.einsum("ncij,jp->ncip", grid, weights), weights)
     canvas = canvas.reshape(n, 3, -1)
-    across, _ = _rotated(_uniform(rng, 0, SIZE, (2, n)), _uniform(rng, 0, 2 * np.pi, (n,)))
-    stripes = np.sin(across * (2 * np.pi / _log_uniform(rng, 4, 16, (n, 1))))
+    across, _ = _rotated(uniform(rng, 0, SIZE, (2, n)), uniform(rng, 0, 2 * np.pi, (n,)))
+    stripes = np.sin(across * (2 * np.pi / log_uniform(rng, 4, 16, (n, 1))))
     canvas += stripes[:, None] * (STRIPES * rng.standard_normal((n, 3, 1), np.float32))
-    canvas += _uniform(rng, *BACKGROUND, (n, 3, 1))
+    canvas += uniform(rng, *BACKGROUND, (n, 3, 1))
     return np.clip(canvas, *BACKGROUND, out=canvas)
 
 
@@ -146,33 +137,25 @@ def _line_pieces(n: int, rng: np.random.Generator) -> np.ndarray:
 
     A stroke is the set of points within `thickness` of a segment of length `2 * half_length`. A short stroke is a blob.
     """
-    u, v = _rotated(_uniform(rng, 0, SIZE, (2, n)), _uniform(rng, 0, np.pi, (n,)))
-    half_length = _log_uniform(rng, 0.5, 7, (n, 1))
-    thickness = _log_uniform(rng, 0.5, 2, (n, 1))
-    distance = _length(np.maximum(np.abs(u) - half_length, 0), v) - thickness
-    return _cover(distance)
+    u, v = _rotated(uniform(rng, 0, SIZE, (2, n)), uniform(rng, 0, np.pi, (n,)))
+    half_length = log_uniform(rng, 0.5, 7, (n, 1))
+    thickness = log_uniform(rng, 0.5, 2, (n, 1))
+    distance = length(np.maximum(np.abs(u) - half_length, 0), v) - thickness
+    return coverage(distance)
 
 
 def _objects(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Return the cover of one object per image, wholly inside the image."""
     n = len(labels)
-    radius = _log_uniform(rng, DIAMETERS[0] / 2, DIAMETERS[1] / 2, (n,))
+    radius = log_uniform(rng, DIAMETERS[0] / 2, DIAMETERS[1] / 2, (n,))
     centre = radius + (SIZE - 2 * radius) * rng.random((2, n), np.float32)
-    u, v = _rotated(centre, _uniform(rng, 0, 2 * np.pi, (n,)))
+    u, v = _rotated(centre, uniform(rng, 0, 2 * np.pi, (n,)))
     u, v = u / radius[:, None], v / radius[:, None]  # the shapes are defined within the unit circle
     distance = np.empty_like(u)
     for label, shape in enumerate(SHAPES.values()):
         rows = np.flatnonzero(labels == label)
         distance[rows] = shape(u[rows], v[rows])
-    return _cover(distance * radius[:, None])  # back to pixels: `_cover` needs pixels to soften edges
-
-
-def _cover(distance: np.ndarray) -> np.ndarray:
-    """Return the covered share of each pixel, given the signed distance from the pixel to the object's edge.
-
-    The share falls from 1 to 0 over one pixel, which anti-aliases the edge.
-    """
-    return np.clip(0.5 - distance, 0, 1)
+    return coverage(distance * radius[:, None])  # back to pixels: `coverage` needs pixels to soften edges
 
 
 def _paint(canvas: np.ndarray, cover: np.ndarray, colour: np.ndarray, opacity: float = 1.0) -> None:
@@ -189,81 +172,6 @@ def _contrasting(canvas: np.ndarray, cover: np.ndarray, rng: np.random.Generator
     covered = np.einsum("ncp,np->nc", canvas, cover) / cover.sum(axis=1, keepdims=True)
     # Take the first of eight candidates that is bright enough, or else white. White is always bright enough: the
     # brightest background under the brightest distractors is darker by at least `CONTRAST` (a test checks this).
-    candidates = np.concatenate([_uniform(rng, 0, 1, (n, 8, 3)), np.ones((n, 1, 3), np.float32)], axis=1)
+    candidates = np.concatenate([uniform(rng, 0, 1, (n, 8, 3)), np.ones((n, 1, 3), np.float32)], axis=1)
     enough = candidates.mean(axis=2) >= covered.mean(axis=1, keepdims=True) + CONTRAST
     return candidates[np.arange(n), enough.argmax(axis=1)]
-
-
-def _length(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    return np.sqrt(u * u + v * v)  # several times faster than np.hypot, whose protection from overflow is not needed
-
-
-# Each shape function returns the signed distance of points (u, v) to the edge of an object, negative inside. The object
-# lies within the unit circle. `max` of two distances intersects two shapes, and `min` unites them. `abs(d) - t` makes a
-# band of half-width t along an edge, and `abs(u)` mirrors. The distances are exact only near the edge, where
-# anti-aliasing reads them.
-
-
-def _disc(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    return _length(u, v) - 0.9
-
-
-def _ring(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    return np.abs(_length(u, v) - 0.75) - 0.2
-
-
-def _square(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    return np.maximum(np.abs(u), np.abs(v)) - 0.7
-
-
-def _frame(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    return np.abs(np.maximum(np.abs(u), np.abs(v)) - 0.53) - 0.17
-
-
-def _triangle(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Equilateral: three half-planes at distance 0.5 from the centre, with normals 120 degrees apart."""
-    return np.maximum(-v, 0.5 * v + np.sqrt(0.75, dtype=np.float32) * np.abs(u)) - 0.5
-
-
-def _cross(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Two bars at a right angle; sorting |u| and |v| folds both arms onto one."""
-    long, short = np.maximum(np.abs(u), np.abs(v)), np.minimum(np.abs(u), np.abs(v))
-    return np.maximum(long - 0.95, short - 0.25)
-
-
-def _bar(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    return np.maximum(np.abs(u) - 0.95, np.abs(v) - 0.3)
-
-
-def _crescent(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """A disc without a smaller, shifted disc."""
-    return np.maximum(_length(u, v) - 0.95, 0.8 - _length(u - 0.5, v))
-
-
-def _pair(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Two discs, side by side."""
-    return _length(np.abs(u) - 0.58, v) - 0.4
-
-
-def _angle(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Two bars that meet at a right angle, an L."""
-    u, v = u + 0.35, v + 0.35  # moves the corner off the centre, so that the L fits the unit circle
-    return np.minimum(
-        np.maximum(np.abs(u - 0.4) - 0.65, np.abs(v) - 0.25), np.maximum(np.abs(v - 0.4) - 0.65, np.abs(u) - 0.25)
-    )
-
-
-Shape = Callable[[np.ndarray, np.ndarray], np.ndarray]
-SHAPES: dict[str, Shape] = {
-    "disc": _disc,
-    "ring": _ring,
-    "square": _square,
-    "frame": _frame,
-    "triangle": _triangle,
-    "cross": _cross,
-    "bar": _bar,
-    "crescent": _crescent,
-    "pair": _pair,
-    "angle": _angle,
-}
-CLASSES = tuple(SHAPES)
