@@ -14,6 +14,7 @@ from res2net.layer_cost import Cost
 from res2net.named import named, names
 
 if TYPE_CHECKING:
+    from res2net.cam import grad_cam
     from res2net.deploy.export import export_onnx, export_program
     from res2net.deploy.int8 import quantize
     from res2net.deploy.optimize import optimize
@@ -40,6 +41,7 @@ _LAZY = {
     "export_program": "deploy.export",
     "optimize": "deploy.optimize",
     "quantize": "deploy.int8",
+    "grad_cam": "cam",
 }
 
 __all__ = [
@@ -58,6 +60,7 @@ __all__ = [
     "create",
     "export_onnx",
     "export_program",
+    "grad_cam",
     "load",
     "load_checkpoint",
     "named",

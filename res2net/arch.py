@@ -9,9 +9,11 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, asdict, dataclass, fields, replace
+from math import prod
 from typing import Any, ClassVar, Self
 
 from res2net.errors import UserError, unknown
+from res2net.heads.value import Head
 
 EXPANSION = 4
 RESIDUAL = "residual"
@@ -72,6 +74,7 @@ class BaseArch:
     stages: tuple[Stage, ...]
     num_classes: int
     in_channels: int
+    head: Head | None = None  # in place of the classifier; kinds without this field have none
 
     @property
     def stem_stride(self) -> int:
@@ -82,6 +85,16 @@ class BaseArch:
     def num_features(self) -> int:
         """Channels of the last stage: the classifier's input."""
         return self.stages[-1].channels
+
+    @property
+    def output_stride(self) -> int | None:
+        """Stride of the last map that the head asks for. None: the network's own stride."""
+        return None if self.head is None else self.head.output_stride
+
+    @property
+    def classifier_size(self) -> int:
+        """Number of outputs of the classifier: 0 if a head takes its place."""
+        return 0 if self.head is not None else self.num_classes
 
     def canonical(self) -> Self:
         """Return an equivalent architecture in which every field without an effect has its default."""
@@ -98,11 +111,17 @@ class BaseArch:
     def _hashed(self) -> dict[str, Any]:
         """Return the data that `key` hashes."""
         data = _changed(self) | {"stages": [_changed(s) for s in self.stages]}
+        if self.head is not None:
+            data["head"] = self.head.to_dict()
         return data if self.kind == RESIDUAL else data | {"kind": self.kind}
 
     def to_dict(self) -> dict[str, Any]:
         """Return the architecture as a dictionary of plain lists, numbers and strings. For an `Arch`, omit "kind"."""
         data = {"kind": self.kind} | asdict(self) | {"stages": [asdict(s) for s in self.stages]}
+        if self.head is not None:
+            data["head"] = self.head.to_dict()
+        else:  # as in the files of versions without heads
+            data.pop("head", None)
         if self.kind == RESIDUAL:
             del data["kind"]
         return data
@@ -118,6 +137,8 @@ class BaseArch:
         if not isinstance(values["stages"], list | tuple):
             raise UserError(f"arch: stages is {values['stages']!r}; accepted: a list of stages")
         values["stages"] = tuple(_stage(s, f"stage {i}") for i, s in enumerate(values["stages"], 1))
+        if values.get("head") is not None:
+            values["head"] = Head.from_dict(values["head"])
         return cls(**values)
 
     def to_json(self) -> str:
@@ -132,7 +153,9 @@ class BaseArch:
     def __str__(self) -> str:
         """Return depth, width, scale and cardinality of each stage: `3x[26w 4s 1c] 4x[52w 4s 1c]`."""
         stages = " ".join(f"{s.depth}x[{s.width}w {s.scale}s {s.cardinality}c]" for s in self.stages)
-        return stages if self.kind == RESIDUAL else f"{self.kind} {stages}"
+        stages += f" se{se}" if (se := getattr(self, "se", 0)) else ""
+        text = stages if self.kind == RESIDUAL else f"{self.kind} {stages}"
+        return text if self.head is None else f"{text} + {self.head.kind}"
 
     def _check_stages(self) -> None:
         """Turn the stages into a tuple. Raise `UserError` unless there is at least one stage."""
@@ -140,6 +163,18 @@ class BaseArch:
         object.__setattr__(self, "stages", tuple(self.stages) if isinstance(self.stages, list | tuple) else ())
         if not self.stages or not all(isinstance(s, Stage) for s in self.stages):
             raise UserError(f"arch: stages is {self.stages!r}; accepted: one or more stages")
+
+    def _check_head(self) -> None:
+        """Raise `UserError` for a head that is no `Head`, or that cannot have `num_classes` outputs."""
+        if self.head is not None:
+            if not isinstance(self.head, Head):
+                raise UserError(f"arch: head is {self.head!r}; accepted: a head of res2net.heads, or None")
+            self.head.check(self.num_classes)
+
+    def _check_own_stride(self) -> None:
+        """Raise `UserError` for a head with an output stride, which only a Res2Net can trade for dilation."""
+        if self.output_stride is not None:
+            raise UserError(f"arch: head: output_stride is {self.output_stride}; accepted for kind {self.kind}: null")
 
     def _check_whole(self, **least: int) -> None:
         """Raise `UserError` unless each named field is a whole number of at least the given limit."""
@@ -165,6 +200,7 @@ class Arch(BaseArch):
         `conv`: a strided 1x1 convolution.
         `avgpool`: an average pool, then a 1x1 convolution, as in v1b.
     se: the reduction of squeeze-and-excitation, usually 16. 0 means no squeeze-and-excitation.
+    head: the head in place of the classifier, for tasks other than classification.
     """
 
     kind: ClassVar[str] = RESIDUAL
@@ -176,6 +212,7 @@ class Arch(BaseArch):
     se: int = 0
     num_classes: int = 1000
     in_channels: int = 3
+    head: Head | None = None
 
     def __post_init__(self) -> None:
         self._check_stages()
@@ -183,6 +220,7 @@ class Arch(BaseArch):
             if getattr(self, name) not in accepted:
                 raise unknown(f"arch: {name}", getattr(self, name), accepted)
         self._check_whole(stem_channels=1, se=0, num_classes=0, in_channels=1)
+        self._check_head()
         if self.stem == "deep" and self.stem_channels % 2:
             raise UserError(
                 f"arch: stem_channels {self.stem_channels} is odd; accepted: an even number, for the deep stem"
@@ -203,6 +241,8 @@ class Arch(BaseArch):
             changes["first_block"] = "pool"
         if all(s.stride == 1 for s in self.stages):
             changes["shortcut"] = "conv"
+        if self.head is not None and self.head.output_stride == self.stem_stride * prod(s.stride for s in self.stages):
+            changes["head"] = replace(self.head, output_stride=None)
         return replace(self, **changes) if changes else self
 
     def _hashed(self) -> dict[str, Any]:
@@ -210,9 +250,6 @@ class Arch(BaseArch):
         if self.se:  # several reductions may give equal hidden channels, so hash the hidden channels instead
             data["se"] = [se_channels(s.channels, self.se) for s in self.stages]
         return data
-
-    def __str__(self) -> str:
-        return BaseArch.__str__(self) + (f" se{self.se}" if self.se else "")
 
 
 def _stage(data: object, where: str) -> Stage:

@@ -12,58 +12,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from math import prod
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from res2net.arch import BaseArch
 from res2net.errors import UserError
-
-
-class Level(NamedTuple):
-    """The resolution of a stage.
-
-    reduction: the stride of the stage's feature map.
-    first_dilation: the dilation of the first block.
-    dilation: the dilation of the later blocks.
-    """
-
-    reduction: int
-    first_dilation: int
-    dilation: int
-
-    @property
-    def dense(self) -> bool:
-        """Whether dilation replaces the stage's stride."""
-        return self.dilation != self.first_dilation
-
-
-def levels(arch: BaseArch, output_stride: int | None = None) -> tuple[Level, ...]:
-    """Return the level of each stage. Raise `UserError` for an output stride that neither the stem nor a stage has.
-
-    If dilation replaces a stage's stride, the first block still has the dilation of the previous stage, because this
-    block reads the previous stage's map. torchvision's `replace_stride_with_dilation` does the same.
-    """
-    own = [arch.stem_stride]
-    for stage in arch.stages:
-        own.append(own[-1] * stage.stride)
-    if output_stride is not None and (type(output_stride) is not int or output_stride not in own):
-        accepted = ", ".join(str(n) for n in sorted(set(own)))
-        raise UserError(f"`output_stride`: {output_stride!r}; accepted: {accepted} (this network's own is {own[-1]})")
-    limit = own[-1] if output_stride is None else output_stride
-    dilations = [max(1, n // limit) for n in own]
-    return tuple(Level(min(n, limit), dilations[i], dilations[i + 1]) for i, n in enumerate(own[1:]))
-
-
-def own_stride(arch: BaseArch, output_stride: int | None) -> None:
-    """Raise `UserError` for an output stride other than the network's own."""
-    own = arch.stem_stride * prod(stage.stride for stage in arch.stages)
-    if output_stride not in (None, own):
-        raise UserError(
-            f"`output_stride`: {output_stride!r}; accepted: {own} (only Res2Net can trade strides for dilation)"
-        )
+from res2net.heads.kinds import build_head
+from res2net.heads.layers import Pointwise
 
 
 class DensePool(nn.Module):
@@ -122,19 +78,39 @@ class FeatureInfo(list[dict[str, Any]]):
         return [dict(level) for level in self]
 
 
+def init(module: nn.Module) -> None:
+    """Initialise a convolution (He et al., arXiv 1502.01852, fan-out). Skip other modules and meta tensors.
+
+    A `Pointwise` of a head keeps the initial weights that it has drawn itself.
+    """
+    if isinstance(module, nn.Conv2d) and not isinstance(module, Pointwise) and not module.weight.is_meta:
+        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
 def classifier(channels: int, num_classes: int) -> nn.Module:
     """Return a linear classifier. For 0 classes, return the identity."""
     return nn.Linear(channels, num_classes) if num_classes else nn.Identity()
 
 
 class Network(nn.Module):
-    """The base class of networks: a stem, stages with one feature map each, and a classifier.
+    """The base class of networks: a stem, stages with one feature map each, and a classifier or a head.
 
-    A subclass defines `stem`, `stage_names` and `feature_info`. It may override `head` and the forward passes.
+    A subclass defines `stem`, `stage_names` and `feature_info`. It may override `classifier`, `classify` and
+    `forward_features`.
+
+    fc: the classifier; the identity without one.
+    head: the head of `arch.head` (`res2net.heads`), or None.
     """
 
     arch: Any
     fc: nn.Module
+    head: nn.Module | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = None
 
     def stem(self, x: Tensor) -> Tensor:
         """Return the first stage's input."""
@@ -144,9 +120,17 @@ class Network(nn.Module):
         """Return the attribute names of the stages, first to last."""
         raise NotImplementedError
 
-    def head(self) -> nn.Module:
-        """Return a newly initialised classifier."""
-        return classifier(self.num_features, self.arch.num_classes)
+    def classifier(self) -> nn.Module:
+        """Return a newly initialised classifier, or the identity if the network has none."""
+        return classifier(self.num_features, self.arch.classifier_size)
+
+    def build_head(self) -> None:
+        """Set newly initialised `fc` and `head`, as the architecture says."""
+        self.fc, self.head = self.classifier(), None
+        if self.arch.head is not None and self.arch.num_classes:
+            info = self.feature_info
+            maps = tuple(info.channels()), tuple(info.reduction())
+            self.head = build_head(self.arch.head, self.arch.num_classes, *maps).apply(init)
 
     @property
     def feature_info(self) -> FeatureInfo:
@@ -170,9 +154,11 @@ class Network(nn.Module):
         self.reset_classifier(0)
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Replace the classifier by a newly initialised one, or by the identity for 0 classes."""
+        """Replace the classifier or the head by a newly initialised one. For 0 classes, drop it."""
         self.arch = replace(self.arch, num_classes=num_classes)
-        self.fc = self.head()
+        if self.arch.head is not None and not num_classes:
+            self.arch = replace(self.arch, head=None)
+        self.build_head()
 
     def forward_features(self, x: Tensor) -> list[Tensor]:
         """Return each stage's feature map, finest first."""
@@ -185,8 +171,16 @@ class Network(nn.Module):
         return maps
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return logits `[N, num_classes]`. Without a classifier, return the mean of the last map, `[N, C]`."""
-        return self.fc(self.forward_features(x)[-1].mean((2, 3)))
+        """Return logits `[N, num_classes]`. Without a classifier, return the mean of the last map, `[N, C]`.
+
+        With a head, return the head's outputs, such as logits `[N, num_classes, H, W]` (see `res2net.heads`).
+        """
+        maps = self.forward_features(x)
+        return self.classify(maps[-1]) if self.head is None else self.head(maps, x.shape[2:])
+
+    def classify(self, last: Tensor) -> Tensor:
+        """Return the classifier's logits, given the last map."""
+        return self.fc(last.mean((2, 3)))
 
 
 class Backbone(nn.Module):

@@ -29,7 +29,9 @@ from torch.func import functional_call
 from res2net.arch import Arch, Stage, se_channels
 from res2net.backbone import classifier
 from res2net.errors import UserError
+from res2net.heads.kinds import build_head
 from res2net.layer_cost import has_projection
+from res2net.levels import stage_maps
 from res2net.model import Res2Net, SqueezeExcite, init, shortcut, stem_conv
 
 STATISTICS = ("running_mean", "running_var")
@@ -208,11 +210,15 @@ class ElasticRes2Net(nn.Module):
                 blocks.append(ElasticBlock(arch, stage, choices, own_cardinality, stage.channels, False))
             self.add_module(f"layer{i}", nn.ModuleList(blocks))
             c_in = stage.channels
-        self.fc = classifier(arch.num_features, arch.num_classes)
+        self.fc = classifier(arch.num_features, arch.classifier_size)
+        self.head: nn.Module | None = None
+        if arch.head is not None:  # members share it: their maps have equal channels
+            channels, strides = zip(*stage_maps(arch), strict=True)
+            self.head = build_head(arch.head, arch.num_classes, channels, strides)
         self.apply(init)
 
     def forward(self, x: Tensor, arch: Arch) -> Tensor:
-        """Return a member's logits `[N, num_classes]` for images `[N, C, H, W]`.
+        """Return a member's logits `[N, num_classes]` for images `[N, C, H, W]`, or the outputs of its head.
 
         Raise `UserError` if the network is not a member.
         """
@@ -226,8 +232,9 @@ class ElasticRes2Net(nn.Module):
         """
         self.check(arch)
         out: dict[str, Tensor] = {}
-        for name in ("conv1", "bn1", "fc"):
-            out |= getattr(self, name).state_dict(prefix=f"{name}.", keep_vars=True)
+        for name in ("conv1", "bn1", "fc", "head"):
+            if (module := getattr(self, name)) is not None:
+                out |= module.state_dict(prefix=f"{name}.", keep_vars=True)
         for i, stage in enumerate(arch.stages, 1):
             for j, block in enumerate(self._blocks(i)[: stage.depth]):
                 for parts in (block.whole(), block.sliced(stage, statistics), block.gates(arch.se)):

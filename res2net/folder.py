@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, overload
@@ -35,6 +36,18 @@ def check_replaceable(folder: Path, what: str) -> None:
         raise UserError(
             f"{what}: {str(folder)!r} holds {foreign[0]!r}, which does not belong to a model folder; "
             "accepted: a new folder, an empty one, or a model folder"
+        )
+
+
+def check_creatable(folder: Path, what: str) -> None:
+    """Raise `UserError` unless the user may create a folder, or replace it, inside the folder above it.
+
+    what: the name of the folder in errors.
+    """
+    above = next(p for p in folder.absolute().parents if p.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise UserError(
+            f"{what}: {str(folder)!r} cannot be created in {str(above)!r}; accepted: a folder you may write to"
         )
 
 

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from res2net.arch import RESIDUAL, Arch, BaseArch, read_json
 from res2net.errors import unknown
-from res2net.hosts.biglittle.value import BigLittleArch, biglittle_cost
+from res2net.heads.cost import Map
+from res2net.hosts.biglittle.value import BigLittleArch, biglittle_cost, biglittle_maps
 from res2net.hosts.dla.value import DlaArch, dla_cost
 from res2net.layer_cost import Cost
+from res2net.levels import stage_maps
 from res2net.residual_cost import residual_cost
 
 if TYPE_CHECKING:
@@ -26,14 +28,16 @@ class Kind:
     """A kind of network.
 
     arch: the class of architectures.
-    cost: a function that returns the cost of an architecture at an image size.
+    cost: a function that returns the cost of an architecture at an image size, without the cost of a head.
     network: the class of networks as "module:Class". The module is imported when the first network is built, because
         it imports torch. Importing torch takes seconds, and costs do not need torch.
+    maps: a function that returns the feature maps that a head reads.
     """
 
     arch: type[BaseArch]
     cost: Callable[[Any, int], Cost]
     network: str
+    maps: Callable[[Any], tuple[Map, ...]] = stage_maps
 
     @property
     def network_name(self) -> str:
@@ -51,7 +55,7 @@ KINDS: dict[str, Kind] = {
     for kind in (
         Kind(Arch, residual_cost, "res2net.model:Res2Net"),
         Kind(DlaArch, dla_cost, "res2net.hosts.dla.model:Dla"),
-        Kind(BigLittleArch, biglittle_cost, "res2net.hosts.biglittle.model:BigLittle"),
+        Kind(BigLittleArch, biglittle_cost, "res2net.hosts.biglittle.model:BigLittle", biglittle_maps),
     )
 }
 

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from res2net.arch import Arch, Stage, se_channels
-from res2net.backbone import DensePool, FeatureInfo, Network, levels
+from res2net.backbone import DensePool, FeatureInfo, Network, init
 from res2net.layer_cost import has_projection
+from res2net.levels import levels
 
 SAFE_CHANNELS = 8  # with fewer input channels, oneDNN's strided 1x1 convolutions corrupt memory
 DENSE_CHANNELS = 32  # up to this many channels, a dense bf16 convolution on a CPU is faster than a grouped one
@@ -229,14 +230,14 @@ class Res2Net(Network):
     """The network of an `Arch`: `model(x)` returns logits `[N, num_classes]` for images `[N, C, H, W]`.
 
     H and W may be any size from 1, because strided layers round up.
-    output_stride: the stride of the last map. Dilation replaces further strides (see `res2net.backbone`). The output
-        stride changes no weight, so it is not a field of `Arch`.
+    output_stride: the stride of the last map. Dilation replaces further strides (see `res2net.backbone`). None: as the
+        head asks, or the network's own. It changes no weight.
     """
 
     def __init__(self, arch: Arch, output_stride: int | None = None) -> None:
         super().__init__()
         self.arch = arch
-        self.levels = levels(arch, output_stride)
+        self.levels = levels(arch, arch.output_stride if output_stride is None else output_stride)
         self.conv1 = stem_conv(arch)
         self.bn1 = nn.BatchNorm2d(arch.stem_channels)
         self.maxpool = nn.MaxPool2d(3, 2, 1) if arch.stem in ("imagenet", "deep") else nn.Identity()
@@ -248,7 +249,7 @@ class Res2Net(Network):
             blocks += [kind(arch, stage, stage.channels, False, at.dilation) for _ in range(stage.depth - 1)]
             self.add_module(f"layer{i}", nn.Sequential(*blocks))
             c_in = stage.channels
-        self.fc = self.head()
+        self.build_head()
         self.apply(init)
 
     def stem(self, x: Tensor) -> Tensor:
@@ -275,11 +276,3 @@ def zero_init_last(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, Block):
             nn.init.zeros_(module.bn3.weight)
-
-
-def init(module: nn.Module) -> None:
-    """Initialise a convolution (He et al., arXiv 1502.01852, fan-out). Skip other modules and meta tensors."""
-    if isinstance(module, nn.Conv2d) and not module.weight.is_meta:
-        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)

@@ -87,6 +87,8 @@ def sequence(arch: BaseArch, image_size: int) -> tuple[Piece, ...]:
     """
     if not isinstance(arch, Arch):
         raise UserError(f"arch: kind is {arch.kind!r}; accepted: {RESIDUAL}, for a latency from a table")
+    if arch.head is not None:
+        raise UserError(f"arch: head is {arch.head.kind!r}; accepted: a classifier, for a latency from a table")
     arch = arch.canonical()
     size = stem_cost(arch, image_size)[1]
     out = [Piece("stem", image_size, arch.in_channels, arch.stem_channels, arch.stem)]

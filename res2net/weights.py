@@ -23,7 +23,7 @@ from res2net.named import named, names
 
 NESTED = ("state_dict", "model")  # keys under which training programs store the state dict
 PREFIXES = ("module.", "_orig_mod.")  # prefixes that DataParallel and torch.compile add to keys
-HEAD = "fc."
+HEADS = ("fc.", "head.")  # prefixes of the keys of a classifier, and of a head for another task
 State = dict[str, Tensor]
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -154,7 +154,7 @@ class Problem(NamedTuple):
 
     @property
     def of_head(self) -> bool:
-        return self.key.startswith(HEAD)
+        return self.key.startswith(HEADS)
 
 
 def fit(model: nn.Module, state: State, path: str | Path, name: str, keep_head: bool = False) -> None:
@@ -165,8 +165,8 @@ def fit(model: nn.Module, state: State, path: str | Path, name: str, keep_head: 
     keep_head: whether to keep the network's own head and ignore the file's head.
     """
     own = model.state_dict()
-    expected = {k: v for k, v in own.items() if not (keep_head and k.startswith(HEAD))}
-    state = {k: _shaped(v, own.get(k)) for k, v in state.items() if not (keep_head and k.startswith(HEAD))}
+    expected = {k: v for k, v in own.items() if not (keep_head and k.startswith(HEADS))}
+    state = {k: _shaped(v, own.get(k)) for k, v in state.items() if not (keep_head and k.startswith(HEADS))}
     problems = list(_problems(expected, state))
     if problems:
         raise _mismatch(problems, state, path, name)
@@ -189,14 +189,14 @@ def _load(model: Network, state: State, path: str | Path, name: str, may_keep_he
     problems = list(_problems(expected, {k: _shaped(v, expected.get(k)) for k, v in state.items()}))
     keep_head = may_keep_head and any(p.of_head for p in problems)
     if problems and not keep_head and all(p.of_head for p in problems):
-        own, wanted = _classes(state), _classes(expected)
+        own, wanted = _classes(state), model.arch.num_classes
         raise UserError(
             f"{path}: its head has {own} classes, {name} has {wanted}; accepted: num_classes={wanted} "
             f"to load all but the head, or a network of {own} classes"
         )
     fit(model, state, path, name, keep_head)
-    if keep_head and any(p.is_meta for p in model.fc.parameters()):
-        model.fc.to_empty(device="cpu").reset_parameters()  # type: ignore[operator]  # a linear layer or a convolution
+    if keep_head and any(p.is_meta for p in model.parameters()):
+        model.build_head()
 
 
 def unused_keys(model: nn.Module) -> tuple[str, ...]:
@@ -256,12 +256,12 @@ def _fitting(state: State) -> list[str]:
 
 def _classes(state: Mapping[str, Tensor]) -> int:
     """Return the number of classes of a state dict's head. Return 0 without a head."""
-    return len(state[f"{HEAD}weight"]) if f"{HEAD}weight" in state else 0
+    return len(state[f"{HEADS[0]}weight"]) if f"{HEADS[0]}weight" in state else 0
 
 
 def _shapes(state: State) -> dict[str, tuple[int, ...]]:
     """Return the shapes of all weights outside the head, without the counters `num_batches_tracked`."""
-    wanted = (k for k in state if not k.startswith(HEAD) and not k.endswith("num_batches_tracked"))
+    wanted = (k for k in state if not k.startswith(HEADS) and not k.endswith("num_batches_tracked"))
     return {k: tuple(state[k].shape) for k in wanted}
 
 

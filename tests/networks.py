@@ -1,7 +1,27 @@
-"""Networks for tests."""
+"""Networks for tests, and their measured cost."""
 
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from res2net import Cost, create
+from res2net.arch import BaseArch
+
+
+def measure(arch: BaseArch, image_size: int) -> Cost:
+    """The cost of one image as hooks and counters on the network see it, on the meta device."""
+    elements = []
+    with torch.device("meta"):
+        model = create(arch).eval()
+        image = torch.empty(1, arch.in_channels, image_size, image_size)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            module.register_forward_hook(lambda _module, _args, out: elements.append(out.numel()))
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(image)
+    macs, odd = divmod(counter.get_total_flops(), 2)
+    assert not odd
+    return Cost(macs, sum(p.numel() for p in model.parameters()), sum(elements))
 
 
 def randomised(model: nn.Module, seed: int = 0) -> nn.Module:

@@ -50,7 +50,7 @@ class Optimized(nn.Module):
         weight = next(model.parameters())
         self.dtype = torch.bfloat16 if bf16 else weight.dtype
         self.out_dtype = torch.float32 if bf16 else weight.dtype
-        self.fc = as_linear(model.fc)
+        self.fc, self.head = as_linear(model.fc), folded(model.head)
         onednn = has_onednn(weight.device, self.dtype)
         recast(model, onednn)
         self.body = fused(model, onednn)
@@ -67,8 +67,24 @@ class Optimized(nn.Module):
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
-        """Return logits `[N, num_classes]`. Without a classifier, return the mean of the last map, `[N, C]`."""
-        return self.fc(self._maps(x)[-1].mean((2, 3))).to(self.out_dtype)
+        """Return logits `[N, num_classes]`. Without a classifier, return the mean of the last map, `[N, C]`.
+
+        With a head, return the head's outputs.
+        """
+        maps = self._maps(x)
+        outputs = self.fc(maps[-1].mean((2, 3))) if self.head is None else self.head(maps, x.shape[2:])
+        return outputs.to(self.out_dtype)
+
+
+def folded(head: nn.Module | None) -> nn.Module | None:
+    """Return a head with the batch norms after convolutions folded into them. This changes the head."""
+    for module in () if head is None else list(head.modules()):
+        if isinstance(module, nn.Sequential) and len(module) > 1:
+            first, norm = module[0], module[1]
+            if isinstance(first, nn.Conv2d | nn.ConvTranspose2d) and isinstance(norm, nn.BatchNorm2d):
+                module[0] = fuse_conv_bn_eval(first, norm, transpose=isinstance(first, nn.ConvTranspose2d))
+                module[1] = nn.Identity()
+    return head
 
 
 def as_linear(fc: nn.Module) -> nn.Module:

@@ -10,8 +10,9 @@ from networks import randomised
 from torch import Tensor, nn
 
 from res2net import Arch, Stage, create, load, save
-from res2net.backbone import Backbone, DensePool, levels
+from res2net.backbone import Backbone, DensePool
 from res2net.errors import UserError
+from res2net.levels import levels
 
 SMALL = Arch((Stage(2, 2, 4, 2, 3), Stage(1, 3, 2, 1, 2, 2), Stage(2, 4, 3, 1, 1, 2)), "cifar", 6, num_classes=5)
 IMAGENET = Arch((Stage(1, 2, 2), Stage(2, 3, 2, 1, 3, 2), Stage(2, 4, 2, 1, 2, 2), Stage(2, 4, 2, 1, 3, 2)), "deep", 4)

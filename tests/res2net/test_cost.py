@@ -1,29 +1,11 @@
 """The cost, worked out from integers, is what the built network does."""
 
 import pytest
-import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from networks import measure
 
-from res2net import Arch, BigLittleArch, Cost, DlaArch, Stage, cost, create, named
-
-
-def measure(arch: Arch | DlaArch | BigLittleArch, image_size: int) -> Cost:
-    """The cost of one image as hooks and counters on the network see it, on the meta device."""
-    elements = []
-    with torch.device("meta"):
-        model = create(arch).eval()
-        image = torch.empty(1, arch.in_channels, image_size, image_size)
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            module.register_forward_hook(lambda _module, _args, out: elements.append(out.numel()))
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(image)
-    macs, odd = divmod(counter.get_total_flops(), 2)
-    assert not odd
-    return Cost(macs, sum(p.numel() for p in model.parameters()), sum(elements))
+from res2net import Arch, BigLittleArch, DlaArch, Stage, cost, named
 
 
 @given(arch=st.from_type(Arch), image_size=st.integers(1, 80))

@@ -53,7 +53,7 @@ class Chain(Network):
             layer = nn.Sequential(conv3x3(c_in, s.channels, s.stride), nn.BatchNorm2d(s.channels), nn.ReLU())
             self.add_module(f"layer{i}", layer)
             c_in = s.channels
-        self.fc = self.head()
+        self.build_head()
         self.apply(init)
 
     def stem(self, x: Tensor) -> Tensor:

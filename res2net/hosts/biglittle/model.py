@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from res2net.arch import Stage
-from res2net.backbone import FeatureInfo, Network, check_images, own_stride
+from res2net.backbone import FeatureInfo, Network, check_images
 from res2net.hosts.biglittle.value import BigLittleArch
+from res2net.levels import own_stride
 from res2net.model import Block, conv1x1, conv3x3, init, plug
 
 
@@ -70,14 +71,14 @@ class BigLittle(Network):
     def __init__(self, arch: BigLittleArch, output_stride: int | None = None) -> None:
         super().__init__()
         self.arch, self.count = arch, len(arch.stages)
-        own_stride(arch, output_stride)
+        own_stride(arch, arch.output_stride if output_stride is None else output_stride)
         self._build_stem(arch.in_channels, arch.stem_channels, arch.stem_channels // arch.alpha)
         c_in = arch.stem_channels
         for i, stage in enumerate(arch.stages, 1):
             is_last = i == len(arch.stages)
             self.add_module(f"layer{i}", run(stage, c_in) if is_last else Module(arch, stage, c_in))
             c_in = stage.channels
-        self.fc = self.head()
+        self.build_head()
         self.apply(init)
 
     def _build_stem(self, c_in: int, c: int, thin: int) -> None:

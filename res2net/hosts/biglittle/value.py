@@ -7,6 +7,8 @@ from typing import Any, ClassVar
 
 from res2net.arch import BaseArch, Stage
 from res2net.errors import UserError
+from res2net.heads.cost import Map
+from res2net.heads.value import Head
 from res2net.layer_cost import NOTHING, Cost, body, classifier, conv, down
 
 
@@ -26,10 +28,13 @@ class BigLittleArch(BaseArch):
     stem_channels: int = 64
     num_classes: int = 1000
     in_channels: int = 3
+    head: Head | None = None
 
     def __post_init__(self) -> None:
         self._check_stages()
         self._check_whole(alpha=1, beta=1, stem_channels=1, num_classes=0, in_channels=1)
+        self._check_head()
+        self._check_own_stride()
         for i, stage in enumerate(self.stages[:-1], 1):
             if stage.depth < 2:
                 raise UserError(f"arch: stage {i}: depth is {stage.depth}; accepted: 2 or more, for two branches")
@@ -73,7 +78,17 @@ def biglittle_cost(arch: BigLittleArch, image_size: int) -> Cost:
         # A 1x1 convolution widens the Little branch. One more block reads the sum of both branches.
         total += conv(little.channels, s.channels, 1, size) + body(s, s.channels, size, True)
         size, c_in = down(size, s.stride), s.channels
-    return total + blocks(last, c_in, size) + classifier(last.channels, arch.num_classes)
+    return total + blocks(last, c_in, size) + classifier(last.channels, arch.classifier_size)
+
+
+def biglittle_maps(arch: BigLittleArch) -> tuple[Map, ...]:
+    """Return the map of each stage, finest first. A stage with two branches strides only after its map."""
+    found, stride = [], arch.stem_stride
+    for stage in arch.stages[:-1]:
+        found.append(Map(stage.channels, stride))
+        stride *= stage.stride
+    last = arch.stages[-1]
+    return (*found, Map(last.channels, stride * last.stride))
 
 
 def stem(arch: BigLittleArch, image_size: int) -> tuple[Cost, int]:

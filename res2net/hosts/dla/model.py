@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from res2net.arch import Stage
-from res2net.backbone import FeatureInfo, Network, levels, own_stride
+from res2net.backbone import FeatureInfo, Network
 from res2net.hosts.dla.value import DlaArch
+from res2net.levels import levels, own_stride
 from res2net.model import conv3x3, init, plug
 
 
@@ -86,7 +87,7 @@ class Dla(Network):
     def __init__(self, arch: DlaArch, output_stride: int | None = None) -> None:
         super().__init__()
         self.arch = arch
-        own_stride(arch, output_stride)
+        own_stride(arch, arch.output_stride if output_stride is None else output_stride)
         base, c_in = arch.base_channels, arch.stem_channels
         stem = nn.Conv2d(arch.in_channels, base, 7, 1, 3, bias=False)
         self.base_layer = nn.Sequential(stem, nn.BatchNorm2d(base), nn.ReLU(inplace=True))
@@ -95,7 +96,7 @@ class Dla(Network):
             aggregated = 2 * stage.channels + (c_in if i else 0)
             self.add_module(f"level{i + 2}", Tree(stage, stage.depth, c_in, True, aggregated, i > 0))
             c_in = stage.channels
-        self.fc = self.head()
+        self.build_head()
         self.apply(init)
 
     @property
@@ -114,9 +115,10 @@ class Dla(Network):
     def stage_names(self) -> list[str]:
         return [f"level{i}" for i in range(2, len(self.arch.stages) + 2)]
 
-    def head(self) -> nn.Module:
+    def classifier(self) -> nn.Module:
         """Return a newly initialised classifier: a 1x1 convolution, as released."""
-        return nn.Conv2d(self.num_features, self.arch.num_classes, 1) if self.arch.num_classes else nn.Identity()
+        classes = self.arch.classifier_size
+        return nn.Conv2d(self.num_features, classes, 1) if classes else nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc(self.forward_features(x)[-1].mean((2, 3), keepdim=True)).flatten(1)
+    def classify(self, last: Tensor) -> Tensor:
+        return self.fc(last.mean((2, 3), keepdim=True)).flatten(1)

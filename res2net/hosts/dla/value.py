@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from res2net.arch import BaseArch, Stage
 from res2net.errors import UserError
+from res2net.heads.value import Head
 from res2net.layer_cost import NOTHING, Cost, body, conv, down, linear
 
 DEEPEST = 8  # a tree of depth 8 has 256 blocks
@@ -27,10 +28,13 @@ class DlaArch(BaseArch):
     stem_channels: int = 32
     num_classes: int = 1000
     in_channels: int = 3
+    head: Head | None = None
 
     def __post_init__(self) -> None:
         self._check_stages()
         self._check_whole(base_channels=1, stem_channels=1, num_classes=0, in_channels=1)
+        self._check_head()
+        self._check_own_stride()
         deepest = max(s.depth for s in self.stages)
         if deepest > DEEPEST:
             raise UserError(
@@ -65,8 +69,8 @@ def dla_cost(arch: DlaArch, image_size: int) -> Cost:
         total += tree(s, s.depth, c_in, size, True, 2 * s.channels + (c_in if i else 0))
         size, c_in = down(size, s.stride), s.channels
     # The head is a 1x1 convolution, so its outputs count as activations.
-    head = linear(c_in, arch.num_classes) + Cost(0, 0, arch.num_classes)
-    return total + head if arch.num_classes else total
+    classes = arch.classifier_size
+    return total + linear(c_in, classes) + Cost(0, 0, classes) if classes else total
 
 
 def tree(s: Stage, depth: int, c_in: int, size: int, strides: bool, aggregated: int) -> Cost:
