@@ -32,3 +32,41 @@ def _draw(n: int, seed: int) -> Split:
     labels = np.arange(n, dtype=np.int64) % 2
     stripes = np.uint8(150) * (np.indices((16, 16)) % 4 < 2).astype(np.uint8)
     return Split(noise + stripes[labels][:, None], labels)
+
+
+class Blocks(DataSet):
+    """Images of 16 x 16 pixels with one bright block of a primary colour, and the block's mask and corners."""
+
+    name = "blocks"
+    val_fraction = 0.25
+    targets = ("class", "mask", "salient", "points")
+
+    def classes(self) -> tuple[str, ...]:
+        colours = ("red", "green", "blue")
+        corners = ("top_left", "top_right", "bottom_left", "bottom_right")
+        names = {"mask": ("background", *colours), "salient": ("object",), "points": corners}
+        return names.get(self.target, colours)
+
+    def train(self) -> Split:
+        return self._draw(64, seed=0)
+
+    def test(self) -> Split:
+        return self._draw(24, seed=1)
+
+    @classmethod
+    def base(cls, image_size: int | None) -> str:
+        return "micro"
+
+    def _draw(self, n: int, seed: int) -> Split:
+        rng = np.random.default_rng(seed)
+        images = rng.integers(0, 100, (n, 3, 16, 16), np.uint8)
+        masks, labels = np.zeros((n, 16, 16), np.uint8), np.arange(n, dtype=np.int64) % 3
+        points = np.full((n, 5, 3), 2, np.float32)
+        for i, (colour, side) in enumerate(zip(labels, rng.integers(4, 10, n), strict=True)):
+            top, left = rng.integers(0, 16 - side, 2)
+            images[i, colour, top : top + side, left : left + side] += 150
+            masks[i, top : top + side, left : left + side] = colour + 1
+            points[i, :4, :2] = [(left + x, top + y) for y in (0, side) for x in (0, side)]
+            points[i, 4] = side**2, side**2, 1
+        found = {"class": labels, "mask": masks, "salient": np.minimum(masks, 1), "points": points}
+        return Split(images, found[self.target])

@@ -19,7 +19,7 @@ def code(environment: Mapping[str, Any]) -> str:
     return f"commit {environment['commit'] or 'unknown'}, torch {environment['versions'].get('torch')}"
 
 
-def model_card(arch: BaseArch, story: str, rows: Sequence[tuple[str, str]], data: Mapping[str, Any]) -> str:
+def model_card(arch: BaseArch, story: str, rows: Sequence[tuple[str, str]], data: Mapping[str, Any], task: str) -> str:
     """Return the model card as Markdown.
 
     The card also shows the network's stages, and how to load the network and normalise images.
@@ -34,6 +34,7 @@ def model_card(arch: BaseArch, story: str, rows: Sequence[tuple[str, str]], data
         f"| {i} | {s.depth} | {s.planes} | {s.width} | {s.scale} | {s.cardinality} | {s.stride} |"
         for i, s in enumerate(arch.stages, 1)
     )
+    option = "" if task == "classification" else f" --task {task}"
     mean, std = (", ".join(f"{v:.4f}" for v in data[k]) for k in ("mean", "std"))
     return f"""# {arch}
 
@@ -57,5 +58,5 @@ std = [{std}]
 ```
 
 Classes: {", ".join(data["classes"])}.
-To train it further: `python -m trainers.fit path/of/this/folder --data {data["name"]}`.
+To train it further: `python -m trainers.fit path/of/this/folder --data {data["name"]}{option}`.
 """

@@ -44,6 +44,23 @@ class Group:
             dist.all_reduce(tensor)
         return tensor
 
+    def gather(self, rows: Tensor) -> Tensor:
+        """Return the rows `[n, columns]` of all processes, those of process 0 first. A process may have none: [0, 0].
+
+        Every process must call this method. It waits for the device.
+        """
+        if self.world == 1:
+            return rows
+        shapes = torch.zeros(self.world, 2, dtype=torch.int64, device=rows.device)
+        shapes[self.rank] = torch.tensor(rows.shape)
+        counts, columns = self.sum(shapes).T.tolist()
+        # Messages have equal sizes, so fill up the rows of each process.
+        own = rows.new_zeros(max(counts), max(columns))
+        own[: len(rows), : rows.shape[1]] = rows
+        found = [torch.empty_like(own) for _ in counts]
+        dist.all_gather(found, own)
+        return torch.cat([part[:count] for part, count in zip(found, counts, strict=True)])
+
     def wrap(self, model: nn.Module, device: torch.device, part: bool = False) -> nn.Module:
         """Return the network, wrapped for training by all processes.
 

@@ -47,10 +47,10 @@ class View:
     Decoding keeps the centre square of the resized box.
     """
 
-    left: int  # `left`, `top`, `width`, `height`: the box, in pixels of the image
-    top: int
-    width: int
-    height: int
+    left: float  # `left`, `top`, `width`, `height`: the box, in pixels of the image
+    top: float
+    width: float
+    height: float
     resized: tuple[int, int]  # height, width
     flip: bool = False
     exact: bool = False  # whether to give Pillow's pixels, for scoring; training tolerates small differences
@@ -96,8 +96,7 @@ def decode(path: str, choose: Choose, out: Tensor) -> None:
 
     A damaged file may raise any exception.
     """
-    data = _read(path)
-    view, pixels, by = _jpeg(data, choose) or _other(data, choose)
+    view, pixels, by, _ = decoded(path, choose)
     size = len(out)
     # Convert the box to pixels of the reduced image. Rounding may push the box over an edge by one pixel, so move the
     # box back.
@@ -114,6 +113,19 @@ def decode(path: str, choose: Choose, out: Tensor) -> None:
     out.permute(2, 0, 1)[None].copy_(x.flip(3) if view.flip else x)
 
 
+Decoded = tuple[View, np.ndarray, int, tuple[int, int]]
+
+
+def decoded(path: str, choose: Choose) -> Decoded:
+    """Return the view that `choose` returns, the pixels, the factor of their reduction, and the image's size.
+
+    The pixels are those of the whole image, uint8 [H, W, 3], until this thread's next image. The size is (height,
+    width) before the reduction. A damaged file may raise any exception.
+    """
+    data = _read(path)
+    return _jpeg(data, choose) or _other(data, choose)
+
+
 def _read(path: str) -> memoryview:
     """Return the bytes of a file, in a buffer of this thread that the next file overwrites."""
     with open(path, "rb", buffering=0) as file:
@@ -122,9 +134,6 @@ def _read(path: str) -> memoryview:
         while count < size and (more := file.readinto(data[count:size])):
             count += more
     return data[:count]
-
-
-Decoded = tuple[View, np.ndarray, int]  # the view, uint8 pixels [H, W, 3], and the factor of their reduction
 
 
 def _jpeg(data: memoryview, choose: Choose) -> Decoded | None:
@@ -149,7 +158,7 @@ def _jpeg(data: memoryview, choose: Choose) -> Decoded | None:
         )
     except ValueError:
         return None  # lets Pillow try: Pillow tolerates small faults, and explains other faults in error texts
-    return view, pixels, by
+    return view, pixels, by, (height, width)
 
 
 def reduction(view: View) -> int:
@@ -166,7 +175,7 @@ def _other(data: memoryview, choose: Choose) -> Decoded:
     """Decode any format that Pillow reads, at full size."""
     with Image.open(io.BytesIO(data)) as image:
         view = choose(*image.size)
-        return view, np.asarray(image.convert("RGB")), 1
+        return view, np.asarray(image.convert("RGB")), 1, (image.height, image.width)
 
 
 _local = threading.local()

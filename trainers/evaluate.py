@@ -27,12 +27,12 @@ from trainers.datasets.data import Data
 from trainers.ddp import ALONE, Group
 from trainers.device import DEVICES, PRECISIONS, autocast, device_of, placed, uses_bf16
 from trainers.images import Source, source
+from trainers.pictures import check_pictures, write_pictures
 from trainers.tasks import TASKS
 from trainers.tasks.classification import CLASSIFICATION
 from trainers.tasks.task import Scores, Task, described, no_scores
 
 PROG = "python -m trainers.evaluate"
-EVAL_BATCH = 500  # images; scoring without gradients needs little memory, and larger batches are no faster
 
 
 @torch.no_grad()
@@ -47,8 +47,8 @@ def evaluate(
     if not len(images):
         return no_scores(task)
     device = images.labels.device
-    meter = task.meter(device)
-    for x, y in images.batches(EVAL_BATCH, group.shard):
+    meter = task.meter(device, images.classes)
+    for x, y in images.batches(task.eval_batch(images.size), group.shard):
         if len(y):  # the last batch may have fewer images than there are processes
             with autocast(device, bf16):
                 outputs = model(x)
@@ -67,15 +67,30 @@ class EvaluateConfig:
     data_dir: str | None = field(default=None, metadata={"help": "folder of the data set's files", "metavar": "DIR"})
     image_size: int | None = field(
         default=None,
-        metadata={"help": "pixels along a side, for image files (default: the size in training)", "metavar": "N"},
+        metadata={
+            "help": "pixels along a side, for image files and scenes (default: the size in training)",
+            "metavar": "N",
+        },
     )
     precision: str = field(default="auto", metadata={"help": ", ".join(PRECISIONS)})
     device: str = field(default="auto", metadata={"help": DEVICES})
+    pictures: Path | None = field(
+        default=None,
+        metadata={
+            "help": "PNG file to write: images, truth and predictions (default: none)",
+            "metavar": "FILE",
+        },
+    )
+    count: int = field(default=12, metadata={"help": "images in --pictures", "metavar": "N"})
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "folder", Path(self.folder))
+        if self.pictures is not None:
+            object.__setattr__(self, "pictures", Path(self.pictures))
         if self.precision not in PRECISIONS:
             raise unknown("`precision`", self.precision, PRECISIONS)
+        if self.count < 1:
+            raise UserError(f"`count`: {self.count}; accepted: at least 1")
 
 
 def evaluate_folder(config: EvaluateConfig) -> Scores:
@@ -100,7 +115,9 @@ def _evaluate_folder(config: EvaluateConfig) -> _Evaluation:
     device = device_of(config.device)
     bf16 = uses_bf16(config.precision, device)
     model, arch = load(config.folder), load_arch(config.folder)
-    trained, task = _trained_on(config.folder)
+    trained, task = trained_on(config.folder, arch)
+    if config.pictures is not None:
+        check_pictures(config.pictures, task, arch.in_channels)
     data = _test_data(config, trained, arch, task)
     # On a CPU, folding the batch norms scores 1.5 times as many images per second. Outputs are equal up to rounding.
     on_cpu = device.type == "cpu"
@@ -109,22 +126,25 @@ def _evaluate_folder(config: EvaluateConfig) -> _Evaluation:
     begun = time.perf_counter()
     scores = evaluate(net, images, bf16 and not on_cpu, task=task)  # optimised networks cast to bf16 themselves
     seconds = time.perf_counter() - begun
+    if config.pictures is not None:
+        write_pictures(net, images, data, task, config.pictures, config.count, bf16 and not on_cpu)
     where = f"{device}, {'bf16' if bf16 else 'fp32'}"
     return _Evaluation(arch, task, scores, len(images), data.image_size, seconds, where)
 
 
-def _trained_on(folder: Path) -> tuple[dict[str, Any], Task]:
+def trained_on(folder: Path, arch: BaseArch) -> tuple[dict[str, Any], Task]:
     """Return two entries of `training.json`: the description of the training images (`data`), and the task.
 
-    Without the file, return {} and the task of classification.
+    Without the file, return {} and the task of the network's head.
     """
     path = folder / TRAINING_FILE
     if not path.is_file():
-        return {}, CLASSIFICATION
+        kind = None if arch.head is None else arch.head.kind
+        return {}, next(task for task in TASKS.values() if task.head_kind == kind)
     try:
         training = json.loads(path.read_text())
-        # Exported folders and folders of earlier versions name no task.
-        return training["data"], TASKS[training.get("task", CLASSIFICATION.name)]
+        # Folders of earlier versions name no task.
+        return dict(training["data"]), TASKS[training.get("task", CLASSIFICATION.name)]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not written by fit or export ({type(error).__name__}: {error})") from None
 
@@ -136,15 +156,16 @@ def _test_data(config: EvaluateConfig, trained: dict[str, Any], arch: BaseArch, 
     """
     dataset = trainers.datasets.data.get(config.data)
     size = config.image_size or (trained.get("image_size") if dataset.resizable else None)
-    stream = dataset.streamable and trained.get("crop", "resized") == "resized"
-    test = trainers.datasets.data.load_test(config.data, config.data_dir, image_size=size, stream=stream)
-    classes = trainers.datasets.data.classes_of(config.data, config.data_dir)
+    stream = dataset.streamable and trained.get("crop", "auto") != "pad"
+    known: dict[str, Any] = {"image_size": size, "stream": stream, "target": task.target}
+    test = trainers.datasets.data.load_test(config.data, config.data_dir, **known)
+    classes = trainers.datasets.data.classes_of(config.data, config.data_dir, task.target)
     if "mean" in trained:
         mean, std = trained["mean"], trained["std"]
     else:
-        known = trainers.datasets.data.load(config.data, config.data_dir, image_size=size, stream=stream)
-        mean, std = known.mean, known.std
-    data = Data(config.data, classes, test, test, tuple(mean), tuple(std))
+        images = trainers.datasets.data.load(config.data, config.data_dir, **known)
+        mean, std = images.mean, images.std
+    data = Data(config.data, classes, test, test, tuple(mean), tuple(std), task.target)
     for what, theirs, ours in (
         ("classes", task.head_size(data), arch.num_classes),
         ("colour channels", data.in_channels, arch.in_channels),
@@ -170,6 +191,8 @@ def _main(args: argparse.Namespace) -> None:
     rate = found.images / found.seconds
     print(f"{config.folder}: {found.arch}, {cost(found.arch, found.image_size).macs:,} MACs")
     print(f"{config.data}, {found.images:,} test images, {found.where}:")
+    if config.pictures is not None:
+        print(f"pictures: {config.pictures}")
     print(f"{described(found.task, found.scores)}  loss {found.scores.loss:.4f}  {rate:,.0f} images/s")
 
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import signal
 import sys
 import threading
@@ -32,10 +31,10 @@ from res2net import load
 from res2net.arch import BaseArch
 from res2net.commands import Parser, run_main
 from res2net.errors import UserError, unknown
-from res2net.folder import CHECKPOINT_FILE, TRAINING_FILE, check_replaceable
+from res2net.folder import CHECKPOINT_FILE, TRAINING_FILE, check_creatable, check_replaceable
 from res2net.options import add_options, fields_of, from_options
 from trainers import resume
-from trainers.datasets.data import Data, Files, Split
+from trainers.datasets.data import MAPS, Data, Files, Split
 from trainers.ddp import Group, joined
 from trainers.device import DEVICES, PRECISIONS, device_of, uses_bf16
 from trainers.evaluate import evaluate
@@ -79,11 +78,13 @@ class FitConfig:
     data: str = _option("data", "shapes", ", ".join(trainers.datasets.data.names()))
     data_dir: str | None = _option("data", None, "folder of the data set's files (default: none)", "DIR")
     download: bool = _option("data", False, "first fetch the data set into --data-dir")
-    image_size: int | None = _option("data", None, "pixels along a side, for image files", "N")
+    image_size: int | None = _option("data", None, "pixels along a side, for image files and scenes", "N")
     val_fraction: float = _option("data", 0.0, "share of the training images for validation")
     train_images: int | None = _option("data", None, "number of training images to use (default: all)", "N")
     task: str = _option("data", "classification", ", ".join(TASKS))
-    recipe: str = _option("how", "fast", f"{', '.join(RECIPES)}, or a YAML file that changes a recipe")
+    recipe: str | None = _option(
+        "how", None, f"{', '.join(RECIPES)}, or a YAML file that changes a recipe (default: that of the task)"
+    )
     epochs: int | None = _option("how", None, "epochs; the schedule scales with them (default: the recipe's)", "N")
     batch_size: int | None = _option("how", None, "images per step, over all processes (default: the recipe's)", "N")
     lr: float | None = _option("how", None, "peak learning rate (default: the recipe's)", "X")
@@ -104,13 +105,18 @@ class FitConfig:
         if self.workers is not None and self.workers < 1:
             raise UserError(f"`workers`: {self.workers}; accepted: at least 1")
 
+    @property
+    def recipe_name(self) -> str:
+        """The name or the file of the recipe: the setting's, or the task's."""
+        return self.recipe or TASKS[self.task].recipe
+
     def training(self) -> Config:
         """Return the recipe's settings, with the given options in place of the recipe's values.
 
         Raise `UserError` for an invalid value.
         """
         changes = {name: value for name in CHANGES if (value := getattr(self, name)) is not None}
-        return recipe(self.recipe, changes)
+        return recipe(self.recipe_name, changes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,11 +171,12 @@ def _fit(config: FitConfig, training: Config, task: Task, group: Group, console:
         console.print(f"{config.out}: this training is done; nothing is left to resume", **PLAIN)
         return _finished(config.out, task)
     read_arch(config.arch)  # finds a wrong name before the data is read
+    task.check()
     data, test = read_data(config, training, console)
-    head_size, zero_last = task.head_size(data), training.zero_init_last
-    model, arch, note = build_model(config.arch, data, head_size, config.from_scratch, config.seed, zero_last)
+    zero_last = training.zero_init_last
+    model, arch, note = build_model(config.arch, data, task, config.from_scratch, config.seed, zero_last)
     console.print(f"{arch}: {note}", **PLAIN)
-    console.print(_about(config.recipe, training, data, group, bf16), **PLAIN)
+    console.print(_about(config.recipe_name, training, data, group, bf16), **PLAIN)
     trainer = Trainer(model, data, training, group, config.compile, config.workers, task)
     run, epochs = resume.Run(arch, training, data), []
     if config.resume and has_checkpoint:
@@ -179,7 +186,7 @@ def _fit(config: FitConfig, training: Config, task: Task, group: Group, console:
         run_epochs(trainer, run, config.out, epochs, console)
         scores = test_scores(trainer, data, test, config.workers)
         if group.rank == 0:
-            about = training_of(str(config.arch), config.recipe, run, epochs, scores, group.world, task)
+            about = training_of(str(config.arch), config.recipe_name, run, epochs, scores, group.world, task)
             write(trainer.scored, arch, about, len(test), task, config.out)
     except TrainingFailed as problem:
         resume.forget(config.out)  # a resumed training would fail again
@@ -211,9 +218,7 @@ def check_out(out: Path, resuming: bool) -> None:
         raise UserError(f"`out`: {str(out)!r} holds a training that was stopped; accepted: `resume`, or another folder")
     if not unfinished:
         check_replaceable(out, "`out`")
-    above = next(p for p in out.absolute().parents if p.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-        raise UserError(f"`out`: {str(out)!r} cannot be created in {str(above)!r}; accepted: a folder you may write to")
+    check_creatable(out, "`out`")
 
 
 def read_data(config: FitConfig, training: Config, console: Console) -> tuple[Data, Split | Files]:
@@ -222,12 +227,13 @@ def read_data(config: FitConfig, training: Config, console: Console) -> tuple[Da
     `fit` reads both before the training, so that a missing test split raises `UserError` early.
     """
     dataset = trainers.datasets.data.get(config.data)
+    trainers.datasets.data.check_target(config.data, TASKS[config.task].target)
     if config.download:
         if config.data_dir is None:
             raise UserError("`data_dir`: None; accepted with `download`: the folder to put the data set in")
         trainers.datasets.data.download(config.data, config.data_dir)
-    if training.crop == "resized" and not dataset.streamable:
-        raise UserError(f"`crop`: resized; {config.data} has no image files to crop; accepted: auto, pad")
+    target = TASKS[config.task].target
+    _check_crop(training.crop, config.data, target)
     size, stream = config.image_size, dataset.streamable and training.crop != "pad"
     data = trainers.datasets.data.load(
         config.data,
@@ -238,12 +244,23 @@ def read_data(config: FitConfig, training: Config, console: Console) -> tuple[Da
         console=console,
         image_size=size,
         stream=stream,
+        target=target,
     )
     size = data.image_size if dataset.resizable else None  # guessed from the training images if `image_size` is None
     test = trainers.datasets.data.load_test(
-        config.data, config.data_dir, classes=data.classes, image_size=size, stream=stream
+        config.data, config.data_dir, classes=data.classes, image_size=size, stream=stream, target=target
     )
     return data, test
+
+
+def _check_crop(crop: str, name: str, target: str) -> None:
+    """Raise `UserError` for a crop that a data set cannot have. target: the targets of the task."""
+    of_files = "scaled" if target in MAPS else "resized"
+    files = trainers.datasets.data.get(name).streamable
+    accepted = ("auto", "pad", *([of_files] if files else []))
+    if crop not in accepted:
+        why = f"has targets of the kind {target}" if files else "has no image files to crop"
+        raise UserError(f"`crop`: {crop}; {name} {why}; accepted: {', '.join(accepted)}")
 
 
 def test_scores(trainer: Trainer, data: Data, test: Split | Files, workers: int | None) -> Scores:
@@ -265,8 +282,8 @@ def _about(name: str, training: Config, data: Data, group: Group, bf16: bool) ->
 
 def _end(out: Path, scores: Scores, task: Task, data: Data, training: Config) -> str:
     score, *others = [(m, getattr(scores, m.name)) for m in task.metrics]
-    text = f"{out}: {score[1]:.2f} {score[0].unit} on the test split"
-    text += "".join(f", {m.label} {value:.2f} {m.unit}" for m, value in others)
+    text = f"{out}: {score[0].text(score[1])} on the test split"
+    text += "".join(f", {m.label} {m.text(value)}" for m, value in others)
     return f"{text} ({data.name}, last epoch of {training.epochs})"
 
 

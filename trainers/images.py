@@ -11,19 +11,23 @@ from torch import Tensor
 
 from trainers.datasets.base import Data, Files, Split
 from trainers.stream import Stream
+from trainers.targets import dtype_of, mover
 
 
 class Images:
     """The images of a data split, kept on the device as uint8 [N, H, W, C].
 
     Batches are normalised float32 [B, C, H, W], channels-last.
+    Labels have the form of `TARGETS`. Masks and points move with the crops and the mirroring of their images.
     padding: largest shift of a random crop in each direction, in pixels; 0 for images that are only scored.
     """
 
     def __init__(self, split: Split, data: Data, device: torch.device, padding: int = 0) -> None:
-        self.labels = _tensor(split.labels).to(device, torch.int64)
+        self.classes = data.classes
+        self.labels = _tensor(split.labels).to(device, dtype_of(data.target))
         pixels = _tensor(split.images).to(device).permute(0, 2, 3, 1)
         self.size = pixels.shape[1]
+        self.move = mover(self.labels, data, self.size, padding)
         self.positions = 2 * padding + 1  # number of possible crop positions along each side
         self.pixels = _pad(pixels, padding, data.mean) if padding else pixels.contiguous()
         # All crops as one strided view [N, positions, positions, size, size, C]. A batch then takes one index
@@ -63,13 +67,17 @@ class Images:
         x = self.crops[index, offsets[0], offsets[1]]
         if flips is not None:
             x = torch.where(flips[:, None, None, None], x.flip(2), x)
-        return self._normalise(x), self.labels[index]
+        return self._normalise(x), self.move(index, offsets, flips)
 
     def batches(self, size: int, shard: tuple[int, int] = (0, 1)) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield all images in order, uncropped, in batches of `size` over all processes. Requires `padding` 0."""
+        """Yield all images in order, without their padding, in batches of `size` over all processes."""
         for i in range(0, len(self), size):
             own = slice(i + shard[0], min(i + size, len(self)), shard[1])
-            yield self._normalise(self.pixels[own]), self.labels[own]
+            if self.positions == 1:
+                yield self._normalise(self.pixels[own]), self.labels[own]
+            else:
+                index = torch.arange(len(self), device=self.labels.device)[own]
+                yield self.batch(index, torch.full((2, len(index)), self.positions // 2, device=index.device), None)
 
     def _normalise(self, x: Tensor) -> Tensor:
         return x.to(torch.float32).sub_(self.shift).mul_(self.factor).permute(0, 3, 1, 2)
@@ -103,5 +111,5 @@ def source(
     workers: threads that decode files, one per core if None; `Stream` only.
     """
     if isinstance(split, Files):
-        return Stream(split, data.mean, data.std, device, workers)
+        return Stream(split, data.mean, data.std, device, workers, classes=data.classes)
     return Images(split, data, device, padding)

@@ -17,13 +17,13 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from res2net.errors import UserError, unknown
 from trainers.device import PRECISIONS
+from trainers.recipe_file import converted, read_values
 
-SCHEDULES = ("cosine", "step", "linear", "rex", "constant")
-CROPS = ("auto", "pad", "resized")
+SCHEDULES = ("cosine", "step", "linear", "rex", "constant", "poly")
+CROPS = ("auto", "pad", "resized", "scaled")
+POWER = 0.9  # exponent of the schedule `poly`
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,8 @@ class Config:
     lr: peak learning rate, for batches of `batch_size` images.
     decay_norms: whether weight decay also shrinks 1-D parameters (norms, biases).
     schedule: the learning rate after the warm-up. `cosine`, `linear` (arXiv 1905.04753) and `rex` (arXiv 2107.04197)
-    lower the rate to zero. `step` divides the rate by ten at each milestone. `constant` keeps the peak rate.
+    lower the rate to zero, as does `poly`, whose rate is the share of the remaining steps to the power of 0.9 (arXiv
+    1606.00915). `step` divides the rate by ten at each milestone. `constant` keeps the peak rate.
     warmup: epochs over which the rate first rises linearly.
     milestones: epochs at which the schedule `step` lowers the rate.
     mixup, cutmix: parameter of the Beta distribution that draws a batch's mixing share; 0 disables the method. With
@@ -42,7 +43,10 @@ class Config:
     ema: decay per step of the averaged weights; 0 disables averaging. With averaging, the averaged weights are scored
     and kept instead of the latest weights.
     crop: random crop of training images. `pad` shifts an image by up to `crop_padding` pixels. `resized` cuts out 8 to
-    100 % of an image's area, as for ImageNet. `auto` is `resized` for image files and `pad` for images in memory.
+    100 % of an image's area, as for ImageNet. `scaled` scales an image with a mask by 0.5 to 2, cuts out a square of
+    `image_size`, and pads a smaller image, as for DeepLab. At scale 1, an image has its size in the file, or a longer
+    side of `image_size` if it is larger. `auto` is `scaled` for image files with masks, `resized` for other image
+    files, and `pad` for images in memory.
     flip: whether images are mirrored at random.
     steps: optimizer steps of the whole training; 0 means `epochs` full epochs. The last epoch may be shorter than the
     others, and `epochs` must count it.
@@ -151,6 +155,8 @@ class Config:
             return self.lr * (1 - done)
         if self.schedule == "rex":
             return self.lr * (1 - done) / (1 - done / 2)
+        if self.schedule == "poly":
+            return self.lr * (1 - done) ** POWER
         # Keep this order of operations: another order rounds differently, and old checkpoints would not resume exactly.
         return self.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))
 
@@ -168,6 +174,39 @@ RECIPES: Mapping[str, Config] = {
         warmup=0.3,
         crop_from=10,
         zero_init_last=True,
+    ),
+    "dense": Config(  # for outputs of every pixel: segmentation, salient objects, key points
+        epochs=20,
+        batch_size=16,
+        lr=0.05,
+        schedule="linear",
+        warmup=1,
+        label_smoothing=0,
+        weight_decay=1e-4,
+        crop_padding=8,
+        zero_init_last=True,
+    ),
+    "deeplab": Config(  # the training of DeepLab v3+ for VOC 2012 (arXiv 1802.02611)
+        epochs=45,  # 30,000 steps over 10,582 images
+        batch_size=16,
+        lr=0.007,
+        nesterov=False,
+        weight_decay=4e-5,
+        schedule="poly",
+        warmup=0,
+        label_smoothing=0,
+        crop="scaled",
+    ),
+    # For salient objects. Momentum and weight decay are those of DSS (arXiv 1611.04849). The other values are our own:
+    # DSS has a rate of 1e-8 for a loss that is summed over pixels, and no batch norms.
+    "dss": Config(
+        epochs=50,
+        batch_size=10,
+        lr=0.01,
+        nesterov=False,
+        schedule="poly",
+        warmup=0.5,
+        label_smoothing=0,
     ),
     "paper-cifar": Config(  # the training of ResNeXt-29 (arXiv 1611.05431, section 5.3)
         epochs=300,
@@ -216,11 +255,12 @@ def recipe(text: str, changes: Mapping[str, Any] | None = None) -> Config:
     if path.suffix not in (".yaml", ".yml", ".json") and path.name == text:
         raise unknown("`recipe`", text, (*RECIPES, "a YAML file"))
     try:
-        values = _read(path)
+        values = read_values(path, KEYS, tuple(RECIPES))
         start = values.pop("recipe", "fast")
         if start not in RECIPES:
             raise unknown("`recipe`", start, RECIPES)
-        base = _changed(RECIPES[start], {key: _value(key, value) for key, value in values.items()})
+        changed = {key: converted(key, value, getattr(Config(), key)) for key, value in values.items()}
+        base = _changed(RECIPES[start], changed)
     except UserError as error:
         # The command turns a name in backticks into an option: `lr` becomes --lr. A key of the file is no option, so
         # put the key in quotes, and put the file's name before the key.
@@ -261,49 +301,3 @@ def _changed(config: Config, changes: Mapping[str, Any]) -> Config:
         changes.setdefault("warmup", config.warmup * factor)
         changes.setdefault("milestones", tuple(m * factor for m in config.milestones))
     return replace(config, **changes)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """Return the keys and values of a recipe file."""
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot be read ({error.strerror}); accepted: {', '.join(RECIPES)}, or a YAML file") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"not YAML ({' '.join(str(error).split())})") from None
-    if not isinstance(data, dict):
-        raise UserError(f"holds a {type(data).__name__}; accepted: keys and values ({', '.join(KEYS)}, recipe)")
-    for key in data:
-        if key not in (*KEYS, "recipe"):
-            raise unknown("key", key, (*KEYS, "recipe"))
-    return data
-
-
-def _value(key: str, value: object) -> object:
-    """Return a value of a recipe file, converted to the type of the field `key`.
-
-    Raise `UserError` for a value that cannot be converted.
-    """
-    default = getattr(Config(), key)
-    try:
-        good = _cast(value, default)
-    except (TypeError, ValueError, OverflowError):
-        good = None
-    if good is None:
-        kinds = {bool: "true or false", tuple: "a list of epochs", str: "a word", int: "a whole number"}
-        raise UserError(f"`{key}`: {value!r}; accepted: {kinds.get(type(default), 'a number')}")
-    return good
-
-
-def _cast(value: Any, default: object) -> object:
-    """Return the value converted to the type of `default`. Return None, or raise, if that is impossible."""
-    if isinstance(default, bool | str):
-        return value if isinstance(value, type(default)) else None
-    if isinstance(default, tuple):
-        return tuple(float(v) for v in value) if isinstance(value, list) else None
-    if isinstance(value, bool):  # in Python, a bool is also an int
-        return None
-    number = float(value)  # accepts text too, because YAML 1.1 reads 1e-4 as text
-    if isinstance(default, float):
-        return number
-    return int(number) if number.is_integer() else None

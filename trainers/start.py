@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,7 +14,9 @@ from res2net.arch import BaseArch
 from res2net.errors import UserError
 from res2net.folder import WEIGHTS_FILE, load_arch
 from res2net.model import zero_init_last
+from res2net.weights import HEADS
 from trainers.datasets.data import Data
+from trainers.tasks.task import Task
 
 
 def read_arch(source: str | Path | BaseArch) -> tuple[BaseArch, Path | None]:
@@ -38,13 +41,13 @@ def initialised(arch: BaseArch, zero_last: bool = False) -> nn.Module:
 
 
 def build_model(
-    source: str | Path | BaseArch, data: Data, head_size: int, from_scratch: bool, seed: int, zero_last: bool = False
+    source: str | Path | BaseArch, data: Data, task: Task, from_scratch: bool, seed: int, zero_last: bool = False
 ) -> tuple[nn.Module, BaseArch, str]:
     """Return a network, its architecture, and a line of text about the origin of the weights.
 
     source: see `read_arch`.
     data: the data set, which determines the number of colour channels.
-    head_size: number of outputs of the network's head.
+    task: the task, which determines the head and its size. A folder's network keeps its own head for the task.
     from_scratch: initialise the weights even if the model folder has weights.
     seed: seed of the initial weights.
     zero_last: whether blocks start as their shortcuts (see `zero_init_last`). Has no effect on loaded weights.
@@ -53,7 +56,7 @@ def build_model(
     """
     torch.manual_seed(seed)
     arch, folder = read_arch(source)
-    fitted = replace(arch, num_classes=head_size, in_channels=data.in_channels)
+    fitted = fitted_arch(arch, data, task)
     if folder is None or from_scratch:
         return initialised(fitted, zero_last), fitted, "weights are initialised"
     model = load(folder)
@@ -65,7 +68,28 @@ def build_model(
             f"{data.in_channels}; accepted: the same number, or `from_scratch`"
         )
     new = create(fitted)
-    body = {k: v for k, v in model.state_dict().items() if not k.startswith("fc.")}
+    body = {k: v for k, v in model.state_dict().items() if not k.startswith(HEADS)}
     new.load_state_dict(body, strict=False)  # the head keeps its initial values
-    sizes = f"{arch.num_classes} -> {fitted.num_classes} classes"
-    return new, fitted, f"weights are loaded from {folder}, except the classifier: {sizes}"
+    old, own = _head_text(arch), _head_text(fitted)
+    change = f"the head: {old} -> {own}"
+    if arch.head is None and fitted.head is None:
+        change = f"the classifier: {arch.num_classes} -> {fitted.num_classes} classes"
+    return new, fitted, f"weights are loaded from {folder}, except {change}"
+
+
+def fitted_arch(arch: BaseArch, data: Data, task: Task) -> BaseArch:
+    """Return a network for the data's colour channels, and for the task's head and number of outputs."""
+    return adapted(arch, task.head_size(data), data.in_channels, task, data.image_size)
+
+
+def adapted(arch: BaseArch, num_classes: int, in_channels: int, task: Task, image_size: int) -> BaseArch:
+    """Return a network with other inputs and outputs, and with the task's head. A head of the same kind stays."""
+    wanted = task.head(arch, image_size)
+    kept = arch.head is not None and arch.head.kind == task.head_kind
+    changes: dict[str, Any] = {} if kept or arch.head == wanted else {"head": wanted}
+    return replace(arch, num_classes=num_classes, in_channels=in_channels, **changes)
+
+
+def _head_text(arch: BaseArch) -> str:
+    kind = "classifier" if arch.head is None else arch.head.kind
+    return f"{kind} of {arch.num_classes} classes"

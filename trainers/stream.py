@@ -1,5 +1,7 @@
 """Normalised batches of image files on the device. Threads decode the files a few batches ahead of the training.
 
+Images may have masks, which are decoded with the geometry of their images (`trainers.datasets.pairs`).
+
 The decoders release the interpreter's lock, so threads suffice. Worker processes would copy the list of files and
 pickle every batch. Each random crop has a separate seed, so the pixels do not depend on the number of threads.
 """
@@ -19,20 +21,21 @@ from torch import Tensor
 
 from res2net.errors import UserError
 from trainers.datasets.base import Files
-from trainers.datasets.files import Damaged
-from trainers.decode import centre_view, decode, decoders, random_view
+from trainers.datasets.files import Damaged, decode_row
+from trainers.datasets.pairs import colour_of, scaled_view, whole_view
+from trainers.decode import Choose, centre_view, decoders, random_view
 from trainers.meta import cores
 
 CHUNK = 8  # images that a thread decodes per task
 KEPT = 3  # float buffers reused on a CPU: for the current batch, the next batch, and a batch that is still in use
-Batch = tuple[Tensor, Tensor]  # float32 [B, 3, H, W] channels-last, int64 [B]
+Batch = tuple[Tensor, Tensor]  # float32 [B, 3, H, W] channels-last; int64 [B], or uint8 [B, H, W] with masks
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Job:
     """The images of one batch: rows in the list of files, and a seed for each random crop.
 
-    Without seeds, decoding takes the centre of each image.
+    Without seeds, decoding takes the centre of each image, or the whole image if it has a mask.
     """
 
     index: np.ndarray  # int64 [B]
@@ -44,11 +47,22 @@ class _Pixels:
     """Memory for one batch of decoded bytes."""
 
     bytes: Tensor  # uint8 [B, H, W, 3]
+    masks: Tensor | None  # uint8 [B, H, W]
     read: torch.cuda.Event | None = None  # fires when the GPU has copied the bytes, which must not change before
+
+
+def scored_side(size: int) -> int:
+    """Return the shorter side of a scored image before the centre square of `size` pixels is cut out.
+
+    The ratio 256/224 is usual on ImageNet.
+    """
+    return round(size * 256 / 224)
 
 
 class Stream:
     """Batches of image files, decoded on demand.
+
+    The labels of images with masks are the masks, with `VOID` beside an image.
 
     A damaged file is left out of its batch and named on stderr. A training batch without a readable image raises
     `UserError`. A scoring batch without a readable image is skipped.
@@ -59,8 +73,9 @@ class Stream:
     mean, std: normalisation of each channel, in 0..1.
     device: device of the batches.
     workers: decoding threads; one per core if None.
-    resize: shorter side of a scored image in pixels, before the centre square is cut out. None means 256/224 of
-    `image_size`, as usual on ImageNet.
+    resize: shorter side of a scored image in pixels, before the centre square is cut out. None: see `scored_side`.
+    Has no effect on images with masks, which are scored whole.
+    classes: names of the classes.
     """
 
     def __init__(
@@ -71,12 +86,14 @@ class Stream:
         device: torch.device,
         workers: int | None = None,
         resize: int | None = None,
+        classes: tuple[str, ...] = (),
     ) -> None:
+        self.classes = classes
         self.files, self.size, self.device = files, files.image_size, device
         self.workers = workers or cores()
-        self.resize = max(self.size, resize or round(self.size * 256 / 224))
+        self.resize = max(self.size, resize or scored_side(self.size))
         self.labels = torch.from_numpy(files.labels).to(device)
-        self._damaged = Damaged(len(files))
+        self._damaged, self._colour = Damaged(files), colour_of(mean)
         self._spare: list[_Pixels] = []
         self._floats = _Floats()
         # Repeat mean and std over a row of pixels. With only three values, the inner loop of the arithmetic would have
@@ -90,7 +107,7 @@ class Stream:
     def epoch(
         self, rng: torch.Generator, parts: Sequence[slice], shard: tuple[int, int] = (0, 1), flip: bool = True
     ) -> Iterator[Batch]:
-        """Return an iterator over the batches of one pass, each image a random crop.
+        """Return an iterator over the batches of one pass, each image a random crop (`random_view`, `scaled_view`).
 
         rng: draws the order of the images, and a seed for each crop.
         parts: one slice of the random order for each batch.
@@ -107,7 +124,7 @@ class Stream:
     def batches(self, size: int, shard: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
         """Return an iterator over all images in order, in batches of `size` images over all processes.
 
-        Each image is resized and cut to the centre square.
+        Each image is resized and cut to the centre square. An image with a mask is kept whole.
         """
         rank, world = shard
         rows = np.arange(len(self))
@@ -139,31 +156,34 @@ class Stream:
         while self._spare:
             if len((pixels := self._spare.pop(0)).bytes) >= count:
                 return pixels
-        shape = (count, self.size, self.size, 3)
+        shape = (count, self.size, self.size)
         # Pin the memory, so that the copy to the GPU does not block this thread.
-        return _Pixels(torch.empty(shape, dtype=torch.uint8, pin_memory=self.device.type == "cuda"))
+        pin = self.device.type == "cuda"
+        masks = None if self.files.masks is None else torch.empty(shape, dtype=torch.uint8, pin_memory=pin)
+        return _Pixels(torch.empty((*shape, 3), dtype=torch.uint8, pin_memory=pin), masks)
 
     def _start(self, pool: ThreadPoolExecutor, job: _Job, pixels: _Pixels, flip: bool) -> list[Future[list[int]]]:
         if pixels.read is not None:
             pixels.read.synchronize()  # the GPU may still be copying an earlier batch from this memory
         starts = range(0, len(job.index), CHUNK)
-        return [pool.submit(self._decode, job, pixels.bytes, start, flip) for start in starts]
+        return [pool.submit(self._decode, job, pixels, start, flip) for start in starts]
 
-    def _decode(self, job: _Job, pixels: Tensor, start: int, flip: bool) -> list[int]:
+    def _decode(self, job: _Job, pixels: _Pixels, start: int, flip: bool) -> list[int]:
         """Decode the chunk that begins at row `start` of a batch into `pixels`; return the rows of damaged files."""
         lost = []
         for row in range(start, min(start + CHUNK, len(job.index))):
-            path = f"{self.files.root}/{self.files.paths[job.index[row]]}"
-            if job.seeds is None:
-                choose = partial(centre_view, self.resize)
-            else:
-                choose = partial(random_view, self.size, flip, int(job.seeds[row]))
-            try:
-                decode(path, choose, pixels[row])
-            except Exception as error:  # decoders raise almost anything on a damaged file
-                self._damaged.add(path, error)
+            choose = self._view(None if job.seeds is None else int(job.seeds[row]), flip)
+            mask = None if pixels.masks is None else pixels.masks[row]
+            index = int(job.index[row])
+            if not decode_row(self.files, index, choose, self._damaged, pixels.bytes[row], mask, self._colour):
                 lost.append(row)
         return lost
+
+    def _view(self, seed: int | None, flip: bool) -> Choose:
+        """Return the function that chooses the view of an image. seed: that of a random crop; None for scoring."""
+        if seed is None:
+            return partial(centre_view, self.resize) if self.files.masks is None else partial(whole_view, self.size)
+        return partial(random_view if self.files.masks is None else scaled_view, self.size, flip, seed)
 
     def _finish(self, job: _Job, pixels: _Pixels, chunks: list[Future[list[int]]]) -> Batch | None:
         """Wait for the chunks of a batch and return the batch on the device.
@@ -179,9 +199,13 @@ class Stream:
         if not n:
             return None
         if lost:
-            pixels.bytes[:n] = pixels.bytes[torch.from_numpy(np.delete(np.arange(len(job.index)), lost))]
-        x, y = pixels.bytes[:n].view(n, self.size, 3 * self.size), torch.from_numpy(self.files.labels[index])
-        return self._normalised(x, pixels), self._on_device(y)
+            whole = torch.from_numpy(np.delete(np.arange(len(job.index)), lost))
+            pixels.bytes[:n] = pixels.bytes[whole]
+            if pixels.masks is not None:
+                pixels.masks[:n] = pixels.masks[whole]
+        # Copy the masks, because later batches overwrite their memory.
+        y = torch.from_numpy(self.files.labels[index]) if pixels.masks is None else pixels.masks[:n].clone()
+        return self._normalised(pixels.bytes[:n].view(n, self.size, 3 * self.size), pixels), self._on_device(y)
 
     def _normalised(self, x: Tensor, pixels: _Pixels) -> Tensor:
         """Return bytes [n, H, 3 W] as normalised floats [n, 3, H, W] on the device."""

@@ -119,7 +119,8 @@ class Scorer:
     def member(self, arch: Arch) -> nn.Module:
         """Return the member as an ordinary network in eval mode, with its own batch-norm statistics."""
         model = placed(self.model.extract(arch), self.device)
-        calibrate(model, (x for x, _ in self.calibration_images.batches(CALIBRATION_BATCH)), self.bf16)
+        size = min(CALIBRATION_BATCH, self.task.eval_batch(self.calibration_images.size))
+        calibrate(model, (x for x, _ in self.calibration_images.batches(size)), self.bf16)
         return model
 
 

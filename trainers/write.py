@@ -16,7 +16,7 @@ from res2net.cost import cost
 from res2net.files import write_atomic, write_folder
 from res2net.folder import ARCH_FILE, BOARD_FOLDER, CARD_FILE, LOG_FILE, TRAINING_FILE, WEIGHTS_FILE, weights_bytes
 from trainers.card import code, machine, model_card
-from trainers.datasets.data import Files
+from trainers.datasets.data import Files, Split
 from trainers.meta import environment
 from trainers.resume import Run
 from trainers.tasks.task import Scores, Task
@@ -48,7 +48,7 @@ def training_of(
             "train_images": len(data.train),
             "val_images": len(data.val),
             "image_size": data.image_size,
-            "crop": "resized" if isinstance(data.train, Files) else "pad",
+            "crop": _crop(data.train),
             "mean": list(data.mean),
             "std": list(data.std),
         },
@@ -60,15 +60,22 @@ def training_of(
     }
 
 
+def _crop(images: Split | Files) -> str:
+    """Return the random crop of the training images: a value of `Config.crop`, but not `auto`."""
+    if isinstance(images, Split):
+        return "pad"
+    return "resized" if images.masks is None else "scaled"
+
+
 def card(arch: BaseArch, training: dict[str, Any], test_images: int, task: Task) -> str:
     """Return the model card of a trained network as Markdown. training: the content of `training.json`."""
     config, data, (score, *others) = training["config"], training["data"], task.metrics
     val = training[f"val_{score.name}"]
-    validated = f"{val:.2f} {score.unit} ({data['val_images']:,} images)" if val is not None else None
-    tested = f"{training[f'test_{score.name}']:.2f} {score.unit} (n = 1, {test_images:,} images, last epoch)"
+    validated = f"{score.text(val)} ({data['val_images']:,} images)" if val is not None else None
+    tested = f"{score.text(training[f'test_{score.name}'])} (n = 1, {test_images:,} images, last epoch)"
     rows = [
         (f"{score.label}, test split", tested),
-        *((f"{m.label}, test split", f"{training[f'test_{m.name}']:.2f} {m.unit}") for m in others),
+        *((f"{m.label}, test split", m.text(training[f"test_{m.name}"])) for m in others),
         *([(f"{score.label}, validation split", validated)] if validated else []),
         ("multiply-accumulates", f"{training['macs']:,}"),
         ("parameters", f"{training['params']:,}"),
@@ -80,7 +87,7 @@ def card(arch: BaseArch, training: dict[str, Any], test_images: int, task: Task)
         ("hardware", machine(training)),
         ("code", code(training)),
     ]
-    return model_card(arch, f"A Res2Net trained on `{data['name']}`.", rows, data)
+    return model_card(arch, f"A Res2Net trained on `{data['name']}`.", rows, data, task.name)
 
 
 def write(model: nn.Module, arch: BaseArch, training: dict[str, Any], test_images: int, task: Task, out: Path) -> None:

@@ -88,6 +88,26 @@ def test_a_synchronised_norm_sees_the_whole_batch(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+GATHERER = """
+import torch
+from trainers.ddp import joined
+with joined("cpu") as (group, device):
+    for counts in ((2, 3), (3, 0), (0, 1), (1, 1)):
+        whole = torch.arange(4.0 * sum(counts)).view(-1, 4)
+        own = whole[: counts[0]] if group.rank == 0 else whole[counts[0] :]
+        assert torch.equal(group.gather(own if len(own) else torch.zeros(0, 0)), whole), (group, counts)
+"""
+
+
+@pytest.mark.slow
+def test_rows_of_all_processes_are_gathered(tmp_path: Path) -> None:
+    (tmp_path / "worker.py").write_text(GATHERER)
+    done = torchrun(2, str(tmp_path / "worker.py"))
+    assert done.returncode == 0, done.stderr
+    rows = torch.ones(3, 4)
+    assert ALONE.gather(rows) is rows
+
+
 @pytest.mark.slow
 class TestFit:
     @pytest.fixture

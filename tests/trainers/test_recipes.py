@@ -36,6 +36,16 @@ class TestNames:
             for step in (7 * epoch, 7 * epoch + 6):
                 assert config.lr_at(step, 7) == pytest.approx(rate)
 
+    def test_the_rates_of_deeplab(self) -> None:
+        config = recipe("deeplab")
+        assert (config.lr, config.momentum, config.nesterov, config.weight_decay) == (0.007, 0.9, False, 4e-5)
+        assert (config.batch_size, config.crop, config.label_smoothing) == (16, "scaled", 0)
+        steps = config.steps_per_epoch(10_582)
+        total = config.total_steps(steps)
+        assert total == pytest.approx(30_000, rel=0.01)
+        for step in (0, 1, total // 2, total - 1):
+            assert config.lr_at(step, steps) == pytest.approx(0.007 * (1 - step / total) ** 0.9)
+
     def test_fast_is_the_recipe_of_a_search(self) -> None:
         assert recipe("fast", {"epochs": Config().epochs, "warmup": Config().warmup}) == Config()
 
@@ -49,7 +59,7 @@ class TestNames:
     def test_a_longer_or_shorter_schedule_keeps_its_shape(self, name: str, factor: float) -> None:
         base = recipe(name)
         changed = recipe(name, {"epochs": round(base.epochs * factor)})
-        steps = 60  # steps an epoch of the unchanged recipe; the changed one has as many steps in all
+        steps = 132  # steps an epoch of the unchanged recipe; the changed one has as many steps in all
         changed_steps = base.epochs * steps // changed.epochs
         for step in range(0, base.epochs * steps, 97):
             assert changed.lr_at(step, changed_steps) == pytest.approx(base.lr_at(step, steps), rel=0.05)
@@ -115,7 +125,7 @@ class TestFiles:
             ("epochs: 0", ["'epochs': 0"]),
             ("epochs: true", ["'epochs': True", "a whole number"]),
             ("flip: 1", ["'flip': 1", "true or false"]),
-            ("schedule: liner", ["schedule", "did you mean 'linear'", "cosine, step, linear, rex, constant"]),
+            ("schedule: liner", ["schedule", "did you mean 'linear'", "cosine, step, linear, rex, constant, poly"]),
             ("schedule: step", ["'milestones': none"]),
             ("milestones: 3", ["'milestones': 3", "a list"]),
             ("schedule: step\nmilestones: [5, 4]", ["'milestones': [5.0, 4.0]", "rising"]),

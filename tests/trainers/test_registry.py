@@ -44,11 +44,11 @@ class TestEveryDataSet:
 
 
 def test_what_suits_each() -> None:
-    assert datasets.names() == ("shapes", "cifar10", "cifar100", "folder")
+    assert datasets.names() == ("shapes", "scenes", "cifar10", "cifar100", "folder", "voc", "masks")
     of_32 = [datasets.get(name).base(32) for name in datasets.names()]
-    assert of_32 == ["micro", "cifar", "cifar", "cifar"]
+    assert of_32 == ["micro", "thin", *["cifar"] * 5]
     assert [datasets.get("folder").base(size) for size in (None, 127, 128)] == ["cifar", "cifar", "imagenet"]
-    assert [name for name in datasets.names() if datasets.get(name).streamable] == ["folder"]
+    assert [name for name in datasets.names() if datasets.get(name).streamable] == ["folder", "voc", "masks"]
 
 
 class TestOwn:

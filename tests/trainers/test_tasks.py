@@ -1,7 +1,11 @@
 """Tasks: the contract of all that are registered, and a trainer that asks a task of a test's own."""
 
 import math
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -10,26 +14,75 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from res2net import Arch, Stage, create
+from res2net.arch import BaseArch
+from trainers.datasets.base import TARGETS
 from trainers.datasets.data import Data, Split
 from trainers.ddp import ALONE, Group
 from trainers.evaluate import evaluate
 from trainers.images import Images
-from trainers.recipes import Config
+from trainers.recipes import RECIPES, Config
+from trainers.start import fitted_arch
 from trainers.tasks import TASKS
+from trainers.tasks.metrics import METRICS
 from trainers.tasks.task import Metric, Task, described, no_scores
 from trainers.train import Epoch, Trainer
 
 CPU = torch.device("cpu")
+SIZE = 16  # pixels along a side of the images
+SMALL = Arch((Stage(1, 2, 4, 2, 3, 2), Stage(1, 4, 4, 1, 2, 2)), stem="cifar", stem_channels=4)
 QUICK = Config(epochs=2, batch_size=8, crop_padding=0, flip=False, precision="fp32", device="cpu")
 
 
-def data(n: int = 20, n_val: int = 7) -> Data:
-    rng = np.random.default_rng(0)
+class Example(NamedTuple):
+    """What the contract needs to know of a task. Each task has a row in `EXAMPLES`.
+
+    classes: names of the data set's classes.
+    labels: a function that returns the labels of a number of images, as in a `Split`. All images have equal weights.
+    shape: shape of the outputs for one image.
+    """
+
+    classes: tuple[str, ...]
+    labels: Callable[[int], np.ndarray]
+    shape: tuple[int, ...]
+
+
+def numbers(n: int) -> np.ndarray:
+    return np.arange(n) % 6
+
+
+def masks(n: int, classes: int) -> np.ndarray:
+    return np.random.default_rng(n).integers(0, classes, (n, SIZE, SIZE), np.uint8)
+
+
+def points(n: int) -> np.ndarray:
+    found = np.random.default_rng(n).uniform(0, SIZE, (n, 3, 3)).astype(np.float32)
+    found[:, :-1, 2], found[:, -1] = 2, (64, 64, 1)
+    return found
+
+
+EXAMPLES = {
+    "classification": Example(tuple("abcdef"), numbers, (6,)),
+    "segment": Example(("background", "a", "b"), partial(masks, classes=3), (3, SIZE, SIZE)),
+    "saliency": Example(("object",), partial(masks, classes=2), (1, SIZE, SIZE)),
+    "keypoints": Example(("left", "right"), points, (2, SIZE // 4, SIZE // 4)),
+    "regression": Example(tuple("abcdef"), numbers, (1,)),
+}
+
+
+def data(task: Task, n: int = 20, n_val: int = 7) -> Data:
+    rng, found = np.random.default_rng(0), EXAMPLES[task.name]
 
     def split(n: int) -> Split:
-        return Split(rng.integers(0, 256, (n, 3, 8, 8), np.uint8), np.arange(n) % 6)
+        return Split(rng.integers(0, 256, (n, 3, SIZE, SIZE), np.uint8), found.labels(n))
 
-    return Data("noise", tuple("abcdef"), split(n), split(n_val), (0.5,) * 3, (0.3,) * 3)
+    return Data("noise", found.classes, split(n), split(n_val), (0.5,) * 3, (0.3,) * 3, task.target)
+
+
+def labels_of(task: Task, n: int) -> Tensor:
+    """Return labels as the trainer has them on the device."""
+    d = data(task, n)
+    return Images(d.train, d, CPU).labels
 
 
 class Brightness(NamedTuple):
@@ -41,11 +94,23 @@ class Regression:
     """The label as a number: a task whose outputs, loss and metric have nothing to do with classes."""
 
     name = "regression"
+    target = "class"
+    head_kind = None
+    recipe = "fast"
     metrics = (Metric("closeness", "close", "%", "closeness"),)
     scores = Brightness
 
+    def check(self) -> None:
+        pass
+
     def head_size(self, data: Data) -> int:
         return 1
+
+    def head(self, arch: BaseArch, image_size: int) -> None:
+        return None
+
+    def eval_batch(self, image_size: int) -> int:
+        return 100
 
     def targets(self, x: Tensor, labels: Tensor, size: int, config: Config, step: int) -> tuple[Tensor, Tensor]:
         return x, labels.float()[:, None].expand(-1, size)
@@ -56,7 +121,13 @@ class Regression:
     def distilled(self, outputs: Tensor, teacher: Tensor) -> Tensor:
         return F.mse_loss(outputs, teacher)
 
-    def meter(self, device: torch.device) -> "Meter":
+    def predicted(self, outputs: Tensor) -> Tensor:
+        return outputs[:, 0].round().long()
+
+    def picture(self, images: np.ndarray, labels: Tensor) -> list[np.ndarray]:
+        return []
+
+    def meter(self, device: torch.device, classes: tuple[str, ...] = ()) -> "Meter":
         return Meter()
 
 
@@ -74,11 +145,21 @@ class Meter:
         return Brightness(float(errors.square().mean()), float(100 * (errors.abs() < 1).float().mean()))
 
 
-@pytest.mark.parametrize("task", [*TASKS.values(), Regression()], ids=lambda task: task.name)
+OURS = [*TASKS.values(), Regression()]
+
+
+def test_every_task_has_an_example() -> None:
+    assert EXAMPLES.keys() == {task.name for task in OURS}
+
+
+@pytest.mark.parametrize("task", OURS, ids=lambda task: task.name)
 class TestContract:
     def test_scores_are_the_loss_and_the_metrics_in_order(self, task: Task) -> None:
         assert task.scores._fields == ("loss", *(m.name for m in task.metrics))
         assert all(math.isnan(v) for v in no_scores(task))
+        assert task.metrics[0].larger
+        assert task.recipe in RECIPES
+        assert task.target in TARGETS
 
     def test_the_first_metric_is_in_front_in_a_row_and_back(self, task: Task) -> None:
         epoch = Epoch(3, 0.5, task.scores(*range(1, 2 + len(task.metrics))), 100.0, 2.0)
@@ -87,11 +168,10 @@ class TestContract:
         assert Epoch.from_row(row, task) == epoch
 
     def test_the_loss_is_a_mean_and_flows_back_to_the_outputs(self, task: Task) -> None:
-        d = data()
-        size = task.head_size(d)
-        outputs = torch.randn(4, size, requires_grad=True)
-        x, targets = task.targets(torch.zeros(4, 3, 8, 8), torch.arange(4), size, QUICK, 0)
-        assert x.shape == (4, 3, 8, 8)
+        size = task.head_size(data(task))
+        outputs = torch.randn(4, *EXAMPLES[task.name].shape, requires_grad=True)
+        x, targets = task.targets(torch.zeros(4, 3, SIZE, SIZE), labels_of(task, 4), size, QUICK, 0)
+        assert x.shape == (4, 3, SIZE, SIZE)
         whole = task.loss(outputs, targets, QUICK)
         halves = [task.loss(outputs[s], targets[s], QUICK) for s in (slice(2), slice(2, 4))]
         assert whole.item() == pytest.approx(sum(h.item() for h in halves) / 2, rel=1e-5)
@@ -99,29 +179,57 @@ class TestContract:
         assert outputs.grad is not None
         assert outputs.grad.abs().sum() > 0
 
+    def test_the_loss_of_half_precision_is_computed_in_single(self, task: Task) -> None:
+        outputs = torch.randn(4, *EXAMPLES[task.name].shape).bfloat16()
+        targets = task.targets(torch.zeros(4, 3, SIZE, SIZE), labels_of(task, 4), 1, QUICK, 0)[1]
+        assert torch.equal(task.loss(outputs, targets, QUICK), task.loss(outputs.float(), targets, QUICK))
+
     def test_a_teacher_pulls_the_outputs_towards_its_own(self, task: Task) -> None:
-        size = task.head_size(data())
-        outputs, teacher = torch.zeros(4, size, requires_grad=True), torch.randn(4, size)
+        shape = (4, *EXAMPLES[task.name].shape)
+        outputs, teacher = torch.zeros(shape, requires_grad=True), torch.randn(shape)
         before = task.distilled(outputs, teacher)
         before.backward()
         assert outputs.grad is not None
         assert task.distilled(outputs - 0.1 * outputs.grad, teacher) < before
 
+    def test_predictions_have_the_form_of_labels(self, task: Task) -> None:
+        labels = labels_of(task, 4)
+        found = task.predicted(torch.randn(4, *EXAMPLES[task.name].shape))
+        assert (found.shape, found.dtype) == (labels.shape, labels.dtype)
+        images = np.zeros((4, SIZE, SIZE, 3), np.uint8)
+        for panels in (task.picture(images, labels), task.picture(images, found)):
+            assert [(p.shape, p.dtype) for p in panels] in ([], [((SIZE, SIZE, 3), np.uint8)] * 4)
+        assert not images.any()
+
     def test_a_meter_does_not_depend_on_how_images_are_batched(self, task: Task) -> None:
-        outputs, labels = torch.randn(9, task.head_size(data())), torch.arange(9) % 6
+        outputs, labels = torch.randn(9, *EXAMPLES[task.name].shape), labels_of(task, 9)
         found = []
         for size in (1, 4, 9):
-            meter = task.meter(CPU)
+            meter = task.meter(CPU, EXAMPLES[task.name].classes)
             for i in range(0, 9, size):
                 meter.add(outputs[i : i + size], labels[i : i + size])
             found.append(meter.scores(ALONE))
         assert found[0] == pytest.approx(found[1], rel=1e-5)
         assert found[0] == pytest.approx(found[2], rel=1e-5)
 
+    def test_a_meter_does_not_wait_for_the_device(self, task: Task) -> None:
+        """Values on the meta device cannot be read."""
+        meta = torch.device("meta")
+        meter = task.meter(meta, EXAMPLES[task.name].classes)
+        outputs, labels = torch.randn(4, *EXAMPLES[task.name].shape), labels_of(task, 4)
+        for _ in range(2):
+            meter.add(outputs.to(meta), labels.to(meta))
+
+    def test_a_diverged_network_has_a_loss_that_is_no_number(self, task: Task) -> None:
+        meter = task.meter(CPU, EXAMPLES[task.name].classes)
+        meter.add(torch.full((4, *EXAMPLES[task.name].shape), math.nan), labels_of(task, 4))
+        assert math.isnan(meter.scores(ALONE).loss)
+
     def test_the_trainer_asks_it(self, task: Task) -> None:
-        d = data()
+        d, shape = data(task), EXAMPLES[task.name].shape
         torch.manual_seed(0)
-        model = nn.Sequential(nn.Flatten(), nn.Linear(192, task.head_size(d)))
+        last = nn.Linear(3 * SIZE**2, math.prod(shape))
+        model = nn.Sequential(nn.Flatten(), last, nn.Unflatten(1, shape))
         trainer = Trainer(model, d, replace(QUICK, lr=1e-4), task=task)
         x, y = next(Images(d.train, d, CPU).batches(20))
         before = task.loss(model(x), task.targets(x, y, task.head_size(d), QUICK, 0)[1], QUICK).item()
@@ -132,10 +240,64 @@ class TestContract:
         assert evaluate(model, trainer.val_images, task=task) == second.val
 
 
+class Pair:
+    """One of two processes that are threads."""
+
+    def __init__(self, rank: int, sent: dict[int, Tensor], barrier: threading.Barrier) -> None:
+        self.rank, self.sent, self.barrier = rank, sent, barrier
+
+    def _exchanged(self, tensor: Tensor) -> list[Tensor]:
+        self.sent[self.rank] = tensor
+        self.barrier.wait()
+        both = [self.sent[0], self.sent[1]]
+        self.barrier.wait()
+        return both
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        return torch.stack(self._exchanged(tensor)).sum(0)
+
+    def gather(self, rows: Tensor) -> Tensor:
+        return torch.cat([part for part in self._exchanged(rows) if len(part)])
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
+class TestOurs:
+    def test_two_processes_have_the_scores_of_one(self, task: Task) -> None:
+        outputs, labels = torch.randn(9, *EXAMPLES[task.name].shape), labels_of(task, 9)
+        meters = [task.meter(CPU, EXAMPLES[task.name].classes) for _ in range(3)]
+        for meter, own in zip(meters, (slice(0, None, 2), slice(1, None, 2), slice(None)), strict=True):
+            meter.add(outputs[own], labels[own])
+        sent, barrier = dict[int, Tensor](), threading.Barrier(2, timeout=60)
+        with ThreadPoolExecutor(2) as pool:
+            found = list(pool.map(lambda rank: meters[rank].scores(Pair(rank, sent, barrier)), range(2)))
+        assert found[0] == found[1]
+        assert found[0] == pytest.approx(meters[2].scores(ALONE), rel=1e-6)
+
+    def test_a_network_with_its_head_has_such_outputs(self, task: Task) -> None:
+        d = data(task)
+        arch = fitted_arch(SMALL, d, task)
+        torch.manual_seed(0)
+        model, labels = create(arch), labels_of(task, 4)
+        x = torch.randn(4, 3, SIZE, SIZE)
+        assert model.eval()(x).shape == (4, *EXAMPLES[task.name].shape)
+        task.loss(model.train()(x), task.targets(x, labels, task.head_size(d), QUICK, 0)[1], QUICK).backward()
+        assert all(p.grad is not None for p in model.parameters())
+        outputs = model(x)
+        assert task.distilled(outputs, outputs.detach()) <= task.distilled(outputs, -outputs.detach())
+
+    def test_its_first_metric_scores_networks(self, task: Task) -> None:
+        metric = METRICS[task.metrics[0].name]
+        assert metric.task is task
+        assert metric.of(task.scores(*range(1 + len(task.metrics)))) == 1
+        assert metric.key == f"val_{task.metrics[0].name}"
+
+
 def test_metrics_are_described_with_their_units() -> None:
     assert described(TASKS["classification"], (TASKS["classification"].scores(1.0, 50.0, 100.0))) == (
         "top-1 50.00 %  top-5 100.00 %"
     )
+    assert described(TASKS["saliency"], TASKS["saliency"].scores(1.0, 91.0, 0.0647)) == "max-F 91.00 %  MAE 0.065"
+    assert described(TASKS["saliency"], TASKS["saliency"].scores(1.0, 9.5, 0.5), 6) == "max-F   9.50 %  MAE  0.500"
 
 
 def test_a_row_of_an_earlier_version_may_lack_a_metric() -> None:

@@ -562,7 +562,7 @@ class TestPrecision:
 
 class TestEvaluate:
     def test_is_the_mean_of_images_one_by_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("trainers.evaluate.EVAL_BATCH", 4)
+        monkeypatch.setattr("trainers.tasks.classification.EVAL_BATCH", 4)
         d, model = data(n_val=11), network()
         images = Images(d.val, d, CPU)
         loss, top1, top5 = evaluate(model.train(), images)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
@@ -11,16 +13,44 @@ import numpy as np
 
 from res2net.errors import UserError
 
+# The kinds of targets. `labels` of a `Split` holds one entry for each image.
+TARGETS = {
+    "class": "a class for each image: class numbers, int64 [N]",
+    "mask": "a class for each pixel: class numbers, uint8 [N, size, size], 0 for the background, 255 for none",
+    "salient": "the salient pixels: uint8 [N, size, size], 1 on salient objects, 0 elsewhere, 255 for unknown",
+    "points": "the key points of one object: x, y and visibility, float32 [N, key points + 1, 3]",
+}
+# For "points", an image is a square around the given box of one object: the centre is that of the box, the side is 1.25
+# times the longer side of the box. The square is resized to the data set's size. `classes()` names the key points.
+# A row for each key point: x and y in pixels of the image, and the visibility (0 not labelled, 1 hidden, 2 visible).
+# Pixel i spans i to i + 1. Last row: the area of the object in pixels of the image, the area of its box in pixels of
+# the photograph that shows it, and the number of pixels of the image for each pixel of the photograph, along a side.
+BOX_MARGIN = 1.25
+MAPS = ("mask", "salient")  # targets that are cropped and mirrored with the images
 MIN_SIZE = 8  # pixels along a side; below it, most maps of a network would be a single pixel
+VOID = 255  # the label of a pixel without a class
 IMAGENET_SIZE = 128  # pixels along a side; smallest images whose search base is `imagenet` (`DataSet.base`)
+
+
+def partners(names: Sequence[str]) -> tuple[int, ...]:
+    """Return, for each key point, the index of the key point that takes its place in a mirrored image.
+
+    `left_eye` and `right_eye` take each other's place. A key point without such a partner keeps its place.
+    """
+    index = {name: i for i, name in enumerate(names)}
+    return tuple(index.get(re.sub("left|right", _other_side, name), i) for i, name in enumerate(names))
+
+
+def _other_side(match: re.Match[str]) -> str:
+    return "right" if match[0] == "left" else "left"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Split:
-    """Images in memory and their class numbers."""
+    """Images in memory and their targets."""
 
     images: np.ndarray  # uint8 [N, channels, size, size]
-    labels: np.ndarray  # int64 [N]
+    labels: np.ndarray  # class numbers int64 [N]; for other targets see `TARGETS`
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -42,15 +72,18 @@ class Split:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Files:
-    """Image files that are not decoded yet, and their class numbers.
+    """Image files that are not decoded yet, and their class numbers or their mask files.
 
     A training decodes the files on demand (`Stream`) or decodes all files before the first epoch (`to_split`).
     """
 
     root: Path
     paths: tuple[str, ...]  # relative to `root`, sorted
-    labels: np.ndarray  # int64 [N]
+    labels: np.ndarray  # int64 [N]; zeros for images with masks
     image_size: int  # pixels along a side of the decoded images
+    masks: tuple[str, ...] | None = None  # a PNG for each image, relative to `root`; None for images without masks
+    # Number of classes: pixel values are class numbers below it, or `VOID`. None: salient objects are above 127.
+    mask_classes: int | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -62,7 +95,9 @@ class Files:
 
     def take(self, index: np.ndarray) -> Files:
         """Return the files at these rows."""
-        return replace(self, paths=tuple(self.paths[i] for i in index.tolist()), labels=self.labels[index])
+        rows = index.tolist()
+        masks = None if self.masks is None else tuple(self.masks[i] for i in rows)
+        return replace(self, paths=tuple(self.paths[i] for i in rows), labels=self.labels[index], masks=masks)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,6 +110,7 @@ class Data:
     val: Split | Files  # empty with a validation fraction of 0
     mean: tuple[float, ...]  # mean of each channel of the training images, in 0..1; ImageNet's mean for `Files`
     std: tuple[float, ...]  # standard deviation of each channel, likewise
+    target: str = "class"  # a key of `TARGETS`
 
     @property
     def num_classes(self) -> int:
@@ -109,18 +145,20 @@ class DataSet(ABC):
     """A data set: its images, its classes, and defaults for its use.
 
     To add a data set, derive from this class, set `name`, and write `classes`, `train` and `test`. The user's options
-    are in `self.data_dir` and `self.image_size`. A class in your own module needs no registration: select it by
-    `--data my_package.my_module:MyData`.
+    are in `self.data_dir`, `self.image_size` and `self.target`. A class in your own module needs no registration:
+    select it by `--data my_package.my_module:MyData`.
     """
 
     name: ClassVar[str]  # appears in reports and in the names of run folders
     val_fraction: ClassVar[float] = 0.1  # default share of the training images for validation
     resizable: ClassVar[bool] = False  # whether the option `image_size` applies
     streamable: ClassVar[bool] = False  # whether `train` and `test` return `Files`
+    targets: ClassVar[tuple[str, ...]] = ("class",)  # keys of `TARGETS` that the data set has
 
     data_dir: str | Path | None = None
     image_size: int | None = None  # pixels along a side; None for the data set's own size
     trained_classes: tuple[str, ...] | None = None  # classes that the test split must have; None for those of `train`
+    target: str = "class"  # the targets to return, one of `targets`
 
     def __post_init__(self) -> None:
         if self.image_size is not None:
@@ -128,7 +166,11 @@ class DataSet(ABC):
 
     @abstractmethod
     def classes(self) -> tuple[str, ...]:
-        """Return the class names, in the order of the class numbers."""
+        """Return the class names, in the order of the class numbers.
+
+        For salient objects: one name, `object`. For points: the names of the key points. Names that differ in "left"
+        and "right" change places when an image is mirrored.
+        """
 
     @abstractmethod
     def train(self) -> Split | Files:
@@ -137,6 +179,10 @@ class DataSet(ABC):
     @abstractmethod
     def test(self) -> Split | Files:
         """Return the test images."""
+
+    def note(self) -> str | None:
+        """Return a line about the files that `train` reads, to be shown before a training; None for nothing to say."""
+        return None
 
     def download(self) -> None:
         """Fetch the files into `data_dir` unless they exist. Raise `UserError` if they cannot be fetched."""
@@ -152,7 +198,8 @@ class DataSet(ABC):
         """Raise `UserError` if the data set cannot provide images of this size."""
         if not cls.resizable:
             raise UserError(
-                f"`image_size`: {image_size}, but {cls.name} has a size of its own; accepted: only with `data` folder"
+                f"`image_size`: {image_size}, but {cls.name} has a size of its own; "
+                "accepted: only with `data` folder, masks, scenes or voc"
             )
         if image_size < MIN_SIZE:
             raise UserError(

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
 
 from res2net.errors import UserError
-from trainers.datasets.base import Data, Files, Split
+from res2net.plugins import PATH
+from trainers.datasets.base import MAPS, TARGETS, VOID, Data, DataSet, Files, Split
 from trainers.datasets.files import MEAN, STD, to_split
-from trainers.datasets.registry import get, names
+from trainers.datasets.registry import DATASETS, get, names
 
-__all__ = ["Data", "Files", "Split", "classes_of", "download", "get", "load", "load_test", "names"]
+__all__ = ["MAPS", "VOID", "Data", "Files", "Split", "classes_of", "download", "get", "load", "load_test", "names"]
 
 
 def load(
@@ -24,6 +26,7 @@ def load(
     train_images: int | None = None,
     image_size: int | None = None,
     stream: bool = False,
+    target: str = "class",
     console: Console | None = None,
 ) -> Data:
     """Return the training and validation splits of a data set, drawn by `seed` from all training images.
@@ -32,18 +35,22 @@ def load(
     data_dir: folder of the data set's files.
     val_fraction: share of all training images for the validation split; the data set's default if None.
     train_images: number of images in the training split; all images outside the validation split if None.
-    image_size: pixels along a side, for data sets of image files; guessed from the training images if None.
+    image_size: pixels along a side, for `scenes` and data sets of image files; if None, their own size or a guess.
     stream: leave image files undecoded, for a training that decodes them on demand.
+    target: the targets that a task needs, a key of `TARGETS`.
     console: shows the progress of decoding many files.
     """
     if seed < 0:
         raise UserError(f"`seed`: {seed}; accepted: 0 or more")
     if val_fraction is not None and not 0 <= val_fraction < 1:
         raise UserError(f"`val_fraction`: {val_fraction}; accepted: 0 up to, not including, 1")
-    dataset = get(name)(data_dir, image_size)
+    dataset = _opened(name, target, data_dir, image_size)
     classes, pool = dataset.classes(), dataset.train()
-    _check(dataset.name, pool, classes)
-    order = _stratified_order(pool.labels, seed)
+    if console is not None and (line := dataset.note()):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    _check(dataset.name, pool, classes, target)
+    strata = pool.labels if target == "class" else np.zeros(len(pool), np.int64)
+    order = _stratified_order(strata, seed)
     fraction = dataset.val_fraction if val_fraction is None else val_fraction
     cut = min(round(fraction * len(order)), len(order) - 1)
     left = len(order) - cut
@@ -55,9 +62,12 @@ def load(
     if stream and isinstance(train, Files):
         # Use ImageNet's mean and std, which suit photographs. Computing the data set's own values would decode all
         # training images.
-        return Data(dataset.name, classes, train, val, MEAN, STD)
+        return Data(dataset.name, classes, train, val, MEAN, STD, target)
+    padded = isinstance(train, Files) and train.masks is not None
     train, val = _in_memory(train, console), _in_memory(val, console)
-    return Data(dataset.name, classes, train, val, *_mean_std(train.images))
+    # Images with masks are padded with ImageNet's mean. Their own mean and std would count the padding.
+    mean, std = (MEAN, STD) if padded else _mean_std(train.images)
+    return Data(dataset.name, classes, train, val, mean, std, target)
 
 
 def load_test(
@@ -66,24 +76,26 @@ def load_test(
     image_size: int | None = None,
     stream: bool = False,
     classes: tuple[str, ...] | None = None,
+    target: str = "class",
 ) -> Split | Files:
     """Return the test split, for the single final score of a network. A search must never call this function.
 
-    image_size: pixels along a side, for data sets of image files; guessed from the training images if None.
+    image_size: pixels along a side, for `scenes` and data sets of image files; if None, their own size or a guess.
     stream: leave image files undecoded.
     classes: the classes of the trained network; if None, the classes of the training images.
+    target: see `load`.
 
     Raise `UserError` if the test split of a data set of image folders does not have exactly these classes.
     """
-    dataset = get(name)(data_dir, image_size, classes)
+    dataset = _opened(name, target, data_dir, image_size, classes)
     part = dataset.test()
-    _check(dataset.name, part, classes or dataset.classes())
+    _check(dataset.name, part, classes or dataset.classes(), target)
     return part if stream else _in_memory(part)
 
 
-def classes_of(name: str, data_dir: str | Path | None = None) -> tuple[str, ...]:
+def classes_of(name: str, data_dir: str | Path | None = None, target: str = "class") -> tuple[str, ...]:
     """Return the class names of a data set, in the order of the class numbers."""
-    return get(name)(data_dir).classes()
+    return _opened(name, target, data_dir).classes()
 
 
 def download(name: str, data_dir: str | Path | None) -> None:
@@ -91,11 +103,30 @@ def download(name: str, data_dir: str | Path | None) -> None:
     get(name)(data_dir).download()
 
 
+def check_target(name: str, target: str) -> None:
+    """Raise `UserError` if a data set has no targets of this kind."""
+    kind = get(name)
+    if target not in kind.targets:
+        able = [known for known, other in DATASETS.items() if target in other.targets]
+        raise UserError(
+            f"`data`: {name} has no targets of the kind {target} ({TARGETS[target]}); accepted for this task: "
+            f"{', '.join((*able, PATH))}"
+        )
+
+
+def _opened(name: str, target: str, *options: Any) -> DataSet:
+    """Return the data set with these targets. Raise `UserError` if it has none of them."""
+    check_target(name, target)
+    kind = get(name)
+    # A data set of a user's own may have a constructor without `target`.
+    return kind(*options) if target == "class" else kind(*options, target=target)
+
+
 def _in_memory(part: Split | Files, console: Console | None = None) -> Split:
     return to_split(part, console) if isinstance(part, Files) else part
 
 
-def _check(name: str, part: Split | Files, classes: tuple[str, ...]) -> None:
+def _check(name: str, part: Split | Files, classes: tuple[str, ...], target: str) -> None:
     """Raise `UserError` for a split without images or with unusable arrays. A user's own data set may return either."""
     if len(part) == 0:
         raise UserError(f"`data`: {name} has no images; accepted: at least 1")
@@ -107,6 +138,12 @@ def _check(name: str, part: Split | Files, classes: tuple[str, ...]) -> None:
             f"`data`: images of {name} are {images.dtype} {list(images.shape)}; "
             f"accepted: uint8 [N, channels, size, size]"
         )
+    if target in MAPS:
+        _check_maps(name, images, labels, _top_class(name, classes, target))
+        return
+    if target == "points":
+        _check_points(name, labels, (len(images), len(classes) + 1, 3), classes)
+        return
     if labels.dtype != np.int64 or labels.shape != images.shape[:1]:
         raise UserError(
             f"`data`: labels of {name} are {labels.dtype} {list(labels.shape)}; accepted: int64 [{len(images)}]"
@@ -114,6 +151,50 @@ def _check(name: str, part: Split | Files, classes: tuple[str, ...]) -> None:
     if labels.min() < 0 or labels.max() >= len(classes):
         raise UserError(
             f"`data`: labels of {name} are {labels.min()} to {labels.max()}; accepted: 0 to {len(classes) - 1}"
+        )
+
+
+def _top_class(name: str, classes: tuple[str, ...], target: str) -> int:
+    """Return the largest number that a mask may hold beside `VOID`."""
+    if target != "salient":
+        if len(classes) > VOID:
+            raise UserError(f"`data`: {name} has {len(classes)} classes; accepted with masks: at most {VOID}")
+        return len(classes) - 1
+    if len(classes) != 1:
+        raise UserError(f"`data`: {name} has the classes {', '.join(classes)}; accepted for salient objects: one class")
+    return 1
+
+
+def _check_maps(name: str, images: np.ndarray, labels: np.ndarray, top: int) -> None:
+    """Raise `UserError` for unusable masks. top: the largest class number."""
+    wanted = (len(images), *images.shape[2:])
+    if labels.dtype != np.uint8 or labels.shape != wanted:
+        raise UserError(
+            f"`data`: masks of {name} are {labels.dtype} {list(labels.shape)}; accepted: uint8 {list(wanted)}"
+        )
+    for chunk in np.array_split(labels, -(-len(labels) // 1000)):  # bounds the memory
+        if len(found := chunk[(chunk > top) & (chunk != VOID)]):
+            raise UserError(f"`data`: masks of {name} hold class {found[0]}; accepted: 0 to {top}, or {VOID} for none")
+
+
+def _check_points(name: str, labels: np.ndarray, wanted: tuple[int, ...], classes: tuple[str, ...]) -> None:
+    """Raise `UserError` for unusable key points. wanted: shape of the labels."""
+    if len(set(classes)) < len(classes):
+        raise UserError(f"`data`: key points of {name} are {', '.join(classes)}; accepted: different names")
+    if labels.dtype != np.float32 or labels.shape != wanted:
+        raise UserError(
+            f"`data`: key points of {name} are {labels.dtype} {list(labels.shape)}; accepted: float32 {list(wanted)}"
+        )
+    if not np.isfinite(labels).all():
+        raise UserError(f"`data`: key points of {name} hold NaN or infinity; accepted: numbers")
+    seen = labels[:, :-1, 2]
+    if not np.isin(seen, (0, 1, 2)).all():
+        wrong = seen[~np.isin(seen, (0, 1, 2))][0]
+        raise UserError(f"`data`: key points of {name} have the visibility {wrong:g}; accepted: 0, 1, 2")
+    if labels[:, -1].min() <= 0:
+        raise UserError(
+            f"`data`: key points of {name} have the last row {labels[labels[:, -1].min(1).argmin(), -1].tolist()}; "
+            "accepted: areas of the object and of its box, and a scale, all above 0"
         )
 
 

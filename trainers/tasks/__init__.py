@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from trainers.tasks.classification import CLASSIFICATION
+from trainers.tasks.keypoints import KEYPOINTS
+from trainers.tasks.saliency import SALIENCY
+from trainers.tasks.segmentation import SEGMENTATION
 from trainers.tasks.task import Task
 
-TASKS: Mapping[str, Task] = {task.name: task for task in (CLASSIFICATION,)}
+TASKS: Mapping[str, Task] = {task.name: task for task in (CLASSIFICATION, SEGMENTATION, SALIENCY, KEYPOINTS)}

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from res2net.arch import BaseArch
 from trainers.datasets.data import Data
 from trainers.ddp import Group
 from trainers.device import sum_dtype
 from trainers.mixing import mixed
 from trainers.recipes import Config
-from trainers.tasks.task import Metric
+from trainers.tasks.task import EVAL_BATCH, Metric
 
 
 class Scores(NamedTuple):
@@ -33,12 +35,25 @@ class Classification:
     """The task with one class for each image. Outputs are logits `[B, classes]`, labels are class numbers `[B]`."""
 
     name = "classification"
+    target = "class"
+    recipe = "fast"
+    head_kind = None
     metrics = (Metric("top1", "top-1", "%", "accuracy"), Metric("top5", "top-5", "%", "accuracy"))
     scores = Scores
+
+    def check(self) -> None:
+        """Do nothing: the task needs no further package."""
 
     def head_size(self, data: Data) -> int:
         """Return the number of classes."""
         return data.num_classes
+
+    def head(self, arch: BaseArch, image_size: int) -> None:
+        """Return None: the network keeps its classifier."""
+
+    def eval_batch(self, image_size: int) -> int:
+        """Return the number of images that are scored at once."""
+        return EVAL_BATCH
 
     def targets(self, x: Tensor, labels: Tensor, size: int, config: Config, step: int) -> tuple[Tensor, Tensor]:
         """Return the batch and its targets: class numbers `[B]`, or probabilities `[B, size]` with mixup or CutMix."""
@@ -53,7 +68,15 @@ class Classification:
         """Return the mean cross-entropy against the teacher's probabilities."""
         return F.cross_entropy(outputs.float(), teacher.float().softmax(1))
 
-    def meter(self, device: torch.device) -> ClassificationMeter:
+    def predicted(self, outputs: Tensor) -> Tensor:
+        """Return the likeliest class of each image."""
+        return outputs.argmax(1)
+
+    def picture(self, images: np.ndarray, labels: Tensor) -> list[np.ndarray]:
+        """Return an empty list: a class has no place in the image."""
+        return []
+
+    def meter(self, device: torch.device, classes: tuple[str, ...] = ()) -> ClassificationMeter:
         """Return an empty meter on the device."""
         return ClassificationMeter(device)
 

@@ -1,6 +1,7 @@
-"""The metrics that may score a network on a data split: top-1, top-5 and balanced accuracy, or a user's own function.
+"""The metrics that may score a network on a data split: those of the tasks, or a user's own function.
 
-To add a metric, add an entry to `METRICS`. Users pass a function `(logits, labels) -> value` as `my_package:NAME`.
+To add a metric, add an entry to `METRICS`. For classification, users pass a function `(logits, labels) -> value` as
+`my_package:NAME`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from res2net.plugins import load_object
 from trainers.ddp import Group
 from trainers.epoch import TrainingFailed
 from trainers.tasks.classification import CLASSIFICATION, Classification, ClassificationMeter
+from trainers.tasks.keypoints import KEYPOINTS
+from trainers.tasks.saliency import SALIENCY
+from trainers.tasks.segmentation import SEGMENTATION
 from trainers.tasks.task import Metric, Scores, Task
 
 Function = Callable[[Tensor, Tensor], float]  # logits [N, classes] and labels [N] of a whole split -> a value in %
@@ -82,7 +86,7 @@ class WithFunction(Classification):
         self.function = function
         self.metrics = (Metric("own", name, "%", "accuracy"), *CLASSIFICATION.metrics)
 
-    def meter(self, device: torch.device) -> MeterWithFunction:
+    def meter(self, device: torch.device, classes: tuple[str, ...] = ()) -> MeterWithFunction:
         """Return an empty meter on the device."""
         return MeterWithFunction(device, self.function)
 
@@ -113,6 +117,12 @@ METRICS: dict[str, Score] = {
     "balanced": Score(
         "balanced", "balanced accuracy", WithFunction("balanced", balanced), "own", lambda classes: 100 / classes
     ),
+    # A guess of nothing but background has at most one class right.
+    "miou": Score("miou", "mIoU", SEGMENTATION, "miou", lambda classes: 100 / classes),
+    # The score of a guess depends on the share of the background, which differs between data sets.
+    "pixels": Score("pixels", "pixel accuracy", SEGMENTATION, "pixels", lambda classes: 0.0),
+    "maxf": Score("maxf", "max-F", SALIENCY, "maxf", lambda classes: 0.0),
+    "ap": Score("ap", "AP of key points", KEYPOINTS, "ap", lambda classes: 0.0),
 }
 
 

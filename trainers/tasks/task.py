@@ -6,30 +6,43 @@ import math
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from res2net.arch import BaseArch
+from res2net.heads import Head
 from trainers.datasets.data import Data
 from trainers.ddp import Group
 from trainers.recipes import Config
 
+EVAL_BATCH = 500  # images; scoring without gradients needs little memory, and larger batches are no faster
+DENSE_PIXELS = 1 << 20  # pixels of a scored batch with an output for each pixel
 Scores = Any  # a task's named tuple: `loss`, then one value for each metric, in the order of the metrics
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A metric of a data split. Larger values are better.
+    """A metric of a data split.
 
     name: field of the task's scores, such as `top1`. The log adds a prefix: `val_top1`.
     label: name in tables, such as `top-1`.
     unit: unit of the values, such as `%`.
     quantity: measured quantity, such as `accuracy`. TensorBoard groups metrics by quantity.
+    digits: digits after the point in texts.
+    larger: whether larger values are better. The metric that ranks networks must have this.
     """
 
     name: str
     label: str
     unit: str
     quantity: str
+    digits: int = 2
+    larger: bool = True
+
+    def text(self, value: float, width: int = 0) -> str:
+        """Return a value with its unit, such as `81.20 %`. width: minimum length of the number."""
+        return f"{value:{width}.{self.digits}f} {self.unit}".rstrip()
 
 
 class Meter(Protocol):
@@ -62,6 +75,21 @@ class Task(Protocol):
         ...
 
     @property
+    def target(self) -> str:
+        """The targets that a data set must have: a value of `DataSet.targets`, such as `class` or `mask`."""
+        ...
+
+    @property
+    def head_kind(self) -> str | None:
+        """The kind of the task's heads (`res2net.heads`). None: networks keep their classifier."""
+        ...
+
+    @property
+    def recipe(self) -> str:
+        """The name of the recipe that trains a network by default."""
+        ...
+
+    @property
     def metrics(self) -> tuple[Metric, ...]:
         """The metrics. The first metric is the score that ranks networks."""
         ...
@@ -71,8 +99,20 @@ class Task(Protocol):
         """The named tuple class of the scores. Its fields are `loss` and then the names of `metrics`, in order."""
         ...
 
+    def check(self) -> None:
+        """Raise `UserError` if a package that the task needs is missing. A training or a search first calls this."""
+        ...
+
     def head_size(self, data: Data) -> int:
         """Return the number of outputs that a network's head needs for this data set."""
+        ...
+
+    def head(self, arch: BaseArch, image_size: int) -> Head | None:
+        """Return the head for a network and images of `image_size` pixels along a side. None: the classifier."""
+        ...
+
+    def eval_batch(self, image_size: int) -> int:
+        """Return the number of images that are scored at once."""
         ...
 
     def targets(self, x: Tensor, labels: Tensor, size: int, config: Config, step: int) -> tuple[Tensor, Tensor]:
@@ -96,8 +136,16 @@ class Task(Protocol):
         """
         ...
 
-    def meter(self, device: torch.device) -> Meter:
-        """Return an empty meter whose sums are on the device."""
+    def predicted(self, outputs: Tensor) -> Tensor:
+        """Return the predictions of a batch in the form of its labels."""
+        ...
+
+    def picture(self, images: np.ndarray, labels: Tensor) -> list[np.ndarray]:
+        """Return images, uint8 [N, H, W, 3], with their labels drawn over them. An empty list: nothing to draw."""
+        ...
+
+    def meter(self, device: torch.device, classes: tuple[str, ...] = ()) -> Meter:
+        """Return an empty meter whose sums are on the device. classes: names of the data set's classes."""
         ...
 
 
@@ -108,4 +156,9 @@ def no_scores(task: Task) -> Scores:
 
 def described(task: Task, scores: Scores, width: int = 0) -> str:
     """Return the metrics as text, such as `top-1 81.20 %  top-5 98.00 %`. width: minimum length of a number."""
-    return "  ".join(f"{m.label} {getattr(scores, m.name):{width}.2f} {m.unit}" for m in task.metrics)
+    return "  ".join(f"{m.label} {m.text(getattr(scores, m.name), width)}" for m in task.metrics)
+
+
+def dense_batch(image_size: int) -> int:
+    """Return the number of images that are scored at once by a task with an output for each pixel."""
+    return max(1, DENSE_PIXELS // image_size**2)

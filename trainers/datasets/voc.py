@@ -1,0 +1,109 @@
+"""Pascal VOC's semantic segmentation: the official layout, with or without the augmented masks (SBD)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from res2net.errors import UserError
+from trainers.datasets.base import DataSet, Files
+
+SIZE = 513  # pixels along a side: DeepLab's, so that images of up to 500 pixels are scored at their own size
+PLACES = ("", "VOCdevkit/VOC2012")  # below `data_dir`
+IMAGES, MASKS, AUGMENTED, LISTS = "JPEGImages", "SegmentationClass", "SegmentationClassAug", "ImageSets/Segmentation"
+LAYOUT = (
+    f"a folder with {IMAGES}/, {MASKS}/ or {AUGMENTED}/, and {LISTS}/ with train.txt or trainaug.txt, and val.txt; or "
+    f"a folder with {PLACES[1]}/ of this layout"
+)
+# fmt: off
+CLASSES = (
+    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
+    "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)
+# fmt: on
+
+
+class Voc(DataSet):
+    """Pascal VOC 2012 with a class for each pixel: 20 classes and the background.
+
+    The training images are those of `trainaug.txt` if this list and the augmented masks exist, else of `train.txt`.
+    The test split is `val.txt`, on which the published protocol scores. A search cuts its validation split from the
+    training images.
+    """
+
+    name = "voc"
+    resizable = True
+    streamable = True
+    targets = ("mask",)
+
+    def classes(self) -> tuple[str, ...]:
+        """Return the class names, the background first."""
+        return CLASSES
+
+    def train(self) -> Files:
+        """Return the training images and their masks."""
+        return self._files(*self._training())
+
+    def test(self) -> Files:
+        """Return the images of `val.txt` and their masks."""
+        # Prefer the official masks: the augmented ones lack the void pixels along the edges of objects.
+        return self._files("val.txt", MASKS if (self._root() / MASKS).is_dir() else AUGMENTED)
+
+    def note(self) -> str:
+        """Return the list and the masks of the training images."""
+        name, masks = self._training()
+        return f"{self._root()}: training images of {name}, masks of {masks}"
+
+    @classmethod
+    def base(cls, image_size: int | None) -> str:
+        """Return the search base for images of this size."""
+        return super().base(image_size or SIZE)
+
+    def _root(self) -> Path:
+        if self.data_dir is None:
+            raise UserError(f"`data_dir`: None; voc needs a folder; accepted: {LAYOUT}")
+        top = Path(self.data_dir).expanduser()
+        found = next((top / place for place in PLACES if (top / place / IMAGES).is_dir()), None)
+        if found is None:
+            state = f"holds no {IMAGES}/ and no {PLACES[1]}/{IMAGES}/" if top.is_dir() else "is no folder"
+            raise UserError(f"`data_dir`: {top} {state}; accepted: {LAYOUT}")
+        return found
+
+    def _training(self) -> tuple[str, str]:
+        """Return the list of the training images and the folder of their masks."""
+        root = self._root()
+        if (root / AUGMENTED).is_dir() and (root / LISTS / "trainaug.txt").is_file():
+            return "trainaug.txt", AUGMENTED
+        return "train.txt", MASKS if (root / MASKS).is_dir() else AUGMENTED
+
+    def _files(self, name: str, masks: str) -> Files:
+        """Return the images of a list. Images or masks that are missing are found when they are decoded."""
+        root = self._root()
+        stems = _stems(root / LISTS / name)
+        if not any((root / masks / f"{stem}.png").is_file() for stem in stems):
+            raise UserError(
+                f"`data_dir`: {root / masks} holds no mask of an image of {LISTS}/{name}; accepted: {LAYOUT}"
+            )
+        paths, masks_of = (tuple(f"{at}.{end}" for at in stems) for end in ("jpg", "png"))
+        return Files(
+            root,
+            tuple(f"{IMAGES}/{path}" for path in paths),
+            np.zeros(len(stems), np.int64),
+            self.image_size or SIZE,
+            tuple(f"{masks}/{path}" for path in masks_of),
+            len(CLASSES),
+        )
+
+
+def _stems(path: Path) -> list[str]:
+    """Return the sorted names of a list's images. A line is a name, or the paths of an image and of its mask."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8"
+        raise UserError(f"`data_dir`: {path} cannot be read: {reason}; accepted: {LAYOUT}") from None
+    found = sorted({Path(line.split()[0]).stem for line in lines if line.strip()})
+    if not found:
+        raise UserError(f"`data_dir`: {path} names no image; accepted: a name on each line, such as 2007_000032")
+    return found

@@ -1,0 +1,73 @@
+"""Move the targets of a batch with its images: one function for each kind of target.
+
+A batch has the rows `index` [B] of a data split. `offsets` [2, B] are the row and the column of each crop in the padded
+image, and `flips` [B] says which images are mirrored (None: no image).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from trainers.datasets.base import MAPS, VOID, Data, partners
+
+Move = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # index, offsets and flips -> the labels of the batch
+
+
+def dtype_of(target: str) -> torch.dtype:
+    """Return the type of labels on the device."""
+    if target in MAPS:
+        return torch.uint8
+    return torch.float32 if target == "points" else torch.int64
+
+
+def mover(labels: Tensor, data: Data, size: int, padding: int) -> Move:
+    """Return the function that moves labels.
+
+    labels: those of the data split. size: pixels along a side of the images. padding: pixels around each image.
+    """
+    if data.target in MAPS:
+        # All crops as one strided view, as in `Images`.
+        padded = F.pad(labels, (padding,) * 4, value=VOID) if padding else labels
+        return partial(moved_maps, padded.unfold(1, size, 1).unfold(2, size, 1))
+    if data.target == "points":
+        order = torch.tensor(partners(data.classes), device=labels.device)
+        return partial(moved_points, labels, order, size, padding)
+    return partial(moved_classes, labels)
+
+
+def moved_classes(labels: Tensor, index: Tensor, offsets: Tensor, flips: Tensor | None) -> Tensor:
+    """Return the class numbers [B], which do not move."""
+    return labels[index]
+
+
+def moved_maps(crops: Tensor, index: Tensor, offsets: Tensor, flips: Tensor | None) -> Tensor:
+    """Return maps [B, size, size]. crops: those of all images, [N, positions, positions, size, size]."""
+    y = crops[index, offsets[0], offsets[1]]
+    return y if flips is None else torch.where(flips[:, None, None], y.flip(2), y)
+
+
+def moved_points(
+    labels: Tensor, order: Tensor, size: int, padding: int, index: Tensor, offsets: Tensor, flips: Tensor | None
+) -> Tensor:
+    """Return points [B, K + 1, 3]. A point outside the crop becomes unlabelled. Unlabelled points are rows of zeros.
+
+    labels: those of all images. order: for each key point, the key point that takes its place in a mirrored image.
+    """
+    found = labels[index]
+    places, seen = found[:, :-1, :2] + (padding - offsets.flip(0).T)[:, None], found[:, :-1, 2:]
+    points = torch.cat([places, seen], 2)
+    if flips is not None:
+        points = torch.where(flips[:, None, None], mirrored(points, order, size), points)
+    inside = ((points[..., :2] >= 0) & (points[..., :2] <= size)).all(2, keepdim=True)
+    return torch.cat([points * (inside & (points[..., 2:] > 0)), found[:, -1:]], 1)
+
+
+def mirrored(points: Tensor, order: Tensor, size: int) -> Tensor:
+    """Return the points [B, K, 3] of mirrored images, in which left and right key points change names."""
+    x, rest = points[:, order].tensor_split([1], 2)
+    return torch.cat([size - x, rest], 2)

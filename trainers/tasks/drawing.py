@@ -1,0 +1,43 @@
+"""Labels drawn over images."""
+
+from __future__ import annotations
+
+import colorsys
+
+import numpy as np
+
+from trainers.datasets.base import VOID
+
+OPACITY = 0.6  # of a colour over the image
+DOT = 0.02  # radius of a dot, as a share of the longer side of the image
+GOLDEN = 0.618034  # neighbouring classes get hues that are far apart
+
+
+def colours(count: int) -> np.ndarray:
+    """Return a colour for each class, uint8 [count, 3]. Class 0, the background, is black."""
+    hues = [(i * GOLDEN % 1, 0.85, 1.0) for i in range(count)]
+    found = np.array([colorsys.hsv_to_rgb(*hue) for hue in hues])
+    found[0] = 0
+    return (255 * found).round().astype(np.uint8)
+
+
+def painted(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return an image, uint8 [H, W, 3], with its labels, [H, W], in colours. Pixels without a class become grey."""
+    out = image * (1 - OPACITY)
+    known = labels != VOID
+    palette = colours(int(labels[known].max(initial=0)) + 1)
+    out[known] += OPACITY * palette[labels[known]]
+    out[known & (labels == 0)] = image[known & (labels == 0)]
+    out[~known] = 0.5 * image[~known] + 64
+    return out.round().astype(np.uint8)
+
+
+def dotted(image: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Return an image, uint8 [H, W, 3], with a dot for each labelled key point. points: [K, 3], x, y, visibility."""
+    rows, columns = (np.arange(n)[:, None] + 0.5 for n in image.shape[:2])
+    radius = max(1.0, DOT * max(image.shape[:2]))
+    out = image.copy()
+    for (x, y, seen), colour in zip(points, colours(len(points) + 1)[1:], strict=True):
+        if seen > 0:
+            out[(rows - y) ** 2 + (columns.T - x) ** 2 <= radius**2] = colour
+    return out

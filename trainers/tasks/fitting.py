@@ -1,0 +1,55 @@
+"""Heads in proportion to a backbone: the published sizes for published networks, fewer channels for thin ones."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from res2net.arch import Arch, BaseArch
+from res2net.heads import Deconv, DeepLab, Dss
+from res2net.heads.cost import Map
+from res2net.kinds import kind_of
+from res2net.layer_cost import down
+
+OUTPUT_STRIDE = 16  # in training and scoring, as in Table 7 of the paper
+SHARE = 8  # DeepLab v3+ and SimpleBaseline have 256 channels over ResNet-50's 2048
+DSS_SHARE = 16  # DSS has 128 channels at its finest maps
+LEAST = 16  # channels
+LOW_SHARE = 3 / 16  # DeepLab v3+ has 48 channels of the finer map beside 256
+RATES = (6, 12, 18)  # dilations for a map of `RATES_SIZE` pixels along a side, that of images of 513 pixels
+RATES_SIZE = 33
+
+
+def deeplab_for(arch: BaseArch, image_size: int) -> DeepLab:
+    """Return the head of DeepLab v3+ for a network.
+
+    The output stride is 16 if the network's own is larger. Dilations are in proportion to the size of the map.
+    """
+    maps = _own_maps(arch)
+    own = maps[-1].stride
+    # Only a Res2Net can trade strides for dilation.
+    lower = [m.stride for m in maps if m.stride <= OUTPUT_STRIDE] if isinstance(arch, Arch) else []
+    stride = max(lower, default=own)
+    channels = max(LEAST, maps[-1].channels // SHARE)
+    side = down(image_size, stride)
+    rates = tuple(max(1, round(rate * side / RATES_SIZE)) for rate in RATES)
+    low = max(LEAST // 2, round(LOW_SHARE * channels))
+    return DeepLab(channels, low, rates, None if stride == own else stride)
+
+
+def dss_for(arch: BaseArch, image_size: int) -> Dss:
+    """Return the head of DSS for a network, at the network's own stride."""
+    return Dss(max(LEAST, _last_channels(arch) // DSS_SHARE))
+
+
+def deconv_for(arch: BaseArch, image_size: int) -> Deconv:
+    """Return the head of SimpleBaseline for a network, at the network's own stride."""
+    return Deconv(max(LEAST, _last_channels(arch) // SHARE))
+
+
+def _last_channels(arch: BaseArch) -> int:
+    return _own_maps(arch)[-1].channels
+
+
+def _own_maps(arch: BaseArch) -> tuple[Map, ...]:
+    """Return the maps of a network without a head."""
+    return kind_of(arch).maps(arch if arch.head is None else replace(arch, head=None))
