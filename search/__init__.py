@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from search.api import Result, load, search
     from search.evaluators import Evaluator
-    from search.groups import Budget, Resources, Scope, Scoring
+    from search.groups import Budget, Scope, Scoring
     from search.objectives import Objective
+    from search.resources import Resources
     from search.settings import Settings
 
 # The module of each public name, imported on first use: Optuna and pandas take a second, `import search` must not.
@@ -21,7 +22,7 @@ _LAZY = {
     "Scope": "groups",
     "Scoring": "groups",
     "Budget": "groups",
-    "Resources": "groups",
+    "Resources": "resources",
     "Objective": "objectives",
     "Evaluator": "evaluators",
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,8 @@ from search import runs
 from search.objectives import COSTS, cost_objective
 from search.picks import choose
 from search.settings import Settings
+from trainers.start import adapted
+from trainers.tasks import TASKS
 
 
 def resolved(
@@ -34,7 +35,7 @@ def resolved(
     space = scope.get_space(num_classes, image_size, in_channels)
     size, lines = space.image_size, []
     changes: dict[str, float] = {}
-    arch = baseline_of(settings, num_classes, in_channels)
+    arch = baseline_of(settings, num_classes, size, in_channels)
     for name, share in scope.shares.items():
         side, _, of = name.partition("_")
         objective = cost_objective(of, scope.latency)
@@ -54,16 +55,18 @@ def resolved(
     return settings.replace(**changes, **known), lines
 
 
-def baseline_of(settings: Settings, num_classes: int, in_channels: int | None = None) -> BaseArch | None:
-    """Return the network of the setting `baseline`, for the data's classes and channels; None without a baseline.
+def baseline_of(
+    settings: Settings, num_classes: int, image_size: int, in_channels: int | None = None
+) -> BaseArch | None:
+    """Return the network of the setting `baseline`, for the data and the task; None without a baseline.
 
     Raise `UserError` for an unknown name, and for other files.
     """
     item = settings.scope.baseline
     if item is None:
         return None
-    changes = {"num_classes": num_classes} | ({} if in_channels is None else {"in_channels": in_channels})
-    return replace(_baseline(item), **changes)
+    arch, task = _baseline(item), TASKS[settings.scope.task]
+    return adapted(arch, num_classes, arch.in_channels if in_channels is None else in_channels, task, image_size)
 
 
 def _baseline(item: str) -> BaseArch:

@@ -31,6 +31,7 @@ from space import Space
 from trainers.datasets.data import Data
 from trainers.recipes import Config
 from trainers.tasks.metrics import metric_of
+from trainers.tasks.task import Task
 from trainers.train import Trainer
 
 MEASURED = 5  # networks whose speed is measured, evenly spread over the levels
@@ -50,10 +51,10 @@ def measure(chosen: Sequence[Member], data: Data, settings: Settings) -> Pace:
     config = settings.scoring.train_config(settings.scope.seed)
     picked = sorted({round(i * (len(chosen) - 1) / (MEASURED - 1)) for i in range(MEASURED)})
     small = _few(data, (WARM + STEPS) * config.batch_size)
-    threads = torch.get_num_threads()
+    task, threads = metric_of(settings.scoring.metric).task, torch.get_num_threads()
     torch.set_num_threads(settings.resources.cpus_per_trial)
     try:
-        seconds = np.array([_seconds_per_image(chosen[i], small, config) for i in picked])
+        seconds = np.array([_seconds_per_image(chosen[i], small, config, task) for i in picked])
     finally:
         torch.set_num_threads(threads)
     parts = np.array([(ACTIVATIONS.of(m.arch, data.image_size), m.cost) for m in chosen], dtype=float)
@@ -68,8 +69,8 @@ def _few(data: Data, count: int) -> Data:
     return replace(data, train=train, val=data.val.take(np.arange(0)))
 
 
-def _seconds_per_image(member: Member, data: Data, config: Config) -> float:
-    trainer = Trainer(create(member.arch), data, config)
+def _seconds_per_image(member: Member, data: Data, config: Config, task: Task) -> float:
+    trainer = Trainer(create(member.arch), data, config, task=task)
     stamps: list[float] = []
     trainer.on_step = lambda: stamps.append(time.perf_counter())
     trainer.epoch()  # ends with a wait for the device

@@ -23,10 +23,12 @@ from res2net.errors import UserError
 from res2net.named import named, names
 from res2net.options import add_options, fields_of, parsed
 from search.baseline import resolved
-from search.groups import Budget, Resources, Scope, Scoring
+from search.groups import Budget, Scope, Scoring
 from search.objectives import COSTS, Limits, Objective
+from search.resources import Resources
 from search.settings import Settings
 from space import Space
+from trainers.tasks import TASKS
 
 ENUMERATED = 20_000  # spaces of at most this many combinations are enumerated; of larger ones, `DRAWN` are drawn
 DRAWN = 10_000
@@ -221,7 +223,7 @@ def _main(args: argparse.Namespace) -> int:
     values = parsed(vars(args), (Scope, Scoring, Budget, Resources))
     plans, settings = "time" in values, Settings(**values)
     scope = settings.scope
-    classes = trainers.datasets.data.classes_of(scope.data, scope.data_dir)
+    classes = trainers.datasets.data.classes_of(scope.data, scope.data_dir, TASKS[scope.task].target)
     console = Console()
 
     def show(text: str) -> None:

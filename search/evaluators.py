@@ -19,7 +19,8 @@ from res2net.elastic import ElasticRes2Net
 from res2net.errors import UserError
 from res2net.plugins import load_object
 from search import shared_weights
-from search.groups import Budget, Resources, Scope, Scoring
+from search.groups import Budget, Scope, Scoring
+from search.resources import Resources
 from search.study.trials import Proposal, Record
 from search.worker import Job, SharedWork, Work, train_trial
 from space import Space
@@ -223,7 +224,7 @@ class Inherit(Evaluator):
     @property
     def supernet_lr(self) -> float:
         """The peak learning rate of the shared weights; the setting `lr` is for the trials."""
-        return RECIPES["fast"].lr
+        return self.scoring.recipe.lr
 
     def job(self, number: int, arch: Arch) -> Job:
         """Return the job that tunes a network from its slice."""

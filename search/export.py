@@ -15,7 +15,7 @@ from res2net.errors import UserError
 from res2net.folder import check_replaceable
 from search import runs
 from search.export_front import export_front, show
-from search.int8 import int8_of
+from search.int8 import check_int8, int8_of
 from search.model_folder import SHOWN, Extras, export
 from search.objectives import COSTS
 from search.picks import bounds_of, choose, trained
@@ -25,20 +25,23 @@ from trainers.datasets.data import Data
 from trainers.device import device_of
 from trainers.evaluate import evaluate
 from trainers.images import source
+from trainers.tasks import TASKS
 
 
 def tested(folder: Path, record: Record, data_dir: str | None) -> float:
-    """Return the top-1 accuracy (%) of a trial's weights on the test split."""
+    """Return the score (%) of a trial's weights on the test split, by the first metric of the task."""
     run = runs.read(folder)
     settings = Settings.from_dict(run["settings"])
-    scope = settings.scope
+    scope, task = settings.scope, TASKS[settings.scope.task]
     size = run["data"].get("image_size") if trainers.datasets.data.get(scope.data).resizable else None
     classes = tuple(run["data"]["classes"])
-    split = trainers.datasets.data.load_test(scope.data, data_dir or scope.data_dir, image_size=size, classes=classes)
+    split = trainers.datasets.data.load_test(
+        scope.data, data_dir or scope.data_dir, image_size=size, classes=classes, target=task.target
+    )
     model, device = trained(folder, record), device_of("auto")
     data = run["data"]
-    described = Data(data["name"], classes, split, split, tuple(data["mean"]), tuple(data["std"]))
-    return evaluate(model.to(device), source(split, described, device))[1]
+    described = Data(data["name"], classes, split, split, tuple(data["mean"]), tuple(data["std"]), task.target)
+    return evaluate(model.to(device), source(split, described, device), task=task)[1]
 
 
 def build_parser() -> Parser:
@@ -71,6 +74,8 @@ def _main(args: argparse.Namespace) -> None:
     under = bounds_of(args.run, args.under)
     if args.onnx or args.int8:
         need_onnx()  # before the test split is read
+    if args.int8:
+        check_int8(runs.settings_of(args.run).scope, "`int8`")
     if args.front:
         if args.pick != "best":
             raise UserError(f"`pick`: {args.pick} contradicts `front`, which takes all networks; accepted: one of them")
@@ -84,20 +89,20 @@ def _main(args: argparse.Namespace) -> None:
         f"{args.to}: trial {record.number}, {record.attrs['arch']}, "
         + "".join(f"{COSTS[n].format(record.attrs[n])} {COSTS[n].unit}, " for n in SHOWN)
         + f"{record.quality:.2f} % on the validation split"
-        + (f", {extras.test_top1:.2f} % on the test split" if extras.test_top1 is not None else "")
+        + (f", {extras.test:.2f} % on the test split" if extras.test is not None else "")
         + (f"; {extras.int8.text}" if extras.int8 is not None else "")
     )
 
 
 def _extras(args: argparse.Namespace, record: Record) -> Extras:
     """Return what the command's options add to an export."""
-    test_top1 = tested(args.run, record, args.data_dir) if args.test else None
+    test = tested(args.run, record, args.data_dir) if args.test else None
     int8 = None
     if args.int8:
         scope = runs.settings_of(args.run).scope
         data = replace(scope, data_dir=args.data_dir or scope.data_dir).load_data()
         int8 = int8_of(trained(args.run, record), data)
-    return Extras(test_top1, args.onnx, int8)
+    return Extras(test, args.onnx, int8)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

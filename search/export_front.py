@@ -12,10 +12,12 @@ import torch
 from res2net.errors import UserError
 from res2net.files import write_atomic, write_folder
 from res2net.folder import ARCH_FILE, load
+from search import runs
 from search.model_folder import Extras, export
 from search.objectives import PARAMS
 from search.picks import front_of, ledger_of, trained, weights_of
 from search.study.trials import Record
+from trainers.tasks import TASKS
 
 TABLE = "front.csv"
 IMAGES = 8  # random images on which an exported network is compared with the trained one
@@ -37,6 +39,7 @@ def export_front(
         weights_of(folder, record)  # raises an error if they are gone, before anything is written
     _check_replaceable(to)
     objectives = dict.fromkeys((*books.rules.costs, PARAMS))
+    task = TASKS[runs.settings_of(folder).scope.task]
     rows: list[dict[str, Any]] = []
 
     def fill(temporary: Path) -> None:
@@ -44,7 +47,7 @@ def export_front(
             place, extras = temporary / f"trial-{record.number}", extras_of(record)
             export(folder, str(record.number), place, extras=extras)
             costs = {o.name: record.attrs[o.name] for o in objectives}
-            scores = {books.rules.quality.name: record.quality, "test_top1": extras.test_top1}
+            scores = {books.rules.quality.name: record.quality, f"test_{task.metrics[0].name}": extras.test}
             if extras.int8 is not None:
                 scores |= {"fp32_val_top1": extras.int8.fp32_top1, "int8_val_top1": extras.int8.top1}
             difference = _difference(trained(folder, record), place)

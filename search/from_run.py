@@ -41,6 +41,10 @@ def front(settings: Settings, run: Path, first: int, data: Data) -> Iterator[Inc
     theirs = described["data"]
     if (theirs["name"], tuple(theirs["classes"])) != (data.name, data.classes):
         raise UserError(f"`from_run`: {str(source)!r} searched on {theirs['name']}; accepted: a run on {data.name}")
+    if (task := Settings.from_dict(described["settings"]).scope.task) != settings.scope.task:
+        raise UserError(
+            f"`from_run`: {str(source)!r} searched by `task` {task}; accepted: a run by `task` {settings.scope.task}"
+        )
     for record in books.front:
         path = runs.weights_path(source, record.number)
         if path.is_file():  # other drivers of a shared study keep weights in folders of their own

@@ -6,8 +6,8 @@ The metadata of a field describe the field's command-line option; `res2net.optio
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
@@ -16,27 +16,21 @@ import space as spaces
 import trainers.datasets.data
 from res2net.errors import UserError, unknown
 from res2net.latency import LatencyTable
+from search.fields import check_choice, check_least, option
 from search.latency_cache import parse_table
 from search.objectives import COSTS, LATENCY, MACS, NAMES, Limits, Matching, Objective, cost_objectives, limits, quality
 from search.scheduler import SCHEDULERS, rungs
 from search.study.sampler import SAMPLERS, factory
-from search.study.storage import check_url
 from search.units import parse_bound, parse_count, parse_seconds, parse_share
 from space import Space
 from trainers.datasets.data import Data
 from trainers.recipes import RECIPES, Config, parse_recipe, shortened
+from trainers.tasks import TASKS
 from trainers.tasks.metrics import METRICS, metric_of
 
-EXECUTORS = ("tune", "local")
 CONFIRM_BY = ("tune", "scratch")
-MAX_GPUS = 16  # the most GPUs of one trial
 SHORT = RECIPES["short"]
 LIMITS = tuple(f"{side}_{name}" for name in NAMES for side in ("max", "min"))  # not all of them are settings
-
-
-def option(default: Any, text: str, metavar: str | None = None, **more: Any) -> Any:
-    """Return a field with a default, and with a help text and other metadata for the commands."""
-    return field(default=default, metadata={"help": text, "metavar": metavar, **more})
 
 
 def limit(name: str, what: str, **more: Any) -> Any:
@@ -95,14 +89,17 @@ class Scope:
         common=True,
     )
     data_dir: str | None = option(None, "the folder of the data set's files", "DIR", common=True)
+    task: str = option("classification", "the task: {choices}", "NAME", choices=lambda: tuple(TASKS))
     train_images: int | None = option(None, "train on only N images (default: all)", "N")
     image_size: int | None = option(
-        None, "resize a folder's images to N pixels along a side (default: a guess, at most 224)", "N"
+        None, "pixels along a side (default: 128 for scenes, 513 for voc, else a guess from the image files)", "N"
     )
     seed: int = option(0, "the seed of the validation split, the proposals and the trainings", "N")
 
     def __post_init__(self) -> None:
         dataset = trainers.datasets.data.get(self.data)
+        check_choice("task", self.task, tuple(TASKS))
+        trainers.datasets.data.check_target(self.data, TASKS[self.task].target)
         if self.base is not None and self.base not in spaces.BASES:
             raise unknown("`base`", self.base, spaces.BASES)
         if isinstance(self.latency, Mapping):  # from JSON
@@ -151,7 +148,7 @@ class Scope:
         return Matching(self.match_macs)
 
     def get_space(self, num_classes: int, image_size: int | None = None, in_channels: int | None = None) -> Space:
-        """Return the space over the setting `base`.
+        """Return the space over the setting `base`, with the head of the task.
 
         By default, the base is the one that suits the data set. With a limit on a count, such as that of parameters, it
         is the base whose members within the limit span the most octaves (doublings). Raise `UserError` if no base has
@@ -161,7 +158,10 @@ class Scope:
         known = {"num_classes": num_classes, "image_size": image_size, "in_channels": in_channels}
 
         def over(base: str) -> Space:
-            return spaces.get(self.space, base, self.per_stage, **known)
+            space = spaces.get(self.space, base, self.per_stage, **known)
+            any_member = space.arch({name: values[0] for name, values in space.parameters.items()})
+            head = TASKS[self.task].head(any_member, space.image_size)
+            return space if head is None else space.with_head(head)
 
         usual = trainers.datasets.data.get(self.data).base(image_size)
         upper = {o: self.limits.of(o).most for o in (*self.costs, *COSTS.values()) if o.name in COSTS}
@@ -185,6 +185,7 @@ class Scope:
             seed=self.seed,
             train_images=self.train_images,
             image_size=self.image_size,
+            target=TASKS[self.task].target,
             console=console,
         )
 
@@ -234,7 +235,7 @@ class Scoring:
         if isinstance(self.recipe, Mapping):  # from JSON
             object.__setattr__(self, "recipe", Config(**self.recipe))
         metric_of(self.metric)
-        _check_choice("confirm_by", self.confirm_by, CONFIRM_BY)
+        check_choice("confirm_by", self.confirm_by, CONFIRM_BY)
         check_least("epochs", self.epochs)
         check_least("supernet_epochs", self.supernet_epochs)
         check_least("batch_size", self.batch_size)
@@ -283,7 +284,7 @@ class Budget:
     def __post_init__(self) -> None:
         if ":" in self.sampler or self.sampler not in SAMPLERS:
             factory(self.sampler)
-        _check_choice("scheduler", self.scheduler, SCHEDULERS)
+        check_choice("scheduler", self.scheduler, SCHEDULERS)
         check_least("trials", self.trials)
         check_least("repeat", self.repeat)
         check_least("min_epochs", self.min_epochs)
@@ -294,56 +295,3 @@ class Budget:
     def rungs(self, epochs: int) -> tuple[int, ...]:
         """Return the epochs after which trials are compared and checkpointed, for a full budget of `epochs`."""
         return rungs(epochs, self.min_epochs, self.eta)
-
-
-@dataclass(frozen=True, slots=True)
-class Resources:
-    """Where trials run and where the study lies."""
-
-    storage: str | None = option(
-        None, "keep the study in PostgreSQL, for several drivers (default: SQLite in the run's folder)", "URL"
-    )
-    study: str | None = option(None, "the study's name in --storage (default: the name of the run's folder)", "NAME")
-    executor: str = option(
-        "tune",
-        "what runs trials: {choices} (tune: Ray Tune; local: processes on this machine, without Ray)",
-        "NAME",
-        choices=lambda: EXECUTORS,
-    )
-    workers: int | None = option(
-        None,
-        "concurrent trials (default: as many as the cores or the GPUs allow; 1 with local: no further process)",
-        "N",
-        common=True,
-    )
-    cpus_per_trial: int = option(1, "cores and threads of each trial", "N")
-    gpus_per_trial: float | None = option(
-        None, "GPUs of each trial; 0.25 shares a GPU (default: 1 if there is a GPU)", "X"
-    )
-    ray_address: str | None = option(
-        None, "a running Ray cluster: auto, or HOST:PORT of its head (default: local, start Ray here)", "ADDRESS"
-    )
-
-    def __post_init__(self) -> None:
-        _check_choice("executor", self.executor, EXECUTORS)
-        check_least("workers", self.workers)
-        check_least("cpus_per_trial", self.cpus_per_trial)
-        if self.gpus_per_trial is not None and not 0 <= self.gpus_per_trial <= MAX_GPUS:
-            raise UserError(
-                f"`gpus_per_trial`: {self.gpus_per_trial} is out of range; accepted: 0 to {MAX_GPUS} (0.25, say)"
-            )
-        if self.storage is not None:
-            check_url(self.storage)
-        elif self.study is not None:
-            raise UserError("`study`: has no effect without `storage`; accepted: with the URL of a PostgreSQL database")
-
-
-def check_least(name: str, value: int | None, least: int = 1) -> None:
-    """Raise `UserError` for a value below the least that is accepted; None is accepted."""
-    if value is not None and value < least:
-        raise UserError(f"`{name}`: {value} is too small; accepted: at least {least}")
-
-
-def _check_choice(name: str, value: str, accepted: Sequence[str]) -> None:
-    if value not in accepted:
-        raise unknown(f"`{name}`", value, accepted)

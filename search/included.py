@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from res2net.arch import Arch, BaseArch
 from res2net.cost import cost
 from res2net.errors import UserError
 from res2net.files import write_atomic, write_folder
-from res2net.folder import ARCH_FILE, TRAINING_FILE, WEIGHTS_FILE, load, load_arch, weights_bytes
+from res2net.folder import ARCH_FILE, TRAINING_FILE, WEIGHTS_FILE, load_arch, weights_bytes
 from res2net.named import named, names
 from search.evaluators import larger
 from search.groups import Scope
@@ -24,6 +24,9 @@ from search.objectives import Objective
 from search.settings import Settings
 from space import Space
 from trainers.datasets.data import Data
+from trainers.start import build_model, fitted_arch
+from trainers.tasks import TASKS
+from trainers.tasks.task import Task
 
 FOLDER = "included"  # in the run's folder
 SEEN = "; it may have been trained on validation images of this search, and then all scores are too high"
@@ -78,8 +81,9 @@ def items_of(settings: Settings) -> list[str]:
 def included(settings: Settings, run: Path, space: Space, data: Data) -> tuple[Included, ...]:
     """Return the networks of the setting `include`. A resumed search takes its copies.
 
-    The classifier of a trained network for other classes is replaced by a new one. Raise `UserError` for an unknown
-    name, a missing file, a network that the data does not fit, and a trained network that none can grow from.
+    The head of a trained network for other classes or another task is replaced by a new one. Raise `UserError` for
+    an unknown name, a missing file, a network that the data does not fit, and a trained network that none can grow
+    from.
     """
     found = []
     for i, item in enumerate(items_of(settings)):
@@ -96,25 +100,36 @@ def included(settings: Settings, run: Path, space: Space, data: Data) -> tuple[I
 
 def _network(item: str, copy: Path, settings: Settings, data: Data) -> Included:
     """Return the network of an item. copy: where an earlier session may have copied it."""
-    path = copy if copy.is_dir() else Path(item)
+    path, task = copy if copy.is_dir() else Path(item), TASKS[settings.scope.task]
     if path != copy and item in names():
-        return Included(item, _fitted(named(item), data))
+        return Included(item, _fitted(named(item), data, task))
     if not path.exists():
         raise UserError(
             f"{item!r} is no network and no file; accepted: a name (python -m res2net), an {ARCH_FILE} file, or a "
             "model folder"
         )
     if path.is_file() or (path == copy and not (copy / WEIGHTS_FILE).exists()):
-        return Included(item, _fitted(load_arch(path), data))
-    model, training = load(path, num_classes=data.num_classes), read_training(path)
+        return Included(item, _fitted(load_arch(path), data, task))
+    trained = load_arch(path)
+    if not (path / WEIGHTS_FILE).is_file():
+        raise UserError(f"model folder {str(path)!r}: {WEIGHTS_FILE} is missing; accepted: a folder with both files")
+    if trained.in_channels != data.in_channels:
+        raise UserError(
+            f"{str(path)!r} has weights for {trained.in_channels} colour channels, {data.name} has {data.in_channels}; "
+            "accepted: a network for as many"
+        )
+    model, arch, _ = build_model(path, data, task, False, settings.scope.seed)
+    training = read_training(path)
     epochs = training.get("epochs", training.get("config", {}).get("epochs", 0)) + training.get("inherited", 0)
+    if task.head_kind != (None if trained.head is None else trained.head.kind):
+        epochs = 0.0  # its head is new
     spoilt = seen(training, settings, data.name)
-    return Included(item, as_res2net(model.arch), weights_bytes(model), epochs, spoilt, training)
+    return Included(item, as_res2net(arch), weights_bytes(model), epochs, spoilt, training)
 
 
-def _fitted(arch: BaseArch, data: Data) -> Arch:
-    """Return a network for the data's channels and classes."""
-    return replace(as_res2net(arch), num_classes=data.num_classes, in_channels=data.in_channels).canonical()
+def _fitted(arch: BaseArch, data: Data, task: Task) -> Arch:
+    """Return a network for the data's channels and classes, and for the task."""
+    return as_res2net(fitted_arch(as_res2net(arch), data, task)).canonical()
 
 
 def as_res2net(arch: BaseArch) -> Arch:
@@ -176,7 +191,7 @@ def seen(training: Mapping[str, Any], settings: Settings, data: str) -> bool:
 
 def other_split(theirs: Scope, ours: Scope) -> bool:
     """Return whether two searches divide the images into training and validation images in different ways."""
-    return any(getattr(theirs, name) != getattr(ours, name) for name in ("data", "seed", "train_images"))
+    return any(getattr(theirs, name) != getattr(ours, name) for name in ("data", "seed", "train_images", "task"))
 
 
 def read_training(folder: Path) -> dict[str, Any]:

@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from res2net.deploy.int8 import quantize
+from res2net.errors import UserError
+from search.groups import Scope
 from trainers.datasets.data import Data
 from trainers.evaluate import evaluate
 from trainers.images import source
@@ -37,6 +39,12 @@ class Int8:
     def to_dict(self) -> dict[str, float]:
         """Return the scores as plain values for JSON."""
         return {"val_top1": self.top1, "fp32_val_top1": self.fp32_top1, "images": self.images}
+
+
+def check_int8(scope: Scope, what: str) -> None:
+    """Raise `UserError` for a task whose networks are not quantized. what: the start of the error."""
+    if scope.task != "classification":
+        raise UserError(f"{what}: not for `task` {scope.task}; accepted: classification")
 
 
 def int8_of(model: nn.Module, data: Data) -> Int8:

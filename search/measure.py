@@ -29,8 +29,8 @@ from res2net.deploy.timing import FORMS, ONNX_FORMS, TORCH_FORMS, check_form, me
 from res2net.errors import UserError, unknown
 from res2net.latency import LatencyTable
 from search import runs
-from search.groups import check_least
-from search.int8 import int8_of
+from search.fields import check_least
+from search.int8 import check_int8, int8_of
 from search.lock import locked
 from search.measured import INT8_TOP1, MEMORY, Measured, column
 from search.picks import front_of, ledger_of, trained, weights_of
@@ -42,6 +42,7 @@ from trainers.meta import environment
 
 PROG = "python -m search.measure"
 BATCHES, CPU = (1, 8), torch.device("cpu")
+INT8_FORM = "onnx-int8"
 SHOWN = "optimized"  # the form that plots show, at the first batch size
 
 
@@ -151,9 +152,10 @@ def _main(args: argparse.Namespace) -> None:
     for name, value in (("threads", args.threads), *(("batch_sizes", n) for n in args.batch_sizes)):
         check_least(name, value)
     device, console = device_of(args.device), Console()
-    forms = args.forms or _forms(device)
     scope, data = runs.settings_of(args.run).scope, None
-    if "onnx-int8" in forms:
+    forms = args.forms or [f for f in _forms(device) if scope.task == "classification" or f != INT8_FORM]
+    if INT8_FORM in forms:
+        check_int8(scope, f"`forms`: {INT8_FORM}")
         data = replace(scope, data_dir=args.data_dir or scope.data_dir).load_data(console)
     found = measure(args.run, forms, args.batch_sizes, device, args.threads, data, console)
     by_key = {record.key: record for record in ledger_of(args.run).front}

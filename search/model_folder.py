@@ -30,6 +30,7 @@ from search.picks import choose, weights_of
 from search.settings import Settings
 from search.study.trials import Record
 from trainers.card import code, machine, model_card
+from trainers.tasks import TASKS
 from trainers.tasks.metrics import metric_of
 
 SHOWN = (MACS.name, PARAMS.name)  # costs on the model card and in `training.json`
@@ -39,12 +40,12 @@ SHOWN = (MACS.name, PARAMS.name)  # costs on the model card and in `training.jso
 class Extras:
     """What an export holds beside the network.
 
-    test_top1: the accuracy (%) on the test split, for the records; None if it was not read.
+    test: the score (%) on the test split, by the task's first metric, for the records; None if it was not read.
     onnx: whether to write `model.onnx`, which accepts any batch size and images of the training size.
     int8: the network in int8, for `model.int8.onnx`; None leaves it out.
     """
 
-    test_top1: float | None = None
+    test: float | None = None
     onnx: bool = False
     int8: Int8 | None = None
 
@@ -84,14 +85,16 @@ def export(
 
 def training_of(run: dict[str, Any], record: Record, extras: Extras = Extras()) -> dict[str, Any]:
     """Return the content of `training.json` for a trial. run: the content of `run.json`."""
-    quality = Settings.from_dict(run["settings"]).scoring.quality
+    settings = Settings.from_dict(run["settings"])
+    quality, task = settings.scoring.quality, TASKS[settings.scope.task]
     # Records of early runs lack the session: take the last one.
     session = record.attrs.get(REUSED) or run["sessions"][record.attrs.get("session", -1)]
     return {
         "trial": record.number,
         quality.name: record.quality,
         f"{quality.name}_of_seeds": list(record.seeds),
-        "test_top1": extras.test_top1,
+        "task": task.name,
+        f"test_{task.metrics[0].name}": extras.test,
         **({} if extras.int8 is None else {"int8": extras.int8.to_dict()}),
         **{name: record.attrs[name] for name in SHOWN},
         "epochs": record.attrs["epochs"],
@@ -107,8 +110,9 @@ def training_of(run: dict[str, Any], record: Record, extras: Extras = Extras()) 
 
 def card(record: Record, run: dict[str, Any], training: dict[str, Any], extras: Extras, caution: str = "") -> str:
     """Return the model card: the network, its score, its training and its use. caution: follows its origin."""
-    data, tested = run["data"], extras.test_top1
+    data, tested = run["data"], extras.test
     settings = Settings.from_dict(run["settings"])
+    metric = TASKS[settings.scope.task].metrics[0]
     sampler = f"{settings.budget.sampler}, seed {settings.scope.seed}"
     origin, epochs = settings.evaluator.origin, record.attrs.get("inherited")
     if "parent" in record.attrs:
@@ -122,7 +126,7 @@ def card(record: Record, run: dict[str, Any], training: dict[str, Any], extras: 
     scored = f"{seeds}, {data['val_images']:,} images, last epoch"
     rows = [
         (f"{metric_of(settings.scoring.metric).label}, validation split", f"{record.quality:.2f} % ({scored})"),
-        *([("top-1, test split", f"{tested:.2f} %")] if tested is not None else []),
+        *([(f"{metric.label}, test split", f"{tested:.2f} %")] if tested is not None else []),
         *([("top-1 in int8", f"{extras.int8.text} (`{INT8_FILE}`)")] if extras.int8 is not None else []),
         *((COSTS[name].label.removesuffix(" of one image"), f"{record.attrs[name]:,}") for name in SHOWN),
         *((o.label, o.format(record.attrs[o.name])) for o in settings.scope.costs if o.name not in SHOWN),
@@ -133,4 +137,4 @@ def card(record: Record, run: dict[str, Any], training: dict[str, Any], extras: 
         ("code", code(training)),
     ]
     story = f"A Res2Net found by searching the space `{run['space']['name']}` on `{data['name']}`"
-    return model_card(record.arch, f"{story} (trial {record.number}).", rows, data)
+    return model_card(record.arch, f"{story} (trial {record.number}).", rows, data, settings.scope.task)

@@ -18,6 +18,7 @@ from search.latency_cache import check_table, table_for
 from search.settings import Settings
 from space import Space
 from trainers.datasets.data import Data
+from trainers.tasks import TASKS
 
 LATENCY_SHARE = 0.2  # of the setting `time`, at most, for a latency table
 FORM = "optimized"  # of the networks in a latency table that a search makes
@@ -40,9 +41,10 @@ class Prepared:
 
 def prepared(settings: Settings, folder: Path, console: Console | None) -> Prepared:
     """Return a search that may start. Write nothing. Raise `UserError` for settings that contradict each other."""
+    TASKS[settings.scope.task].check()
     data = settings.scope.load_data(console)
     classes, size, channels = data.num_classes, data.image_size, data.in_channels
-    baseline = baseline_of(settings, classes, channels)
+    baseline = baseline_of(settings, classes, size, channels)
     settings = _with_bounds(settings, data, console)
     space = runs.space_for(folder, settings, data)
     settings.evaluator.check_weights(space, data)

@@ -23,14 +23,15 @@ from res2net.options import HelpAll, add_options, fields_of, parsed, written
 from search import runs
 from search.api import Result, plan_of, search
 from search.evaluators import EVALUATORS
-from search.groups import Budget, Resources, Scope, Scoring
+from search.groups import Budget, Scope, Scoring
 from search.report import dashboard, progress
+from search.resources import Resources
 from search.settings import GROUP_OF, Settings
 from search.units import format_seconds
 from trainers.recipes import RECIPES
 
 # The settings of three groups of the help. `build_parser` gives each group a title.
-DATA = ("data", "data_dir", "train_images", "image_size")
+DATA = ("data", "data_dir", "task", "train_images", "image_size")
 BUDGET = ("sampler", "trials", "time", "epochs", "repeat", "scheduler", "eta", "min_epochs")
 HOW = (*BUDGET, "recipe", "batch_size", "lr", "seed")
 SCORES = ("metric", "evaluator", "include", "from_run", "supernet", "supernet_epochs", "confirm", "confirm_by")
@@ -161,7 +162,8 @@ def _commands(result: Result) -> list[tuple[str, str]]:
         more = ["--time", f"{settings.budget.time:.0f}s"]
     else:
         more = [] if result.unfinished else ["--trials", str(2 * settings.budget.trials)]
-    data = written(settings.values(), ("data", "data_dir", "image_size"))
+    chosen = ("task",) if settings.scope.task != "classification" else ()
+    data = written(settings.values(), ("data", "data_dir", "image_size", *chosen))
     lines = [("resume", _python("search.run", "--out", path, *more))]
     if books.front:
         page = shlex.quote(f"{folder}/pareto.html")

@@ -9,9 +9,13 @@ from typing import Any
 
 from res2net.errors import UserError, unknown
 from search.evaluators import Evaluator, evaluator_class
-from search.groups import Budget, Resources, Scope, Scoring
+from search.groups import Budget, Scope, Scoring
 from search.ledger import Rules
+from search.objectives import COSTS
+from search.resources import Resources
 from trainers.recipes import RECIPES
+from trainers.tasks import TASKS
+from trainers.tasks.metrics import METRICS, metric_of
 
 GROUPS: dict[str, type] = {"scope": Scope, "scoring": Scoring, "budget": Budget, "resources": Resources}
 GROUP_OF: dict[str, str] = {f.name: group for group, cls in GROUPS.items() for f in fields(cls)}
@@ -60,7 +64,10 @@ class Settings:
             "evaluator", scoring.evaluator if scoring else Scoring.__dataclass_fields__["evaluator"].default
         )
         chosen = chosen or "scratch"  # the default of each way to plan has the same other defaults
-        values = {k: v for k, v in evaluator_class(chosen).defaults.items() if GROUP_OF[k] not in values} | values
+        scope = values.get("scope")
+        task = values.get("task", scope.task if scope else Scope.__dataclass_fields__["task"].default)
+        defaults = dict(evaluator_class(chosen).defaults) | task_defaults(task)
+        values = {k: v for k, v in defaults.items() if GROUP_OF[k] not in values} | values
         for group, cls in GROUPS.items():
             given = {k: v for k, v in values.items() if GROUP_OF.get(k) == group}
             base = values.get(group)
@@ -99,6 +106,13 @@ class Settings:
 
     def _check(self) -> None:
         """Raise `UserError` for settings of different groups that contradict each other."""
+        task, metric = self.scope.task, metric_of(self.scoring.metric)
+        if metric.task.name != task:
+            able = ", ".join(name for name, known in METRICS.items() if known.task.name == task)
+            raise UserError(f"`metric`: {self.scoring.metric} is not for `task` {task}; accepted: {able}")
+        if self.scope.timed and metric.task.head_kind is not None:
+            name = "max_latency" if self.scope.max_latency is not None else "objective"
+            raise UserError(f"`{name}`: latency is not for `task` {task}; accepted: {', '.join(COSTS)}")
         self.evaluator.check(self.resources)
         if self.budget.scheduler != "none" and self.evaluator.estimates:
             raise UserError("`scheduler`: shared weights score a network in a single step; accepted: none")
@@ -156,6 +170,14 @@ class Settings:
         return [
             f"`{k}` {_brief(theirs[k])}, not {_brief(ours[k])}" for k in ours if k not in free and ours[k] != theirs[k]
         ]
+
+
+def task_defaults(task: str) -> dict[str, Any]:
+    """Return the settings whose default depends on the task. For an unknown task, return none: `Scope` refuses it."""
+    if task not in TASKS or task == Scope.__dataclass_fields__["task"].default:
+        return {}
+    known = TASKS[task]
+    return {"metric": known.metrics[0].name, "recipe": RECIPES[known.recipe]}
 
 
 def _brief(value: Any) -> Any:

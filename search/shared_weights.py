@@ -35,17 +35,18 @@ from trainers.ddp import ALONE, Group
 from trainers.meta import environment
 from trainers.resume import unpack
 from trainers.supernet import Members, Scorer, SupernetTrainer
+from trainers.tasks import TASKS
 from trainers.train import TrainingFailed
 
 PROG = "python -m search.supernet"
 ABOUT_FILE, WEIGHTS_FILE = "supernet.json", "supernet.safetensors"
 CHECKPOINT_FILE, EPOCHS_FILE = "checkpoint.pt", "epochs.csv"
 FOLDER = "supernet"  # in the folder of a search that trains its own shared weights
-# The settings that must match before a training of shared weights may resume.
-TRAINED_BY = ("space", "base", "per_stage", "data", "train_images", "image_size", "epochs", "batch_size", "lr", "seed")
 # The settings that must match before shared weights may serve a search. The seed chooses the validation split: under
 # another seed, the shared weights were trained on images that the search validates on.
-SERVES = ("data", "train_images", "image_size", "seed")
+SERVES = ("data", "task", "train_images", "image_size", "seed")
+# The settings that must match before a training of shared weights may resume.
+TRAINED_BY = ("space", "base", "per_stage", *SERVES, "epochs", "batch_size", "lr")
 WATCHED = 3  # random members whose accuracy is shown, besides the largest and the smallest
 
 
@@ -95,7 +96,7 @@ def train(
         torch.manual_seed(scope.seed)
         config = replace(scoring.train_config(scope.seed), device=device)
         model = ElasticRes2Net(space)
-        trainer = SupernetTrainer(model, data, config, members_of(space), group)
+        trainer = SupernetTrainer(model, data, config, members_of(space), group, TASKS[scope.task])
         rows = _restore(trainer, folder)
         try:
             _run(trainer, watched(space), rows, folder, console or Console(quiet=True), ends)
@@ -140,7 +141,7 @@ def load(folder: Path, space: Space, data: Data, scope: Scope, scoring: Scoring)
 
 def scorer(model: ElasticRes2Net, data: Data, scope: Scope, scoring: Scoring) -> Scorer:
     """Return the scorer of the supernet's members for a search."""
-    return Scorer(model, data, scoring.train_config(scope.seed))
+    return Scorer(model, data, scoring.train_config(scope.seed), TASKS[scope.task])
 
 
 def _about(scope: Scope, scoring: Scoring, space: Space, data: Data) -> dict[str, Any]:
@@ -157,7 +158,8 @@ def _check_same(folder: Path, scope: Scope, scoring: Scoring, space: Space, name
     try:
         about = json.loads(path.read_text())
         # Files of early versions lack the image size, and newer fields of the space.
-        theirs, their_space = {"image_size": None} | about["settings"], Space.from_dict(about["space"])
+        theirs = {"image_size": None, "task": "classification"} | about["settings"]
+        their_space = Space.from_dict(about["space"])
         different = [f"`{n}` {theirs[n]}, not {ours[n]}" for n in names if theirs[n] != ours[n]]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not the settings of a supernet ({error!r})") from None
@@ -206,7 +208,8 @@ def _run(
         size = trainer.val_images.size
         if not rows:
             names = "".join(f"{MACS.format(MACS.of(a, size)):>9}" for a in archs)
-            console.print(f"epoch     loss  top-1 (%) of{names} {MACS.unit}", highlight=False)
+            metric = trainer.task.metrics[0]
+            console.print(f"epoch     loss  {metric.label} ({metric.unit}) of{names} {MACS.unit}", highlight=False)
         while not trainer.finished:
             e = trainer.epoch() if clock is None else trainer.epoch(clock.stop)
             if e is None:
@@ -219,6 +222,7 @@ def _run(
             shown = "".join(f"{s:9.2f}" for s in scores)
             console.print(f"{e.epoch:>2}/{total:<2}  {e.train_loss:7.4f}              {shown}", highlight=False)
             row = {"epoch": e.epoch, "loss": e.train_loss, "seconds": e.seconds}
-            rows.append(row | {f"val_top1 {a}": s for a, s in zip(archs, scores, strict=True)})
+            score = trainer.task.metrics[0].name
+            rows.append(row | {f"val_{score} {a}": s for a, s in zip(archs, scores, strict=True)})
             write_atomic(folder / EPOCHS_FILE, pd.DataFrame(rows).to_csv(index=False))
             _save(trainer, rows, folder)

@@ -17,7 +17,7 @@ from search.settings import Settings
 from search.shared_weights import PROG, train
 from trainers.ddp import joined
 
-SCOPE = ("space", "base", "per_stage", "data", "data_dir", "train_images", "image_size", "seed")
+SCOPE = ("space", "base", "per_stage", "data", "data_dir", "task", "train_images", "image_size", "seed")
 SCORING = ("batch_size", "lr")
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 from res2net.arch import Arch, Stage
 from res2net.errors import UserError
+from res2net.heads.value import Head
 from space.dimensions import DIMENSIONS, NETWORK_DIMENSIONS, STAGE_DIMENSIONS, is_whole
 
 PER_STAGE_LISTS = ("planes", "strides", "pattern")
@@ -65,6 +66,7 @@ class Skeleton:
     num_classes: int = 10
     image_size: int = 32
     in_channels: int = 3
+    head: Head | None = None
 
     def __post_init__(self) -> None:
         for name in PER_STAGE_LISTS:
@@ -82,6 +84,15 @@ class Skeleton:
                 raise UserError(f"{name} is {getattr(self, name)!r}; accepted: a whole number of at least {least}")
         # `Arch` checks the other fields.
         self.network({name: dimension.least for name, dimension in DIMENSIONS.items()})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the skeleton as plain lists, numbers and strings, for JSON."""
+        out = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        if self.head is None:
+            del out["head"]
+        else:
+            out["head"] = self.head.to_dict()
+        return out
 
     @property
     def fixed(self) -> dict[str, int]:

@@ -6,7 +6,7 @@ import bisect
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 from res2net.arch import Arch
 from res2net.cost import Cost, cost
 from res2net.errors import UserError, unknown
+from res2net.heads.value import Head
 from space.buildable import check_buildable
 from space.dimensions import Params, checked_choices, checked_keys, checked_params, combinations, dimension_of
 from space.grid import Grid, grid
@@ -108,10 +109,14 @@ class Space:
         """Return whether the network is a member."""
         return self.params_of(arch) is not None
 
+    def with_head(self, head: Head) -> Space:
+        """Return the space of the same networks with a head in place of the classifier."""
+        return replace(self, skeleton=replace(self.skeleton, head=head))
+
     def fitted(self, arch: Arch) -> Arch:
-        """Return a network with the classes and the image channels of the space."""
-        skeleton = self.skeleton
-        return replace(arch, num_classes=skeleton.num_classes, in_channels=skeleton.in_channels).canonical()
+        """Return a network with the classes, the image channels and the head of the space."""
+        names = ("num_classes", "in_channels", "head")
+        return replace(arch, **{name: getattr(self.skeleton, name) for name in names}).canonical()
 
     def cheapest(self, cost_field: str = "macs", image_size: int | None = None) -> tuple[Params, Cost]:
         """Return the parameters and the cost of the member with the exact minimum of a field of `Cost`."""
@@ -181,7 +186,7 @@ class Space:
             "base": self.base,
             "per_stage": self.per_stage,
             "choices": {dimension: list(values) for dimension, values in self.choices.items()},
-            "skeleton": {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self.skeleton).items()},
+            "skeleton": self.skeleton.to_dict(),
         }
 
     @classmethod
@@ -189,9 +194,11 @@ class Space:
         """Return the space that `to_dict` wrote. Raise `UserError` for a wrong or missing key, or a wrong value."""
         keys = tuple(f.name for f in fields(cls) if f.init)
         data = checked_keys(data, keys, "space", required=keys)
-        required = tuple(key for key in SKELETON_KEYS if key != "in_channels")  # earlier versions did not write it
+        # Earlier versions did not write the channels, and no version writes the head of a classifier.
+        required = tuple(key for key in SKELETON_KEYS if key not in ("in_channels", "head"))
         skeleton = checked_keys(data["skeleton"], SKELETON_KEYS, "space: skeleton", required=required)
-        return cls(**{**data, "skeleton": Skeleton(**skeleton)})
+        head: dict[str, Any] = {"head": Head.from_dict(skeleton["head"])} if "head" in skeleton else {}
+        return cls(**{**data, "skeleton": Skeleton(**skeleton | head)})
 
     def _checked(self, params: Mapping[str, int]) -> Params:
         return checked_params(params, self._grid.parameters, f"space {self.name}")

@@ -17,7 +17,7 @@ from space.skeleton import SKELETON_KEYS, Skeleton
 from space.space import Space
 
 # The keys of a file that replace fields of the skeleton. Stage dimensions are keys of `defaults` instead.
-OVERRIDES = tuple(key for key in SKELETON_KEYS if key not in STAGE_DIMENSIONS)
+OVERRIDES = tuple(key for key in SKELETON_KEYS if key not in (*STAGE_DIMENSIONS, "head"))  # the task sets the head
 KEYS = ("name", "base", "per_stage", "choices", "defaults", *OVERRIDES)
 
 

@@ -28,9 +28,9 @@ from res2net.errors import UserError
 from search.api import open_study
 from search.driver import Driver
 from search.execute.local import execute as execute_local
-from search.groups import EXECUTORS, Resources
 from search.objectives import NAMES
 from search.report import dashboard
+from search.resources import EXECUTORS, Resources
 from search.settings import Settings
 from search.study.sampler import SAMPLERS
 from search.study.storage import sqlite_url

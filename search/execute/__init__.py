@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from search.driver import Driver
 from search.execute import local, pool
-from search.groups import Resources
+from search.resources import Resources
 from search.worker import Work
 from trainers.datasets.data import Data
 

@@ -18,7 +18,7 @@ from ray.exceptions import RayError
 
 from res2net.errors import UserError
 from search.execute import ray_private, room
-from search.groups import Resources
+from search.resources import Resources
 from trainers.meta import cores
 
 USAGE_STATS = "RAY_USAGE_STATS_ENABLED"  # off unless the user sets it: no statistics leave the machine

@@ -24,7 +24,7 @@ from res2net.errors import UserError
 from search.driver import Driver
 from search.execute.late import is_late, release_late, seconds_to_wait
 from search.execute.room import SLEEPING_THREADS, check_room, places, this_machine
-from search.groups import Resources
+from search.resources import Resources
 from search.worker import Job, Report, Work
 from search.worker_process import write_shared
 from trainers.datasets.data import Data

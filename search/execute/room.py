@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from res2net.errors import UserError
-from search.groups import Resources
+from search.resources import Resources
 from trainers.meta import cores
 
 # The environment of worker processes. Threads that wait for work sleep: a spinning thread takes a core from others.

@@ -30,7 +30,7 @@ from search.driver import Driver
 from search.execute.cluster import ANSWER_SECONDS, check_room, environment, is_cluster, places, ray_at
 from search.execute.late import is_late, release_late
 from search.execute.ray_private import host_and_port
-from search.groups import Resources
+from search.resources import Resources
 from search.worker import Job, Report, Work, guarded
 from trainers.datasets.data import Data, Split
 

@@ -24,8 +24,8 @@ from search.driver import Driver
 from search.evaluators import trial_seed
 from search.execute.local import execute as execute_local
 from search.execute.pool import execute as execute_in_pool
-from search.groups import Resources
 from search.ledger import RETRIES
+from search.resources import Resources
 from search.study.storage import read
 from search.study.trials import FAILED, ORPHAN, SCORED, STOPPED, Record
 from search.worker import Job, Report, Work, train_trial

@@ -89,7 +89,7 @@ class TestPicks:
 
 class TestFolder:
     def test_a_model_folder_with_its_history(self, run: Path, tmp_path: Path) -> None:
-        record = export(run, "best", tmp_path / "model", extras=Extras(test_top1=12.5))
+        record = export(run, "best", tmp_path / "model", extras=Extras(test=12.5))
         assert sorted(p.name for p in (tmp_path / "model").iterdir()) == [
             "README.md",
             "arch.json",

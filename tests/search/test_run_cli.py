@@ -19,9 +19,9 @@ from rich.console import Console
 import space
 from search import export, run, runs, supernet, timing
 from search.evaluators import EVALUATORS
-from search.groups import EXECUTORS
 from search.objectives import MACS
 from search.report import progress
+from search.resources import EXECUTORS
 from search.settings import GROUP_OF, GROUPS, Settings
 from search.study.sampler import SAMPLERS
 from search.study.storage import read

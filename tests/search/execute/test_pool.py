@@ -24,7 +24,7 @@ from hypothesis.extra import numpy as arrays
 
 from res2net.errors import UserError
 from search.execute import executor_of, pool
-from search.groups import Resources
+from search.resources import Resources
 from search.worker import Job, Report
 from search.worker_process import read_shared, write_shared
 from studies.synthetic import Synthetic
