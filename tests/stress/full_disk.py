@@ -26,7 +26,7 @@ from res2net.commands import Parser, run_main
 from res2net.errors import UserError
 from search import run, runs
 from search.checkpoints import CHECKPOINTS
-from search.groups import EXECUTORS
+from search.resources import EXECUTORS
 from search.study.storage import read
 from search.study.trials import SCORED
 from studies.synthetic import TINY_SPACE

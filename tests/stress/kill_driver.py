@@ -37,9 +37,9 @@ from res2net.commands import Parser, run_main
 from res2net.errors import UserError
 from search import runs
 from search.checkpoints import CHECKPOINTS
-from search.groups import EXECUTORS
 from search.picks import ledger_of
 from search.report.progress import front_table
+from search.resources import EXECUTORS
 from search.study.storage import STUDY_FILE, read
 from search.study.trials import FAILED, INFEASIBLE, ORPHAN, REPEATED, SCORED, Record
 from search.units import format_seconds

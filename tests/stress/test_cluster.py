@@ -21,7 +21,7 @@ pytest.importorskip("ray")
 from res2net.errors import UserError
 from search.execute import cluster
 from search.execute import tune as execute_tune
-from search.groups import Resources
+from search.resources import Resources
 
 ROOT = Path(__file__).parents[2]
 # Ray gives its workers a niceness of 15, with which they hardly start where others are busy. By default Ray takes
