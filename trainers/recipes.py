@@ -175,7 +175,19 @@ RECIPES: Mapping[str, Config] = {
         crop_from=10,
         zero_init_last=True,
     ),
-    "dense": Config(  # for outputs of every pixel: segmentation, salient objects, key points
+    "dense": Config(  # for outputs of every pixel, from random weights: segmentation and salient objects
+        epochs=20,
+        batch_size=8,
+        lr=0.2,
+        schedule="linear",
+        warmup=1,
+        label_smoothing=0,
+        weight_decay=1e-4,
+        crop_padding=8,
+        zero_init_last=True,
+        crop_from=10,
+    ),
+    "points": Config(  # for key points; heads of 256 channels diverge at higher rates
         epochs=20,
         batch_size=16,
         lr=0.05,
@@ -183,8 +195,9 @@ RECIPES: Mapping[str, Config] = {
         warmup=1,
         label_smoothing=0,
         weight_decay=1e-4,
-        crop_padding=8,
+        crop_padding=4,
         zero_init_last=True,
+        crop_from=10,
     ),
     "deeplab": Config(  # the training of DeepLab v3+ for VOC 2012 (arXiv 1802.02611)
         epochs=45,  # 30,000 steps over 10,582 images

@@ -57,7 +57,7 @@ class Keypoints:
         Metric("pck", "PCK", "%", "accuracy"),
     )
     scores = Scores
-    recipe = "dense"
+    recipe = "points"
     head_kind = Deconv.kind
 
     def check(self) -> None:
