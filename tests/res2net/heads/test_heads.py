@@ -460,3 +460,12 @@ class TestDeconv:
         assert changed.shape == (18, 18)
         assert changed[:8, :8].sum() > 0
         assert changed[15:, 15:].sum() == 0
+
+
+@every_kind
+def test_another_output_stride_than_the_head_s_is_refused(kind: str, tmp_path: Path) -> None:
+    arch = with_head(kind)
+    own = levels(arch, arch.output_stride)[-1].reduction
+    save(create(arch, output_stride=own), tmp_path / "model")
+    with pytest.raises(UserError, match=f"`output_stride`: 2; accepted: {own}"):
+        load(tmp_path / "model", output_stride=2)
