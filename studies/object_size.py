@@ -96,7 +96,7 @@ def compare(place: tuple[int, int], args: argparse.Namespace) -> dict[str, objec
     truth = generate(*TEST_SET, size=data.image_size)
     split = trainers.datasets.data.load_test("scenes", image_size=args.image_size, target="mask")
     test = source(split, data, trainer.device)
-    meter, guesses = SEGMENT.meter(trainer.device), []
+    meter, guesses = SEGMENT.meter(trainer.device, data.classes), []
     model = trainer.scored.eval()
     with torch.no_grad():
         for x, y in test.batches(SEGMENT.eval_batch(test.size)):
@@ -181,7 +181,7 @@ def _main(args: argparse.Namespace) -> int:
     write_atomic(args.out / "summary.csv", found.to_csv(index=False))
     title = f"scenes, {args.macs / 1e6:.3g} MMACs, {args.epochs} epochs, n = {args.seeds}"
     write_atomic(args.out / "object_size.png", picture(found, title))
-    console.print(found.to_string(index=False), highlight=False)
+    console.print(found.to_string(index=False), highlight=False, soft_wrap=True)
     return 0
 
 
