@@ -9,7 +9,6 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, asdict, dataclass, fields, replace
-from math import prod
 from typing import Any, ClassVar, Self
 
 from res2net.errors import UserError, unknown
@@ -85,6 +84,19 @@ class BaseArch:
     def num_features(self) -> int:
         """Channels of the last stage: the classifier's input."""
         return self.stages[-1].channels
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Strides of the stem's map and of each stage's map, in image pixels, without an output stride."""
+        own = [self.stem_stride]
+        for stage in self.stages:
+            own.append(own[-1] * stage.stride)
+        return tuple(own)
+
+    @property
+    def head_kind(self) -> str | None:
+        """The kind of the head. None: a classifier."""
+        return None if self.head is None else self.head.kind
 
     @property
     def output_stride(self) -> int | None:
@@ -241,7 +253,7 @@ class Arch(BaseArch):
             changes["first_block"] = "pool"
         if all(s.stride == 1 for s in self.stages):
             changes["shortcut"] = "conv"
-        if self.head is not None and self.head.output_stride == self.stem_stride * prod(s.stride for s in self.stages):
+        if self.head is not None and self.head.output_stride == self.strides[-1]:
             changes["head"] = replace(self.head, output_stride=None)
         return replace(self, **changes) if changes else self
 

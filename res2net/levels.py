@@ -34,19 +34,11 @@ def levels(arch: BaseArch, output_stride: int | None = None) -> tuple[Level, ...
     If dilation replaces a stage's stride, the first block still has the dilation of the previous stage, because this
     block reads the previous stage's map. torchvision's `replace_stride_with_dilation` does the same.
     """
-    own = own_strides(arch)
+    own = arch.strides
     if output_stride is not None and (type(output_stride) is not int or output_stride not in own):
         accepted = ", ".join(str(n) for n in sorted(set(own)))
         raise UserError(f"`output_stride`: {output_stride!r}; accepted: {accepted} (this network's own is {own[-1]})")
     return _levels(own, output_stride)
-
-
-def own_strides(arch: BaseArch) -> tuple[int, ...]:
-    """Return the strides of the stem's map and of each stage's map, without an output stride."""
-    own = [arch.stem_stride]
-    for stage in arch.stages:
-        own.append(own[-1] * stage.stride)
-    return tuple(own)
 
 
 @lru_cache  # a search counts the cost of tens of thousands of networks with the same strides
@@ -64,7 +56,7 @@ def stage_maps(arch: BaseArch) -> tuple[Map, ...]:
 
 def own_stride(arch: BaseArch, output_stride: int | None) -> None:
     """Raise `UserError` for an output stride other than the network's own."""
-    own = own_strides(arch)[-1]
+    own = arch.strides[-1]
     if output_stride not in (None, own):
         raise UserError(
             f"`output_stride`: {output_stride!r}; accepted: {own} (only Res2Net can trade strides for dilation)"

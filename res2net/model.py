@@ -238,9 +238,9 @@ class Res2Net(Network):
     def __init__(self, arch: Arch, output_stride: int | None = None) -> None:
         super().__init__()
         self.arch = arch
-        wanted = levels(arch, arch.output_stride)[-1].reduction
-        if arch.head is not None and arch.num_classes and output_stride not in (None, wanted):
-            raise UserError(f"`output_stride`: {output_stride!r}; accepted: {wanted}, for which its head was built")
+        of_head = arch.output_stride or arch.strides[-1]
+        if arch.head is not None and arch.num_classes and output_stride not in (None, of_head):
+            raise UserError(f"`output_stride`: {output_stride!r}; accepted: {of_head}, for which its head was built")
         self.levels = levels(arch, arch.output_stride if output_stride is None else output_stride)
         self.conv1 = stem_conv(arch)
         self.bn1 = nn.BatchNorm2d(arch.stem_channels)

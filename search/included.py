@@ -121,7 +121,7 @@ def _network(item: str, copy: Path, settings: Settings, data: Data) -> Included:
     model, arch, _ = build_model(path, data, task, False, settings.scope.seed)
     training = read_training(path)
     epochs = training.get("epochs", training.get("config", {}).get("epochs", 0)) + training.get("inherited", 0)
-    if task.head_kind != (None if trained.head is None else trained.head.kind):
+    if task.head_kind != trained.head_kind:
         epochs = 0.0  # its head is new
     spoilt = seen(training, settings, data.name)
     return Included(item, as_res2net(arch), weights_bytes(model), epochs, spoilt, training)
@@ -129,7 +129,7 @@ def _network(item: str, copy: Path, settings: Settings, data: Data) -> Included:
 
 def _fitted(arch: BaseArch, data: Data, task: Task) -> Arch:
     """Return a network for the data's channels and classes, and for the task."""
-    return as_res2net(fitted_arch(as_res2net(arch), data, task)).canonical()
+    return as_res2net(fitted_arch(arch, data, task)).canonical()
 
 
 def as_res2net(arch: BaseArch) -> Arch:

@@ -18,7 +18,7 @@ from res2net.hosts.dla.value import DlaArch
 # Workers of xdist, and the processes that tests start, share the cores: one thread each.
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-pytest.register_assert_rewrite("searches", "storages")
+pytest.register_assert_rewrite("model_folders", "searches", "storages", "streams")
 
 # The same examples on every run; `--hypothesis-profile=explore` looks for new ones.
 settings.register_profile("tests", deadline=None, derandomize=True, max_examples=30)

@@ -139,8 +139,7 @@ def trained_on(folder: Path, arch: BaseArch) -> tuple[dict[str, Any], Task]:
     """
     path = folder / TRAINING_FILE
     if not path.is_file():
-        kind = None if arch.head is None else arch.head.kind
-        return {}, next(task for task in TASKS.values() if task.head_kind == kind)
+        return {}, next(task for task in TASKS.values() if task.head_kind == arch.head_kind)
     try:
         training = json.loads(path.read_text())
         # Folders of earlier versions name no task.

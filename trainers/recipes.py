@@ -164,6 +164,19 @@ class Config:
 RUN_KEYS = ("precision", "device", "seed")  # fields that belong to a single run, not to a recipe
 KEYS = tuple(f.name for f in fields(Config) if f.name not in RUN_KEYS)
 
+# For outputs of every pixel, from random weights.
+DENSE = Config(
+    epochs=20,
+    batch_size=8,
+    lr=0.2,
+    schedule="linear",
+    warmup=1,
+    label_smoothing=0,
+    weight_decay=1e-4,
+    crop_padding=8,
+    zero_init_last=True,
+    crop_from=10,
+)
 RECIPES: Mapping[str, Config] = {
     "fast": Config(epochs=10),  # also that of searches up to version 0.1, and of shared weights
     "short": Config(  # for trainings of 1 to 20 epochs on small images
@@ -175,30 +188,9 @@ RECIPES: Mapping[str, Config] = {
         crop_from=10,
         zero_init_last=True,
     ),
-    "dense": Config(  # for outputs of every pixel, from random weights: segmentation and salient objects
-        epochs=20,
-        batch_size=8,
-        lr=0.2,
-        schedule="linear",
-        warmup=1,
-        label_smoothing=0,
-        weight_decay=1e-4,
-        crop_padding=8,
-        zero_init_last=True,
-        crop_from=10,
-    ),
-    "points": Config(  # for key points; heads of 256 channels diverge at higher rates
-        epochs=20,
-        batch_size=16,
-        lr=0.05,
-        schedule="linear",
-        warmup=1,
-        label_smoothing=0,
-        weight_decay=1e-4,
-        crop_padding=4,
-        zero_init_last=True,
-        crop_from=10,
-    ),
+    "dense": DENSE,
+    # Heads of 256 channels diverge at higher rates.
+    "points": replace(DENSE, batch_size=16, lr=0.05, crop_padding=4),
     "deeplab": Config(  # the training of DeepLab v3+ for VOC 2012 (arXiv 1802.02611)
         epochs=45,  # 30,000 steps over 10,582 images
         batch_size=16,

@@ -84,12 +84,10 @@ def fitted_arch(arch: BaseArch, data: Data, task: Task) -> BaseArch:
 
 def adapted(arch: BaseArch, num_classes: int, in_channels: int, task: Task, image_size: int) -> BaseArch:
     """Return a network with other inputs and outputs, and with the task's head. A head of the same kind stays."""
-    wanted = task.head(arch, image_size)
-    kept = arch.head is not None and arch.head.kind == task.head_kind
-    changes: dict[str, Any] = {} if kept or arch.head == wanted else {"head": wanted}
+    # Kinds without the field `head` cannot be given None either.
+    changes: dict[str, Any] = {} if arch.head_kind == task.head_kind else {"head": task.head(arch, image_size)}
     return replace(arch, num_classes=num_classes, in_channels=in_channels, **changes)
 
 
 def _head_text(arch: BaseArch) -> str:
-    kind = "classifier" if arch.head is None else arch.head.kind
-    return f"{kind} of {arch.num_classes} classes"
+    return f"{arch.head_kind or 'classifier'} of {arch.num_classes} classes"

@@ -19,13 +19,20 @@ HEAT_STRIDE = 4  # the stride of heat maps
 class Head:
     """The base class of heads. Each kind of head has its own subclass.
 
+    channels: channels of the head's inner layers.
     output_stride: the stride of the backbone's last map, reached by dilation. None: the network's own stride.
     """
 
     __slots__ = ()
     __dataclass_fields__: ClassVar[dict[str, Any]]
     kind: ClassVar[str]
+    channels: int
     output_stride: int | None
+
+    def __post_init__(self) -> None:
+        self._check_whole(channels=self.channels)
+        if self.output_stride is not None:
+            self._check_whole(output_stride=self.output_stride)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the head as plain lists, numbers and strings."""
@@ -71,12 +78,11 @@ class DeepLab(Head):
     output_stride: int | None = 16
 
     def __post_init__(self) -> None:
-        self._check_whole(channels=self.channels, low_channels=self.low_channels)
+        Head.__post_init__(self)
+        self._check_whole(low_channels=self.low_channels)
         if not isinstance(self.rates, tuple):
             raise UserError(f"arch: head: rates is {self.rates!r}; accepted: a list of whole numbers")
         self._check_whole(**{f"rate {i}": rate for i, rate in enumerate(self.rates, 1)})
-        if self.output_stride is not None:
-            self._check_whole(output_stride=self.output_stride)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +97,6 @@ class Dss(Head):
     kind: ClassVar[str] = "dss"
     channels: int = 128
     output_stride: int | None = None
-
-    def __post_init__(self) -> None:
-        self._check_whole(channels=self.channels)
-        if self.output_stride is not None:
-            self._check_whole(output_stride=self.output_stride)
 
     def check(self, num_classes: int) -> None:
         """Raise `UserError` unless there is one output, or none."""
@@ -115,11 +116,6 @@ class Deconv(Head):
     kind: ClassVar[str] = "deconv"
     channels: int = 256
     output_stride: int | None = None
-
-    def __post_init__(self) -> None:
-        self._check_whole(channels=self.channels)
-        if self.output_stride is not None:
-            self._check_whole(output_stride=self.output_stride)
 
 
 HEADS: dict[str, type[Head]] = {head.kind: head for head in (DeepLab, Dss, Deconv)}

@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # matplotlib takes a second to import: it is imported where a
     from matplotlib.figure import Figure
 
 ESTIMATE = "score by shared weights"  # the label in legends
+LEAST_SPAN = 2.0  # points of quality that a plot shows, in %
 
 
 def new_figure(width: float = 8, height: float = 5, dpi: int = 150) -> Figure:
@@ -73,12 +74,21 @@ def pareto_figure(
         _draw_panel(figure, ax, objective, trials, ledger, settings)
     if measured is not None:
         _draw_measured(panels[-1], drawn(trials, ledger)[0], measured)
+    _widen(panels[0])
     panels[0].set_ylabel(ledger.rules.quality.label)
     if count == 1:
         panels[0].set_title(title)
     else:
         figure.suptitle(title, fontsize="large")
     return figure
+
+
+def _widen(ax: Axes) -> None:
+    """Show at least `LEAST_SPAN` points of quality: networks that are nearly equal look nearly equal."""
+    low, high = ax.get_ylim()
+    if high - low < LEAST_SPAN:
+        centre = (low + high) / 2
+        ax.set_ylim(centre - LEAST_SPAN / 2, centre + LEAST_SPAN / 2)
 
 
 def _draw_panel(
@@ -105,7 +115,7 @@ def _draw_panel(
     ax.set_xlabel(objective.label)
     tidy(ax)
     if ax.get_legend_handles_labels()[0]:
-        ax.legend(loc="upper left", frameon=False, fontsize=9)
+        ax.legend(loc="lower right", frameon=False, fontsize=9)  # the front rises, so this corner is free
 
 
 def _draw_measured(ax: Axes, done: pd.DataFrame, measured: Measured) -> None:

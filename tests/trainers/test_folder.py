@@ -18,8 +18,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from streams import message, parts, rng, taken
 
-from res2net.errors import UserError
 from trainers.datasets import Files, data
 from trainers.datasets import files as decoding
 from trainers.datasets.cifar import Cifar10
@@ -67,28 +67,6 @@ def files(root: Path) -> Files:
 
 def stream(files: Files, **options: object) -> Stream:
     return Stream(files, MEAN, STD, CPU, **{"workers": 2, **options})
-
-
-def rng(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def parts(n: int, size: int) -> list[slice]:
-    return [slice(i, min(i + size, n)) for i in range(0, n, size)]
-
-
-def taken(batches: object) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return all images of some batches, and their labels."""
-    found = [(x.clone(), y) for x, y in batches]
-    return torch.cat([x for x, _ in found]), torch.cat([y for _, y in found])
-
-
-def message(call: Callable[[], object]) -> str:
-    """Return the text of the `UserError` that a call raises; it must be one line."""
-    with pytest.raises(UserError) as caught:
-        call()
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 class TestScanning:

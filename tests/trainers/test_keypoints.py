@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from model_folders import trained_folder
 from PIL import Image
 from torch import Tensor
 
@@ -22,7 +23,6 @@ from trainers import evaluate, fit
 from trainers.datasets.base import partners
 from trainers.datasets.data import Data, Split, load
 from trainers.ddp import ALONE
-from trainers.fit import FitConfig
 from trainers.images import Images
 from trainers.recipes import Config
 from trainers.start import fitted_arch
@@ -353,11 +353,7 @@ def test_it_overfits_a_few_images() -> None:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder of a network for key points."""
-    base = tmp_path_factory.mktemp("keypoints")
-    (base / "arch.json").write_text(SMALL.to_json())
-    known = {"data": BLOCKS, "task": "keypoints", "epochs": 2, "device": "cpu", "precision": "fp32"}
-    assert not fit.fit(FitConfig(base / "arch.json", base / "out", **known)).interrupted
-    return base / "out"
+    return trained_folder(tmp_path_factory.mktemp("model"), SMALL, BLOCKS, "keypoints")
 
 
 class TestFolder:

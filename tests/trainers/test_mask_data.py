@@ -13,8 +13,8 @@ import torch
 from mask_trees import agreement, image_of, mask, masks_tree, palette, voc_tree, write, write_list, write_pair
 from PIL import Image
 from rich.console import Console
+from streams import message, parts, rng, taken
 
-from res2net.errors import UserError
 from trainers.datasets import Files, data
 from trainers.datasets import files as decoding
 from trainers.datasets.base import VOID
@@ -27,28 +27,6 @@ from trainers.stream import Stream
 CPU = torch.device("cpu")
 SIZE = 64  # larger than every image of the trees
 ROWS = {"own": 0, "DUTS": 1, "MSRA-B and ECSSD": 2, "ECSSD": 3, "images and masks": 4, "MSRA-B": 5}
-
-
-def rng(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def parts(n: int, size: int) -> list[slice]:
-    return [slice(i, min(i + size, n)) for i in range(0, n, size)]
-
-
-def taken(batches: object) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return all images of some batches, and their masks."""
-    found = [(x.clone(), y) for x, y in batches]
-    return torch.cat([x for x, _ in found]), torch.cat([y for _, y in found])
-
-
-def message(call: Callable[[], object]) -> str:
-    """Return the text of the `UserError` that a call raises; it must be one line."""
-    with pytest.raises(UserError) as caught:
-        call()
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def stream(files: Files, workers: int = 2) -> Stream:

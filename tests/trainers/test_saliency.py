@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from model_folders import trained_folder
 from PIL import Image
 from torch import Tensor
 
@@ -21,7 +22,6 @@ from res2net.heads import Dss
 from trainers import evaluate, fit
 from trainers.datasets.data import VOID, Data, Split, load
 from trainers.ddp import ALONE
-from trainers.fit import FitConfig
 from trainers.images import Images
 from trainers.recipes import Config
 from trainers.start import fitted_arch
@@ -193,11 +193,7 @@ def test_it_overfits_a_few_images() -> None:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder of a saliency network."""
-    base = tmp_path_factory.mktemp("saliency")
-    (base / "arch.json").write_text(SMALL.to_json())
-    known = {"data": BLOCKS, "task": "saliency", "epochs": 2, "device": "cpu", "precision": "fp32"}
-    assert not fit.fit(FitConfig(base / "arch.json", base / "out", **known)).interrupted
-    return base / "out"
+    return trained_folder(tmp_path_factory.mktemp("model"), SMALL, BLOCKS, "saliency")
 
 
 class TestFolder:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from model_folders import trained_folder
 from PIL import Image
 
 import res2net
@@ -21,7 +22,6 @@ from res2net.heads import DeepLab
 from trainers import evaluate, fit
 from trainers.datasets.data import VOID, Data, Split, load, load_test
 from trainers.ddp import ALONE
-from trainers.fit import FitConfig
 from trainers.images import Images
 from trainers.recipes import Config
 from trainers.start import build_model, fitted_arch
@@ -152,13 +152,7 @@ def test_it_overfits_a_few_images() -> None:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder of a segmentation network."""
-    base = tmp_path_factory.mktemp("segment")
-    (base / "arch.json").write_text(SMALL.to_json())
-    config = FitConfig(
-        base / "arch.json", base / "out", data=BLOCKS, task="segment", epochs=2, device="cpu", precision="fp32"
-    )
-    assert not fit.fit(config).interrupted
-    return base / "out"
+    return trained_folder(tmp_path_factory.mktemp("model"), SMALL, BLOCKS, "segment")
 
 
 class TestFolder:

@@ -13,14 +13,14 @@ from torch import Tensor
 
 from res2net.arch import BaseArch
 from res2net.heads import Deconv, Head
-from trainers.datasets.data import Data
 from trainers.ddp import Group
 from trainers.device import sum_dtype
 from trainers.recipes import Config
 from trainers.tasks import heatmaps, oks
+from trainers.tasks.dense import Dense
 from trainers.tasks.drawing import dotted
 from trainers.tasks.fitting import deconv_for
-from trainers.tasks.task import Metric, dense_batch
+from trainers.tasks.task import Metric
 
 NEAR = 0.1  # a predicted point is right within this share of the side of the object's box
 
@@ -42,7 +42,7 @@ class Scores(NamedTuple):
     pck: float
 
 
-class Keypoints:
+class Keypoints(Dense):
     """The task with a point for each key point. Outputs are heat maps `[B, K, H / 4, W / 4]`.
 
     Labels are `[B, K + 1, 3]`, see `TARGETS`. Hidden key points count as visible ones, unlabelled ones for nothing.
@@ -64,17 +64,9 @@ class Keypoints:
         """Raise `UserError` if the package that computes the AP is missing."""
         oks.need_coco_eval()
 
-    def head_size(self, data: Data) -> int:
-        """Return the number of key points."""
-        return data.num_classes
-
     def head(self, arch: BaseArch, image_size: int) -> Head:
         """Return the head of SimpleBaseline, in proportion to the network."""
         return deconv_for(arch, image_size)
-
-    def eval_batch(self, image_size: int) -> int:
-        """Return the number of images that are scored at once."""
-        return dense_batch(image_size)
 
     def targets(self, x: Tensor, labels: Tensor, size: int, config: Config, step: int) -> tuple[Tensor, Tensor]:
         """Return the batch and its targets, which are the labels. Mixup and CutMix are not applied."""

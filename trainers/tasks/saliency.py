@@ -11,13 +11,14 @@ from torch import Tensor
 
 from res2net.arch import BaseArch
 from res2net.heads import Dss, Head
-from trainers.datasets.data import VOID, Data
+from trainers.datasets.data import VOID
 from trainers.ddp import Group
 from trainers.device import sum_dtype
 from trainers.recipes import Config
+from trainers.tasks.dense import Dense
 from trainers.tasks.drawing import painted
 from trainers.tasks.fitting import dss_for
-from trainers.tasks.task import Metric, dense_batch
+from trainers.tasks.task import Metric
 
 LEVELS = 256  # thresholds: those of a map that is stored as bytes
 BETA2 = 0.3  # weighs precision against recall
@@ -39,7 +40,7 @@ class Scores(NamedTuple):
     mae: float
 
 
-class Saliency:
+class Saliency(Dense):
     """The task with one probability for each pixel. Outputs are logits `[B, maps, H, W]`, labels are `[B, H, W]`.
 
     The first map is the prediction. Further maps, which a head puts out in training only, are supervised alike. Labels
@@ -50,23 +51,11 @@ class Saliency:
     target = "salient"
     metrics = (Metric("maxf", "max-F", "%", "F"), Metric("mae", "MAE", "", "error", digits=3, larger=False))
     scores = Scores
-    recipe = "dense"
     head_kind = Dss.kind
-
-    def check(self) -> None:
-        """Do nothing: the task needs no further package."""
-
-    def head_size(self, data: Data) -> int:
-        """Return 1: the class of salient objects."""
-        return data.num_classes
 
     def head(self, arch: BaseArch, image_size: int) -> Head:
         """Return the head of DSS, in proportion to the network."""
         return dss_for(arch, image_size)
-
-    def eval_batch(self, image_size: int) -> int:
-        """Return the number of images that are scored at once."""
-        return dense_batch(image_size)
 
     def targets(self, x: Tensor, labels: Tensor, size: int, config: Config, step: int) -> tuple[Tensor, Tensor]:
         """Return the batch and its targets, which are the labels. Mixup and CutMix are not applied."""

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from res2net.arch import BaseArch
 from res2net.heads import DeepLab, Head
-from trainers.datasets.data import VOID, Data
+from trainers.datasets.data import VOID
 from trainers.ddp import Group
 from trainers.device import sum_dtype
 from trainers.recipes import Config
+from trainers.tasks.dense import Dense
 from trainers.tasks.drawing import painted
 from trainers.tasks.fitting import deeplab_for
-from trainers.tasks.task import Metric, dense_batch
+from trainers.tasks.task import Metric
 
 
 class Scores(NamedTuple):
@@ -34,7 +35,7 @@ class Scores(NamedTuple):
     pixels: float
 
 
-class Segmentation:
+class Segmentation(Dense):
     """The task with one class for each pixel. Outputs are logits `[B, classes, H, W]`, labels are `[B, H, W]`.
 
     Class 0 is the background. Pixels of the label `VOID` (255) count for nothing.
@@ -44,23 +45,11 @@ class Segmentation:
     target = "mask"
     metrics = (Metric("miou", "mIoU", "%", "accuracy"), Metric("pixels", "pixels", "%", "accuracy"))
     scores = Scores
-    recipe = "dense"
     head_kind = DeepLab.kind
-
-    def check(self) -> None:
-        """Do nothing: the task needs no further package."""
-
-    def head_size(self, data: Data) -> int:
-        """Return the number of classes, with the background."""
-        return data.num_classes
 
     def head(self, arch: BaseArch, image_size: int) -> Head:
         """Return the head of DeepLab v3+, in proportion to the network."""
         return deeplab_for(arch, image_size)
-
-    def eval_batch(self, image_size: int) -> int:
-        """Return the number of images that are scored at once."""
-        return dense_batch(image_size)
 
     def targets(self, x: Tensor, labels: Tensor, size: int, config: Config, step: int) -> tuple[Tensor, Tensor]:
         """Return the batch and its targets: class numbers `[B, H, W]`. Mixup and CutMix are not applied."""

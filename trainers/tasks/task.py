@@ -17,7 +17,6 @@ from trainers.ddp import Group
 from trainers.recipes import Config
 
 EVAL_BATCH = 500  # images; scoring without gradients needs little memory, and larger batches are no faster
-DENSE_PIXELS = 1 << 20  # pixels of a scored batch with an output for each pixel
 Scores = Any  # a task's named tuple: `loss`, then one value for each metric, in the order of the metrics
 
 
@@ -157,8 +156,3 @@ def no_scores(task: Task) -> Scores:
 def described(task: Task, scores: Scores, width: int = 0) -> str:
     """Return the metrics as text, such as `top-1 81.20 %  top-5 98.00 %`. width: minimum length of a number."""
     return "  ".join(f"{m.label} {m.text(getattr(scores, m.name), width)}" for m in task.metrics)
-
-
-def dense_batch(image_size: int) -> int:
-    """Return the number of images that are scored at once by a task with an output for each pixel."""
-    return max(1, DENSE_PIXELS // image_size**2)

@@ -71,7 +71,7 @@ class BigLittle(Network):
     def __init__(self, arch: BigLittleArch, output_stride: int | None = None) -> None:
         super().__init__()
         self.arch, self.count = arch, len(arch.stages)
-        own_stride(arch, arch.output_stride if output_stride is None else output_stride)
+        own_stride(arch, output_stride)
         self._build_stem(arch.in_channels, arch.stem_channels, arch.stem_channels // arch.alpha)
         c_in = arch.stem_channels
         for i, stage in enumerate(arch.stages, 1):

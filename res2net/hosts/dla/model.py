@@ -87,7 +87,7 @@ class Dla(Network):
     def __init__(self, arch: DlaArch, output_stride: int | None = None) -> None:
         super().__init__()
         self.arch = arch
-        own_stride(arch, arch.output_stride if output_stride is None else output_stride)
+        own_stride(arch, output_stride)
         base, c_in = arch.base_channels, arch.stem_channels
         stem = nn.Conv2d(arch.in_channels, base, 7, 1, 3, bias=False)
         self.base_layer = nn.Sequential(stem, nn.BatchNorm2d(base), nn.ReLU(inplace=True))

@@ -1,0 +1,32 @@
+"""Batches of image files, and the errors of their data sets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from res2net import UserError
+
+
+def rng(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def parts(n: int, size: int) -> list[slice]:
+    return [slice(i, min(i + size, n)) for i in range(0, n, size)]
+
+
+def taken(batches: object) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return all images of some batches, and their labels."""
+    found = [(x.clone(), y) for x, y in batches]
+    return torch.cat([x for x, _ in found]), torch.cat([y for _, y in found])
+
+
+def message(call: Callable[[], object]) -> str:
+    """Return the text of the `UserError` that a call raises; it must be one line."""
+    with pytest.raises(UserError) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
