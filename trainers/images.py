@@ -18,12 +18,12 @@ class Images:
     """The images of a data split, kept on the device as uint8 [N, H, W, C].
 
     Batches are normalised float32 [B, C, H, W], channels-last.
-    Labels have the form of `TARGETS`. Masks and points move with the crops and the mirroring of their images.
+    Labels have the form of `TARGETS`. Maps, points and boxes move with the crops and the mirroring of the images.
     padding: largest shift of a random crop in each direction, in pixels; 0 for images that are only scored.
     """
 
     def __init__(self, split: Split, data: Data, device: torch.device, padding: int = 0) -> None:
-        self.classes = data.classes
+        self.classes, self.sizes = data.classes, data.sizes
         self.labels = _tensor(split.labels).to(device, dtype_of(data.target))
         pixels = _tensor(split.images).to(device).permute(0, 2, 3, 1)
         self.size = pixels.shape[1]
@@ -111,5 +111,5 @@ def source(
     workers: threads that decode files, one per core if None; `Stream` only.
     """
     if isinstance(split, Files):
-        return Stream(split, data.mean, data.std, device, workers, classes=data.classes)
+        return Stream(split, data.mean, data.std, device, workers, classes=data.classes, sizes=data.sizes)
     return Images(split, data, device, padding)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from res2net.errors import UserError
-from trainers.datasets.base import Files
+from trainers.datasets.base import COCO_SIZES, Files
 from trainers.datasets.files import Damaged, decode_row
 from trainers.datasets.pairs import colour_of, scaled_view, whole_view
 from trainers.decode import Choose, centre_view, decoders, random_view
@@ -76,6 +76,7 @@ class Stream:
     resize: shorter side of a scored image in pixels, before the centre square is cut out. None: see `scored_side`.
     Has no effect on images with masks, which are scored whole.
     classes: names of the classes.
+    sizes: bounds between small, medium and large objects.
     """
 
     def __init__(
@@ -87,8 +88,9 @@ class Stream:
         workers: int | None = None,
         resize: int | None = None,
         classes: tuple[str, ...] = (),
+        sizes: tuple[float, float] = COCO_SIZES,
     ) -> None:
-        self.classes = classes
+        self.classes, self.sizes = classes, sizes
         self.files, self.size, self.device = files, files.image_size, device
         self.workers = workers or cores()
         self.resize = max(self.size, resize or scored_side(self.size))

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from trainers.datasets import boxes
 from trainers.datasets.base import MAPS, VOID, Data, partners
 
 Move = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # index, offsets and flips -> the labels of the batch
@@ -20,9 +21,8 @@ Move = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # index, offsets and f
 
 def dtype_of(target: str) -> torch.dtype:
     """Return the type of labels on the device."""
-    if target in MAPS:
-        return torch.uint8
-    return torch.float32 if target == "points" else torch.int64
+    others = {"instances": torch.int32, "points": torch.float32, "boxes": torch.float32}
+    return torch.uint8 if target in MAPS else others.get(target, torch.int64)
 
 
 def mover(labels: Tensor, data: Data, size: int, padding: int) -> Move:
@@ -30,13 +30,16 @@ def mover(labels: Tensor, data: Data, size: int, padding: int) -> Move:
 
     labels: those of the data split. size: pixels along a side of the images. padding: pixels around each image.
     """
-    if data.target in MAPS:
+    if data.target in (*MAPS, "instances"):
+        border = VOID if data.target in MAPS else 0
+        padded = F.pad(labels, (padding,) * 4, value=border) if padding else labels
         # All crops as one strided view, as in `Images`.
-        padded = F.pad(labels, (padding,) * 4, value=VOID) if padding else labels
         return partial(moved_maps, padded.unfold(1, size, 1).unfold(2, size, 1))
     if data.target == "points":
         order = torch.tensor(partners(data.classes), device=labels.device)
         return partial(moved_points, labels, order, size, padding)
+    if data.target == "boxes":
+        return partial(moved_boxes, labels, size, padding)
     return partial(moved_classes, labels)
 
 
@@ -65,6 +68,21 @@ def moved_points(
         points = torch.where(flips[:, None, None], mirrored(points, order, size), points)
     inside = ((points[..., :2] >= 0) & (points[..., :2] <= size)).all(2, keepdim=True)
     return torch.cat([points * (inside & (points[..., 2:] > 0)), found[:, -1:]], 1)
+
+
+def moved_boxes(
+    labels: Tensor, size: int, padding: int, index: Tensor, offsets: Tensor, flips: Tensor | None
+) -> Tensor:
+    """Return boxes [B, objects, 6], clipped to the crop. A removed object leaves an empty row (`boxes.clipped`).
+
+    labels: those of all images.
+    """
+    corners, rest = labels[index].tensor_split([4], 2)
+    shift = (padding - offsets.flip(0).T).repeat(1, 2)[:, None]
+    found = torch.cat([corners + shift, rest], 2)
+    if flips is not None:
+        found = torch.where(flips[:, None, None], boxes.mirrored(found, size), found)
+    return boxes.clipped(found, size, size)
 
 
 def mirrored(points: Tensor, order: Tensor, size: int) -> Tensor:

@@ -5,7 +5,7 @@ a registered name (see `names`) or the import path of your own class (`my_packag
 """
 
 from trainers.datasets.base import Data, DataSet, Files, Split
-from trainers.datasets.data import classes_of, download, load, load_test
+from trainers.datasets.data import classes_of, download, load, load_test, sizes_of
 from trainers.datasets.registry import get, names
 
 __all__ = [
@@ -19,4 +19,5 @@ __all__ = [
     "load",
     "load_test",
     "names",
+    "sizes_of",
 ]

@@ -7,11 +7,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from res2net.errors import UserError
+from trainers.decode import Choose, View
 
 # The kinds of targets. `labels` of a `Split` holds one entry for each image.
 TARGETS = {
@@ -19,6 +22,8 @@ TARGETS = {
     "mask": "a class for each pixel: class numbers, uint8 [N, size, size], 0 for the background, 255 for none",
     "salient": "the salient pixels: uint8 [N, size, size], 1 on salient objects, 0 elsewhere, 255 for unknown",
     "points": "the key points of one object: x, y and visibility, float32 [N, key points + 1, 3]",
+    "boxes": "the objects: a box, a class and a flag for each, float32 [N, objects, 6]",
+    "instances": "the pixels of each object: int32 [N, size, size]",
 }
 # For "points", an image is a square around the given box of one object: the centre is that of the box, the side is 1.25
 # times the longer side of the box. The square is resized to the data set's size. `classes()` names the key points.
@@ -26,6 +31,14 @@ TARGETS = {
 # Pixel i spans i to i + 1. Last row: the area of the object in pixels of the image, the area of its box in pixels of
 # the photograph that shows it, and the number of pixels of the image for each pixel of the photograph, along a side.
 BOX_MARGIN = 1.25
+# For "boxes", a row is x1, y1, x2, y2 in pixels of the image, the class number from 1, and a flag: 1 for a crowd or a
+# "difficult" object, which counts for nothing, else 0. An empty row is six zeros. All images of a split have the same
+# number of rows, at least 1. Used rows come first; only in a training batch, an object that a crop removes leaves an
+# empty row between others. `classes()[0]` is "background".
+# For "instances", a pixel is 0 on the background, else `OBJECTS` times the class number plus the number of the object
+# in its image, from 1. A crowd region has the object number 0. `classes()[0]` is "background".
+OBJECTS = 1000
+COCO_SIZES = (32.0, 96.0)  # COCO's bounds between small, medium and large objects (`DataSet.sizes`)
 MAPS = ("mask", "salient")  # targets that are cropped and mirrored with the images
 MIN_SIZE = 8  # pixels along a side; below it, most maps of a network would be a single pixel
 VOID = 255  # the label of a pixel without a class
@@ -70,23 +83,55 @@ class Split:
         return Split(self.images[index], self.labels[index])
 
 
+class Annotations(Protocol):
+    """Targets of image files, in pixels of the files: boxes, outlines of objects, or key points.
+
+    The view of an image places both its pixels and its targets.
+    """
+
+    def take(self, rows: Sequence[int]) -> Annotations:
+        """Return the annotations of the files at these rows."""
+        ...
+
+    def form(self, size: int) -> tuple[tuple[int, ...], torch.dtype]:
+        """Return the shape and the type of the labels of an image of `size` pixels along a side."""
+        ...
+
+    def choose(self, row: int, size: int, flip: bool, seed: int | None) -> Choose:
+        """Return the function that chooses the view of an image. seed: that of a random crop; None for scoring."""
+        ...
+
+    def draw(self, row: int, view: View, shape: tuple[int, int], out: Tensor) -> None:
+        """Write the labels of a view into `out`. shape: height and width of the file.
+
+        Raise `ValueError` if the annotations are those of an image of another size.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Files:
-    """Image files that are not decoded yet, and their class numbers or their mask files.
+    """Image files that are not decoded yet, and their class numbers, their mask files or their annotations.
 
     A training decodes the files on demand (`Stream`) or decodes all files before the first epoch (`to_split`).
     """
 
     root: Path
     paths: tuple[str, ...]  # relative to `root`, sorted
-    labels: np.ndarray  # int64 [N]; zeros for images with masks
+    labels: np.ndarray  # int64 [N]; zeros for images with masks or annotations
     image_size: int  # pixels along a side of the decoded images
     masks: tuple[str, ...] | None = None  # a PNG for each image, relative to `root`; None for images without masks
     # Number of classes: pixel values are class numbers below it, or `VOID`. None: salient objects are above 127.
     mask_classes: int | None = None
+    annotations: Annotations | None = None  # of each image; None for images with masks or class numbers
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def padded(self) -> bool:
+        """Whether a decoded image has a border: its targets have places, so it is not cut to fill the square."""
+        return self.masks is not None or self.annotations is not None
 
     @property
     def in_channels(self) -> int:
@@ -97,7 +142,9 @@ class Files:
         """Return the files at these rows."""
         rows = index.tolist()
         masks = None if self.masks is None else tuple(self.masks[i] for i in rows)
-        return replace(self, paths=tuple(self.paths[i] for i in rows), labels=self.labels[index], masks=masks)
+        annotations = None if self.annotations is None else self.annotations.take(rows)
+        paths = tuple(self.paths[i] for i in rows)
+        return replace(self, paths=paths, labels=self.labels[index], masks=masks, annotations=annotations)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -111,6 +158,7 @@ class Data:
     mean: tuple[float, ...]  # mean of each channel of the training images, in 0..1; ImageNet's mean for `Files`
     std: tuple[float, ...]  # standard deviation of each channel, likewise
     target: str = "class"  # a key of `TARGETS`
+    sizes: tuple[float, float] = COCO_SIZES  # bounds between small, medium and large objects (`DataSet.sizes`)
 
     @property
     def num_classes(self) -> int:
@@ -168,9 +216,13 @@ class DataSet(ABC):
     def classes(self) -> tuple[str, ...]:
         """Return the class names, in the order of the class numbers.
 
-        For salient objects: one name, `object`. For points: the names of the key points. Names that differ in "left"
-        and "right" change places when an image is mirrored.
+        For masks, boxes and instances: `background` first. For salient objects: one name, `object`. For points: the
+        names of the key points. Names that differ in "left" and "right" change places when an image is mirrored.
         """
+
+    def sizes(self) -> tuple[float, float]:
+        """Return the bounds between small, medium and large objects: the square root of a box's area, in pixels."""
+        return COCO_SIZES
 
     @abstractmethod
     def train(self) -> Split | Files:
@@ -199,7 +251,7 @@ class DataSet(ABC):
         if not cls.resizable:
             raise UserError(
                 f"`image_size`: {image_size}, but {cls.name} has a size of its own; "
-                "accepted: only with `data` folder, masks, scenes or voc"
+                "accepted: only with `data` coco, folder, masks, scenes or voc"
             )
         if image_size < MIN_SIZE:
             raise UserError(

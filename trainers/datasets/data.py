@@ -10,11 +10,25 @@ from rich.console import Console
 
 from res2net.errors import UserError
 from res2net.plugins import PATH
-from trainers.datasets.base import MAPS, TARGETS, VOID, Data, DataSet, Files, Split
+from trainers.datasets.base import MAPS, OBJECTS, TARGETS, VOID, Data, DataSet, Files, Split
 from trainers.datasets.files import MEAN, STD, to_split
 from trainers.datasets.registry import DATASETS, get, names
 
-__all__ = ["MAPS", "VOID", "Data", "Files", "Split", "classes_of", "download", "get", "load", "load_test", "names"]
+__all__ = [
+    "MAPS",
+    "OBJECTS",
+    "VOID",
+    "Data",
+    "Files",
+    "Split",
+    "classes_of",
+    "download",
+    "get",
+    "load",
+    "load_test",
+    "names",
+    "sizes_of",
+]
 
 
 def load(
@@ -62,12 +76,12 @@ def load(
     if stream and isinstance(train, Files):
         # Use ImageNet's mean and std, which suit photographs. Computing the data set's own values would decode all
         # training images.
-        return Data(dataset.name, classes, train, val, MEAN, STD, target)
-    padded = isinstance(train, Files) and train.masks is not None
+        return Data(dataset.name, classes, train, val, MEAN, STD, target, dataset.sizes())
+    padded = isinstance(train, Files) and train.padded
     train, val = _in_memory(train, console), _in_memory(val, console)
-    # Images with masks are padded with ImageNet's mean. Their own mean and std would count the padding.
+    # Images with targets in places are padded with ImageNet's mean. Their own mean and std would count the padding.
     mean, std = (MEAN, STD) if padded else _mean_std(train.images)
-    return Data(dataset.name, classes, train, val, mean, std, target)
+    return Data(dataset.name, classes, train, val, mean, std, target, dataset.sizes())
 
 
 def load_test(
@@ -96,6 +110,13 @@ def load_test(
 def classes_of(name: str, data_dir: str | Path | None = None, target: str = "class") -> tuple[str, ...]:
     """Return the class names of a data set, in the order of the class numbers."""
     return _opened(name, target, data_dir).classes()
+
+
+def sizes_of(
+    name: str, data_dir: str | Path | None = None, target: str = "class", image_size: int | None = None
+) -> tuple[float, float]:
+    """Return the bounds between small, medium and large objects of a data set (`DataSet.sizes`)."""
+    return _opened(name, target, data_dir, image_size).sizes()
 
 
 def download(name: str, data_dir: str | Path | None) -> None:
@@ -143,6 +164,12 @@ def _check(name: str, part: Split | Files, classes: tuple[str, ...], target: str
         return
     if target == "points":
         _check_points(name, labels, (len(images), len(classes) + 1, 3), classes)
+        return
+    if target == "boxes":
+        _check_boxes(name, labels, images.shape[-1], len(images), classes)
+        return
+    if target == "instances":
+        _check_instances(name, labels, (len(images), *images.shape[2:]), classes)
         return
     if labels.dtype != np.int64 or labels.shape != images.shape[:1]:
         raise UserError(
@@ -195,6 +222,57 @@ def _check_points(name: str, labels: np.ndarray, wanted: tuple[int, ...], classe
         raise UserError(
             f"`data`: key points of {name} have the last row {labels[labels[:, -1].min(1).argmin(), -1].tolist()}; "
             "accepted: areas of the object and of its box, and a scale, all above 0"
+        )
+
+
+def _check_boxes(name: str, boxes: np.ndarray, size: int, count: int, classes: tuple[str, ...]) -> None:
+    """Raise `UserError` for unusable boxes. size: pixels along a side of the images. count: their number."""
+    _check_background(name, classes)
+    shape = boxes.shape
+    if boxes.dtype != np.float32 or len(shape) != 3 or shape[0] != count or not shape[1] or shape[2] != 6:
+        raise UserError(
+            f"`data`: boxes of {name} are {boxes.dtype} {list(shape)}; accepted: float32 [{count}, objects, 6]"
+        )
+    corners, numbers, flags = boxes[..., :4], boxes[..., 4], boxes[..., 5]
+    used = numbers != 0
+    empty = np.where(used[..., None], 0, boxes)  # the rows that must be zeros
+    outside = (corners[..., :2] < 0).any(-1) | (corners[..., 2:] > size).any(-1)
+    flat = (corners[..., 2:] <= corners[..., :2]).any(-1)
+    top = len(classes) - 1
+    for wrong, accepted in (
+        (~np.isfinite(boxes).all(-1), "numbers"),
+        (~np.isin(numbers, np.arange(top + 1)), f"class numbers from 1 to {top}, and 0 for an empty row"),
+        (~np.isin(flags, (0, 1)), "a flag of 0 or 1"),
+        (empty.any(-1), "zeros for an empty row"),
+        (used & (outside | flat), f"x1 < x2 and y1 < y2, from 0 to {size}"),
+        (used[:, 1:] & ~used[:, :-1], "objects before empty rows"),
+    ):
+        if wrong.any():
+            row = boxes[:, -wrong.shape[1] :][wrong][0].tolist()
+            raise UserError(f"`data`: boxes of {name} have the row {row}; accepted: {accepted}")
+
+
+def _check_instances(name: str, maps: np.ndarray, wanted: tuple[int, ...], classes: tuple[str, ...]) -> None:
+    """Raise `UserError` for unusable maps of instances. wanted: shape of the maps."""
+    _check_background(name, classes)
+    if maps.dtype != np.int32 or maps.shape != wanted:
+        raise UserError(
+            f"`data`: instances of {name} are {maps.dtype} {list(maps.shape)}; accepted: int32 {list(wanted)}"
+        )
+    end = OBJECTS * len(classes)
+    for chunk in np.array_split(maps, -(-len(maps) // 1000)):  # bounds the memory
+        if len(found := chunk[(chunk != 0) & ((chunk < OBJECTS) | (chunk >= end))]):
+            raise UserError(
+                f"`data`: instances of {name} hold {found[0]}; accepted: 0, or {OBJECTS} * class number + object number, "
+                f"up to {end - 1}"
+            )
+
+
+def _check_background(name: str, classes: tuple[str, ...]) -> None:
+    """Raise `UserError` unless the first of several classes is the background."""
+    if len(classes) < 2 or classes[0] != "background":
+        raise UserError(
+            f"`data`: {name} has the classes {', '.join(classes)}; accepted for objects: background, then the classes"
         )
 
 

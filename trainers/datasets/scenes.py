@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from res2net.errors import UserError
-from trainers.datasets.base import BOX_MARGIN, DataSet, Split
+from trainers.datasets.base import BOX_MARGIN, OBJECTS, DataSet, Split
 from trainers.datasets.drawing import CLASSES
 from trainers.datasets.scene_objects import SIZE, SLOTS, Window, pick_salient, place
 from trainers.datasets.scene_picture import draw
@@ -49,12 +49,20 @@ class Scenes(DataSet):
     name = "scenes"
     val_fraction = 0.2
     resizable = True
-    targets = ("class", "mask", "salient", "points")
+    targets = ("class", "mask", "salient", "points", "boxes", "instances")
 
     def classes(self) -> tuple[str, ...]:
-        """Return the names of the classes: the shapes, with the background for masks; for points, the key points."""
-        names = {"mask": ("background", *CLASSES), "salient": ("object",), "points": POINTS}
-        return names.get(self.target, CLASSES)
+        """Return the names of the classes: the shapes, after the background where a class is that of a pixel or a box.
+
+        For points: the key points.
+        """
+        names = {"class": CLASSES, "salient": ("object",), "points": POINTS}
+        return names.get(self.target, ("background", *CLASSES))
+
+    def sizes(self) -> tuple[float, float]:
+        """Return the bounds of `size_of` in pixels."""
+        scale = (self.image_size or SIZE) / SIZE
+        return SMALL * scale, MEDIUM * scale
 
     def train(self) -> Split:
         """Generate the training images."""
@@ -92,19 +100,31 @@ def _labels(scenes: SceneArrays, target: str) -> np.ndarray:
     """Return the labels for a target.
 
     class: int64 [N], class number of the salient object. mask: uint8 [N, S, S], 1 + the class number of the object that
-    owns the pixel, 0 for the background. salient: uint8 [N, S, S], 1 on the salient object.
+    owns the pixel, 0 for the background. salient: uint8 [N, S, S], 1 on the salient object. boxes: float32 [N, M, 6].
+    instances: int32 [N, S, S].
     """
     if target == "class":
         return scenes.classes[np.arange(len(scenes.salient)), scenes.salient].astype(np.int64) - 1
     if target == "mask":
-        values = np.pad(scenes.classes, ((0, 0), (1, 0)))  # by number in `instances`
-        masks = np.empty_like(scenes.instances)
-        for mask, value, numbers in zip(masks, values, scenes.instances, strict=True):
-            mask[:] = value[numbers]
-        return masks
+        return _replaced(scenes.instances, scenes.classes)
+    if target == "instances":
+        numbers = np.arange(1, 1 + SLOTS, dtype=np.int32)
+        return _replaced(scenes.instances, OBJECTS * scenes.classes.astype(np.int32) + numbers)
+    if target == "boxes":
+        flags = np.zeros_like(scenes.boxes[..., :1])
+        return np.concatenate([scenes.boxes, scenes.classes[..., None].astype(np.float32), flags], axis=2)
     if target == "salient":
         return (scenes.instances == 1 + scenes.salient[:, None, None]).astype(np.uint8)
     raise AssertionError(target)
+
+
+def _replaced(instances: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Return maps [N, S, S] in which a pixel has its object's value. values: [N, M], by slot."""
+    by_number = np.pad(values, ((0, 0), (1, 0)))
+    maps = np.empty(instances.shape, values.dtype)
+    for found, value, numbers in zip(maps, by_number, instances, strict=True):
+        found[:] = value[numbers]
+    return maps
 
 
 def crops(scenes: SceneArrays, size: int, seed: int) -> Split:
