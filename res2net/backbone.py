@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from res2net.errors import UserError
 from res2net.heads.kinds import build_head
-from res2net.heads.layers import Pointwise
+from res2net.heads.layers import DRAWN
 
 
 class DensePool(nn.Module):
@@ -81,9 +81,9 @@ class FeatureInfo(list[dict[str, Any]]):
 def init(module: nn.Module) -> None:
     """Initialise a convolution (He et al., arXiv 1502.01852, fan-out). Skip other modules and meta tensors.
 
-    A `Pointwise` of a head keeps the initial weights that it has drawn itself.
+    Convolutions of heads with the attribute `drawn` keep the initial weights that the head has drawn itself.
     """
-    if isinstance(module, nn.Conv2d) and not isinstance(module, Pointwise) and not module.weight.is_meta:
+    if isinstance(module, nn.Conv2d) and not hasattr(module, DRAWN) and not module.weight.is_meta:
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         if module.bias is not None:
             nn.init.zeros_(module.bias)
@@ -170,13 +170,16 @@ class Network(nn.Module):
             maps.append(x)
         return maps
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, targets: Any = None) -> Any:
         """Return logits `[N, num_classes]`. Without a classifier, return the mean of the last map, `[N, C]`.
 
         With a head, return the head's outputs, such as logits `[N, num_classes, H, W]` (see `res2net.heads`).
+        targets: for the training of heads that find objects, whose outputs are then the losses.
         """
         maps = self.forward_features(x)
-        return self.classify(maps[-1]) if self.head is None else self.head(maps, x.shape[2:])
+        if self.head is None:
+            return self.classify(maps[-1])
+        return self.head(maps, x.shape[2:]) if targets is None else self.head(maps, x.shape[2:], targets)
 
     def classify(self, last: Tensor) -> Tensor:
         """Return the classifier's logits, given the last map."""

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from res2net.containment import contains
 from search.objectives import Objective
-from search.plan import MOST_PASSES, REFERENCE, Terms, expected
+from search.plan import Terms, expected
 from search.timetable import Member
 from space import Space
 from space.dimensions import Params
@@ -40,8 +40,7 @@ def gaps(terms: Terms, front: Sequence[tuple[float, float]]) -> list[Gap]:
             rising.append((cost, quality))
     points = rising or [(terms.low, 0.0)]
     dearest, best = points[-1]
-    epochs = MOST_PASSES * REFERENCE / terms.images
-    rise = expected(terms, terms.high, epochs) - expected(terms, dearest, epochs)
+    rise = expected(terms, terms.high, terms.most_epochs) - expected(terms, dearest, terms.most_epochs)
     edges = [(terms.low, 0.0), *points, (terms.high, best + max(0.0, rise))]
     return [
         Gap(a, b, max(0.0, terms.octaves(b) - terms.octaves(a)) * max(0.0, top - bottom))

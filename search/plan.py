@@ -11,15 +11,42 @@ import numpy as np
 
 from search.front import Axis, hypervolume
 
-# The formula of top-1 accuracy above chance, `expected`, is a fit to trainings of four networks of 0.3 to 4 MMACs for
-# 3, 6 and 12 epochs on CIFAR-10 (`studies/LOG.md`). A plan needs only the relative worth of networks and epochs.
-FLOOR, ROOM, DECAY = 0.12, 0.19, 0.45  # the error of an endless training: FLOOR + ROOM * 2 ** (-DECAY * octaves)
-LACK, GROWTH, POWER = 0.21, 0.23, 0.9  # the error of a short one: + LACK * (1 + GROWTH * octaves) * passes ** -POWER
-REFERENCE = 45_000  # training images of one pass in the formula
-MOST_PASSES = 40.0  # in longer trainings, networks only learn their training images by heart
 LEAST_EPOCHS = 1.0
 
 
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """The expected error of a network, from 0 (all right) to 1 (chance). It depends on size and length of training.
+
+    An endless training leaves the error `floor + room * 2 ** (-decay * octaves)`, where octaves are the doublings of
+    multiply-accumulates above the least network's. A training of some passes over `images` training images adds
+    `short * (1 + growth * octaves) * passes ** -power`.
+
+    most: passes after which networks only learn their training images by heart.
+    """
+
+    floor: float
+    room: float
+    decay: float
+    short: float
+    growth: float
+    power: float
+    images: int
+    most: float
+
+    def endless(self, octaves: float) -> float:
+        """Return the error of an endless training."""
+        return self.floor + self.room * 2 ** (-self.decay * octaves)
+
+    def lack(self, octaves: float) -> float:
+        """Return what a training of one pass adds to the error."""
+        return self.short * (1 + self.growth * max(0.0, octaves))
+
+
+# A fit to trainings of four networks of 0.3 to 4 MMACs for 3, 6 and 12 epochs on CIFAR-10 (`studies/LOG.md`). A plan
+# needs only the relative worth of networks and epochs.
+CLASSES = Curve(floor=0.12, room=0.19, decay=0.45, short=0.21, growth=0.23, power=0.9, images=45_000, most=40.0)
+CURVES = {"classification": CLASSES}  # by task
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """A network that a plan may train. cost: on the cost axis. seconds: of one epoch on one worker. most: epochs."""
@@ -113,6 +140,7 @@ class Terms:
     known: cost and accuracy above chance (0 to 1) of networks that are on the front already.
     sizes: for some costs, by rising cost, the doublings of multiply-accumulates above the least network's. They decide
         the expected accuracy. Empty if the cost is the number of multiply-accumulates.
+    curve: the expected errors of the task.
     """
 
     low: float
@@ -120,6 +148,7 @@ class Terms:
     images: int
     known: tuple[tuple[float, float], ...] = ()
     sizes: tuple[tuple[float, float], ...] = ()
+    curve: Curve = CLASSES
 
     def octaves(self, cost: float) -> float:
         """Return the doublings of cost above the least cost."""
@@ -132,20 +161,21 @@ class Terms:
         costs, sizes = zip(*self.sizes, strict=True)
         return float(np.interp(math.log(cost), np.log(costs), sizes))
 
-    def passes(self, epochs: float) -> float:
-        """Return a training's length in passes over `REFERENCE` images."""
-        return epochs * self.images / REFERENCE
+    @property
+    def pass_share(self) -> float:
+        """The share of a pass of the curve that an epoch is."""
+        return self.images / self.curve.images
+
+    @property
+    def most_epochs(self) -> float:
+        """The epochs after which networks only learn their training images by heart."""
+        return self.curve.most / self.pass_share
 
 
 def expected(terms: Terms, cost: float, epochs: float) -> float:
     """Return the expected accuracy above chance, from 0 to 1, of a network trained for some epochs."""
-    size = terms.size(cost)
-    error = FLOOR + ROOM * 2 ** (-DECAY * size)
-    return max(0.0, 1 - error - lack(size) * terms.passes(epochs) ** -POWER)
-
-
-def lack(octaves: float) -> float:
-    return LACK * (1 + GROWTH * max(0.0, octaves))
+    size, curve = terms.size(cost), terms.curve
+    return max(0.0, 1 - curve.endless(size) - curve.lack(size) * (epochs * terms.pass_share) ** -curve.power)
 
 
 def volume_of(terms: Terms, points: Sequence[tuple[float, float]]) -> float:

@@ -23,6 +23,7 @@ GROUP_OF: dict[str, str] = {f.name: group for group, cls in GROUPS.items() for f
 TRIALS, EPOCHS = 12, 2  # the defaults of a search that is not planned
 TIME = 180.0  # the default time of a search, in seconds
 MOST_EPOCHS = 200  # rungs of planned searches end here
+SHARING = ("supernet", "inherit")  # evaluators that train shared weights
 
 # The settings that may change when a search resumes. They say how long and where the search runs, not what it searches
 # or how it scores networks.
@@ -113,6 +114,11 @@ class Settings:
         if self.scope.timed and metric.task.head_kind is not None:
             name = "max_latency" if self.scope.max_latency is not None else "objective"
             raise UserError(f"`{name}`: latency is not for `task` {task}; accepted: {', '.join(COSTS)}")
+        if metric.task.detects and self.scoring.evaluator in SHARING:
+            raise UserError(
+                f"`evaluator`: {self.scoring.evaluator} cannot score `task` {task}: the objects that two networks find have no "
+                "common order, so shared weights cannot be distilled; accepted: grow, scratch"
+            )
         self.evaluator.check(self.resources)
         if self.budget.scheduler != "none" and self.evaluator.estimates:
             raise UserError("`scheduler`: shared weights score a network in a single step; accepted: none")

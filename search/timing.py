@@ -12,19 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from search.plan import (
-    LEAST_EPOCHS,
-    MOST_PASSES,
-    POWER,
-    REFERENCE,
-    Candidate,
-    Level,
-    Plan,
-    Terms,
-    expected,
-    lack,
-    volume_of,
-)
+from search.plan import LEAST_EPOCHS, Candidate, Level, Plan, Terms, expected, volume_of
 
 STEPS = 40  # bisection steps, which find the price of a second
 # Half of a grown network's epochs keep the peak rate: then the next network grows from it, and it is annealed.
@@ -97,10 +85,10 @@ def _weights(chosen: Sequence[Candidate], terms: Terms) -> list[float]:
 
 def _worth(candidate: Candidate, weight: float, price: float, terms: Terms) -> float:
     """Return the epochs after which another second gains less than its price."""
-    scale = terms.images / REFERENCE
-    short = lack(terms.size(candidate.cost)) * scale**-POWER
-    epochs = (weight * short * POWER / (price * candidate.seconds)) ** (1 / (1 + POWER))
-    return min(max(epochs, LEAST_EPOCHS), MOST_PASSES / scale, candidate.most)
+    power = terms.curve.power
+    short = terms.curve.lack(terms.size(candidate.cost)) * terms.pass_share**-power
+    epochs = (weight * short * power / (price * candidate.seconds)) ** (1 / (1 + power))
+    return min(max(epochs, LEAST_EPOCHS), terms.most_epochs, candidate.most)
 
 
 def grown(
@@ -120,7 +108,7 @@ def grown(
     def epochs_at(price: float) -> list[float]:
         out, before = [], inherited
         for candidate, weight in zip(chosen, worth, strict=True):
-            most = min(candidate.most, MOST_PASSES * REFERENCE / terms.images)
+            most = min(candidate.most, terms.most_epochs)
             own = _worth(candidate, weight, price, terms) - before / candidate.cost
             out.append(min(max(own, LEAST_GROWN), max(most, LEAST_GROWN)))
             before += TRUNK * out[-1] * candidate.cost

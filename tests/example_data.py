@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from trainers.datasets import DataSet, Split
+from trainers.datasets.base import OBJECTS
 
 
 class Stripes(DataSet):
@@ -35,17 +36,17 @@ def _draw(n: int, seed: int) -> Split:
 
 
 class Blocks(DataSet):
-    """Images of 16 x 16 pixels with one bright block of a primary colour, and the block's mask and corners."""
+    """Images of 16 x 16 pixels with one bright block of a primary colour, and the block's mask, box and corners."""
 
     name = "blocks"
     val_fraction = 0.25
-    targets = ("class", "mask", "salient", "points")
+    targets = ("class", "mask", "salient", "points", "boxes", "instances")
 
     def classes(self) -> tuple[str, ...]:
         colours = ("red", "green", "blue")
         corners = ("top_left", "top_right", "bottom_left", "bottom_right")
-        names = {"mask": ("background", *colours), "salient": ("object",), "points": corners}
-        return names.get(self.target, colours)
+        names = {"class": colours, "salient": ("object",), "points": corners}
+        return names.get(self.target, ("background", *colours))
 
     def train(self) -> Split:
         return self._draw(64, seed=0)
@@ -61,12 +62,15 @@ class Blocks(DataSet):
         rng = np.random.default_rng(seed)
         images = rng.integers(0, 100, (n, 3, 16, 16), np.uint8)
         masks, labels = np.zeros((n, 16, 16), np.uint8), np.arange(n, dtype=np.int64) % 3
-        points = np.full((n, 5, 3), 2, np.float32)
+        points, boxes = np.full((n, 5, 3), 2, np.float32), np.zeros((n, 1, 6), np.float32)
         for i, (colour, side) in enumerate(zip(labels, rng.integers(4, 10, n), strict=True)):
             top, left = rng.integers(0, 16 - side, 2)
             images[i, colour, top : top + side, left : left + side] += 150
             masks[i, top : top + side, left : left + side] = colour + 1
             points[i, :4, :2] = [(left + x, top + y) for y in (0, side) for x in (0, side)]
             points[i, 4] = side**2, side**2, 1
-        found = {"class": labels, "mask": masks, "salient": np.minimum(masks, 1), "points": points}
+            boxes[i, 0] = left, top, left + side, top + side, colour + 1, 0
+        instances = np.where(masks > 0, OBJECTS * masks.astype(np.int32) + 1, 0).astype(np.int32)
+        found = {"class": labels, "mask": masks, "salient": np.minimum(masks, 1), "points": points, "boxes": boxes}
+        found["instances"] = instances
         return Split(images, found[self.target])

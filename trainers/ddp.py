@@ -61,6 +61,14 @@ class Group:
         dist.all_gather(found, own)
         return torch.cat([part[:count] for part, count in zip(found, counts, strict=True)])
 
+    def gather_objects(self, items: list[Any]) -> list[Any]:
+        """Return the items of all processes, those of process 0 first. Every process must call this method."""
+        if self.world == 1:
+            return items
+        found: list[Any] = [None] * self.world
+        dist.all_gather_object(found, items)
+        return [item for part in found for item in part]
+
     def wrap(self, model: nn.Module, device: torch.device, part: bool = False) -> nn.Module:
         """Return the network, wrapped for training by all processes.
 

@@ -47,7 +47,7 @@ def evaluate(
     if not len(images):
         return no_scores(task)
     device = images.labels.device
-    meter = task.meter(device, images.classes)
+    meter = task.meter(device, images.classes, images.sizes)
     for x, y in images.batches(task.eval_batch(images.size), group.shard):
         if len(y):  # the last batch may have fewer images than there are processes
             with autocast(device, bf16):
@@ -164,7 +164,8 @@ def _test_data(config: EvaluateConfig, trained: dict[str, Any], arch: BaseArch, 
     else:
         images = trainers.datasets.data.load(config.data, config.data_dir, **known)
         mean, std = images.mean, images.std
-    data = Data(config.data, classes, test, test, tuple(mean), tuple(std), task.target)
+    sizes = trainers.datasets.data.sizes_of(config.data, config.data_dir, task.target, size)
+    data = Data(config.data, classes, test, test, tuple(mean), tuple(std), task.target, sizes)
     for what, theirs, ours in (
         ("classes", task.head_size(data), arch.num_classes),
         ("colour channels", data.in_channels, arch.in_channels),

@@ -34,7 +34,7 @@ from res2net.errors import UserError, unknown
 from res2net.folder import CHECKPOINT_FILE, TRAINING_FILE, check_creatable, check_replaceable
 from res2net.options import add_options, fields_of, from_options
 from trainers import resume
-from trainers.datasets.data import MAPS, Data, Files, Split
+from trainers.datasets.data import Data, Files, Split
 from trainers.ddp import Group, joined
 from trainers.device import DEVICES, PRECISIONS, device_of, uses_bf16
 from trainers.evaluate import evaluate
@@ -170,7 +170,12 @@ def _fit(config: FitConfig, training: Config, task: Task, group: Group, console:
     if config.resume and (config.out / TRAINING_FILE).exists() and not has_checkpoint:
         console.print(f"{config.out}: this training is done; nothing is left to resume", **PLAIN)
         return _finished(config.out, task)
-    read_arch(config.arch)  # finds a wrong name before the data is read
+    _, trained = read_arch(config.arch)  # finds a wrong name before the data is read
+    if training.frozen_norms and (trained is None or config.from_scratch):
+        raise UserError(
+            f"`recipe`: {config.recipe_name} freezes the batch norms of the backbone, whose weights are initialised; "
+            "accepted: `arch` a model folder with weights, or a recipe with frozen_norms: false"
+        )
     task.check()
     data, test = read_data(config, training, console)
     zero_last = training.zero_init_last
@@ -255,7 +260,7 @@ def read_data(config: FitConfig, training: Config, console: Console) -> tuple[Da
 
 def _check_crop(crop: str, name: str, target: str) -> None:
     """Raise `UserError` for a crop that a data set cannot have. target: the targets of the task."""
-    of_files = "scaled" if target in MAPS else "resized"
+    of_files = "resized" if target == "class" else "scaled"
     files = trainers.datasets.data.get(name).streamable
     accepted = ("auto", "pad", *([of_files] if files else []))
     if crop not in accepted:

@@ -55,6 +55,8 @@ class Config:
     crop_from: trainings of fewer epochs take images without the crops of `crop_padding`: they would underfit.
     hold: epochs, from the first one, that keep the peak rate after the warm-up, before the schedule lowers it (arXiv
     2405.18392).
+    frozen_norms: whether the batch norms of the backbone keep their statistics and weights. Batches of few large images
+    need it, and trained weights to start from. A norm with zero weights, as of a grown block, still learns.
     """
 
     epochs: int = 3
@@ -82,6 +84,7 @@ class Config:
     zero_init_last: bool = False
     hold: float = 0.0
     crop_from: int = 0
+    frozen_norms: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "milestones", tuple(self.milestones))  # JSON gives a list
@@ -191,6 +194,7 @@ RECIPES: Mapping[str, Config] = {
     "dense": DENSE,
     # Heads of 256 channels diverge at higher rates.
     "points": replace(DENSE, batch_size=16, lr=0.05, crop_padding=4),
+    "detect": replace(DENSE, batch_size=16, lr=0.05),
     "deeplab": Config(  # the training of DeepLab v3+ for VOC 2012 (arXiv 1802.02611)
         epochs=45,  # 30,000 steps over 10,582 images
         batch_size=16,
@@ -212,6 +216,21 @@ RECIPES: Mapping[str, Config] = {
         schedule="poly",
         warmup=0.5,
         label_smoothing=0,
+    ),
+    # The shortest published training on COCO (the "1x" of Detectron), from a backbone that is trained on ImageNet. The
+    # crops are our own: published trainings take whole images.
+    "rcnn": Config(
+        epochs=12,
+        batch_size=16,
+        lr=0.02,
+        nesterov=False,
+        weight_decay=1e-4,
+        schedule="step",
+        milestones=(8, 11),
+        warmup=0.07,  # 500 steps
+        label_smoothing=0,
+        crop="scaled",
+        frozen_norms=True,
     ),
     "paper-cifar": Config(  # the training of ResNeXt-29 (arXiv 1611.05431, section 5.3)
         epochs=300,

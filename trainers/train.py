@@ -62,6 +62,7 @@ class Trainer:
         self.device = device_of(config.device)
         self.bf16 = uses_bf16(config.precision, self.device)
         self.model = placed(model, self.device)
+        self.frozen_norms = frozen_norms(self.model) if config.frozen_norms else []
         self.train_images = source(data.train, data, self.device, config.padding, workers)
         self.val_images = source(data.val, data, self.device, workers=workers)
         # Draw order, crops and flips from this generator alone, so that a checkpoint needs no other random state.
@@ -191,6 +192,8 @@ class Trainer:
     def _train_rest(self, at: Unfinished, stop: Callable[[], bool] | None) -> bool:
         """Train the remaining steps of an epoch and update `at`. Return False if `stop` interrupted the training."""
         self.model.train()
+        for norm in self.frozen_norms:
+            norm.eval()
         first = self.done_steps
         # Draw the order, crops and flips of all the epoch's images again, and take only the remaining batches.
         self.rng.set_state(at.rng)
@@ -233,7 +236,7 @@ class Trainer:
         """Compute the gradients of `weight` times the step's loss, and return the loss."""
         x, targets = self.task.targets(x, y, self.head_size, self.config, step)
         with autocast(self.device, self.bf16):
-            outputs = self.net(x)
+            outputs = self.net(x, targets) if self.task.detects else self.net(x)
         # No gradient scaling: bf16 has fp32's range of exponents, so small gradients do not vanish.
         loss = self.task.loss(outputs, targets, self.config)
         (loss if weight == 1 else loss * weight).backward()
@@ -271,6 +274,18 @@ class Trainer:
         if self.unfinished is not None:
             self.unfinished.rng = self.unfinished.rng.cpu()
             self.unfinished.sums = self.unfinished.sums.to(self.device)
+
+
+def frozen_norms(model: nn.Module) -> list[nn.Module]:
+    """Freeze the batch norms outside the head, and return them. They keep their weights and, in eval mode, statistics.
+
+    A norm with zero weights is not frozen: it belongs to a block that has grown and must still learn (`res2net.grow`).
+    """
+    found = []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.BatchNorm2d) and not name.startswith("head.") and module.weight.any():
+            found.append(module.requires_grad_(False))
+    return found
 
 
 def train(

@@ -64,7 +64,7 @@ def _crop(images: Split | Files) -> str:
     """Return the random crop of the training images: a value of `Config.crop`, but not `auto`."""
     if isinstance(images, Split):
         return "pad"
-    return "resized" if images.masks is None else "scaled"
+    return "scaled" if images.padded else "resized"
 
 
 def card(arch: BaseArch, training: dict[str, Any], test_images: int, task: Task) -> str:

@@ -88,7 +88,16 @@ def need_onnx(check: bool = True, what: str = "ONNX") -> None:
 
 
 def _frozen(model: nn.Module) -> nn.Module:
-    """Return a copy of the model for the export: on the CPU, in fp32, eval mode and the default memory layout."""
+    """Return a copy of the model for the export: on the CPU, in fp32, eval mode and the default memory layout.
+
+    Raise `UserError` for a detector, whose number of outputs varies.
+    """
+    head = None if isinstance(model, Backbone) else getattr(getattr(model, "arch", None), "head", None)
+    if head is not None and head.detects:
+        raise UserError(
+            f"`model`: its head, {head.kind}, finds a varying number of objects; accepted: another head, or the backbone "
+            "alone (`features_only`)"
+        )
     frozen = copy.deepcopy(model).to("cpu", torch.float32)
     return frozen.to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]  # not in stubs
 

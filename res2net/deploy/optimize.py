@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import operator
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -55,6 +55,8 @@ class Optimized(nn.Module):
         recast(model, onednn)
         self.body = fused(model, onednn)
         self.to(self.dtype).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]  # not in stubs
+        if self.head is not None and self.arch.head.detects:
+            self.head.to(self.out_dtype)  # bf16 has too few digits for the places of boxes
 
     @torch.no_grad()
     def _maps(self, x: Tensor) -> list[Tensor]:
@@ -66,12 +68,14 @@ class Optimized(nn.Module):
         return [y.to(self.out_dtype) for y in self._maps(x)]
 
     @torch.no_grad()
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         """Return logits `[N, num_classes]`. Without a classifier, return the mean of the last map, `[N, C]`.
 
         With a head, return the head's outputs.
         """
         maps = self._maps(x)
+        if self.head is not None and self.arch.head.detects:
+            return self.head(maps, x.shape[2:])
         outputs = self.fc(maps[-1].mean((2, 3))) if self.head is None else self.head(maps, x.shape[2:])
         return outputs.to(self.out_dtype)
 

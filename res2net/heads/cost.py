@@ -6,10 +6,25 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from res2net.heads.value import Deconv, DeepLab, Dss, Head, doublings, low_index
-from res2net.layer_cost import NOTHING, Cost, conv, down
+from res2net.heads.value import (
+    ASPECTS,
+    DETECTIONS,
+    Deconv,
+    DeepLab,
+    Dss,
+    FasterRcnn,
+    Head,
+    KeypointRcnn,
+    MaskRcnn,
+    doublings,
+    low_index,
+)
+from res2net.layer_cost import NOTHING, Cost, conv, down, linear
 
 DECONV_KERNEL = 4  # pixels along a side of a transposed convolution's kernel, whose stride is 2
+BOX_SIDE, MASK_SIDE = 7, 14  # pixels along a side of a proposal's features, for its box and for its mask
+MASK_LAYERS = 4  # 3x3 convolutions of a mask
+POINT_LAYERS, POINT_WIDTH = 8, 2  # 3x3 convolutions for key points, and their channels over those of the pyramid
 
 
 class Map(NamedTuple):
@@ -65,8 +80,58 @@ def deconv_cost(head: Deconv, num_classes: int, maps: Sequence[Map], image_size:
     return total + pointwise(c, num_classes, size)
 
 
+def biased(c_in: int, c_out: int, kernel: int, size: int) -> Cost:
+    """Return the cost of a convolution with bias. The output map is `size` x `size`."""
+    weights = kernel * kernel * c_in * c_out
+    return Cost(size * size * weights, weights + c_out, size * size * c_out)
+
+
+def repeated(cost: Cost, times: int) -> Cost:
+    """Return the cost of a layer that is used `times` times with the same weights."""
+    return Cost(times * cost.macs, cost.params, times * cost.activations)
+
+
+def faster_rcnn_cost(head: FasterRcnn, num_classes: int, maps: Sequence[Map], image_size: int) -> Cost:
+    """Return the cost of a `FasterRcnn`, for as many proposals as it scores at most. Pooling costs no MACs."""
+    c, total = head.channels, NOTHING
+    sides = [down(image_size, m.stride) for m in maps]
+    for m, side in zip(maps, sides, strict=True):
+        total += biased(m.channels, c, 1, side) + biased(c, c, 3, side)
+    # The layers that propose objects are shared by all maps.
+    shared = [biased(c, n, kernel, 1) for n, kernel in ((c, 3), (len(ASPECTS), 1), (4 * len(ASPECTS), 1))]
+    places = sum(side * side for side in (*sides, down(sides[-1], 2)))
+    total += sum((repeated(layer, places) for layer in shared), NOTHING)
+    box = linear(c * BOX_SIDE**2, head.hidden) + linear(head.hidden, head.hidden)
+    return total + repeated(box + linear(head.hidden, 5 * num_classes), head.proposals)
+
+
+def mask_rcnn_cost(head: MaskRcnn, num_classes: int, maps: Sequence[Map], image_size: int) -> Cost:
+    """Return the cost of a `MaskRcnn`, for as many objects as it finds at most."""
+    c, total = head.channels, NOTHING
+    for _ in range(MASK_LAYERS):
+        total += biased(c, c, 3, MASK_SIDE)
+    # A transposed convolution of kernel 2 and stride 2, whose output has twice the side.
+    total += Cost(MASK_SIDE**2 * 4 * c * c, 4 * c * c + c, 4 * MASK_SIDE**2 * c)
+    total += biased(c, num_classes, 1, 2 * MASK_SIDE)
+    return faster_rcnn_cost(head, num_classes, maps, image_size) + repeated(total, DETECTIONS)
+
+
+def keypoint_rcnn_cost(head: KeypointRcnn, num_classes: int, maps: Sequence[Map], image_size: int) -> Cost:
+    """Return the cost of a `KeypointRcnn`, for as many objects as it finds at most."""
+    wide = POINT_WIDTH * head.channels
+    total = biased(head.channels, wide, 3, MASK_SIDE)
+    for _ in range(POINT_LAYERS - 1):
+        total += biased(wide, wide, 3, MASK_SIDE)
+    weights = DECONV_KERNEL**2 * wide * head.points
+    total += Cost(MASK_SIDE**2 * weights, weights + head.points, 4 * MASK_SIDE**2 * head.points)
+    return faster_rcnn_cost(head, num_classes, maps, image_size) + repeated(total, DETECTIONS)
+
+
 COSTS: dict[str, Callable[[Any, int, tuple[Map, ...], int], Cost]] = {
     DeepLab.kind: deeplab_cost,
     Dss.kind: dss_cost,
     Deconv.kind: deconv_cost,
+    FasterRcnn.kind: faster_rcnn_cost,
+    MaskRcnn.kind: mask_rcnn_cost,
+    KeypointRcnn.kind: keypoint_rcnn_cost,
 }

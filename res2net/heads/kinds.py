@@ -5,13 +5,16 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from res2net.heads.value import Deconv, DeepLab, Dss, Head
+from res2net.heads.value import Deconv, DeepLab, Dss, FasterRcnn, Head, KeypointRcnn, MaskRcnn
 
 # "module:Class" for each kind of head. A class takes (head, num_classes, channels of each map, stride of each map).
 MODULES = {
     DeepLab.kind: "res2net.heads.deeplab:DeepLabHead",
     Dss.kind: "res2net.heads.dss:DssHead",
     Deconv.kind: "res2net.heads.deconv:DeconvHead",
+    FasterRcnn.kind: "res2net.heads.rcnn:RcnnHead",
+    MaskRcnn.kind: "res2net.heads.rcnn:RcnnHead",
+    KeypointRcnn.kind: "res2net.heads.rcnn:RcnnHead",
 }
 
 

@@ -8,6 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+DRAWN = "drawn"  # attribute of convolutions whose initial weights the head has drawn: `res2net.backbone.init`
+
+
 class Pointwise(nn.Conv2d):
     """A 1x1 convolution with bias that draws its own initial weights. `res2net.backbone.init` leaves them as they are.
 
@@ -19,6 +22,7 @@ class Pointwise(nn.Conv2d):
 
     def __init__(self, c_in: int, c_out: int, mean: float = 0.0, std: float | None = None) -> None:
         super().__init__(c_in, c_out, 1)
+        setattr(self, DRAWN, True)
         if not self.weight.is_meta:
             nn.init.normal_(self.weight, mean, c_in**-0.5 if std is None else std)
             assert self.bias is not None

@@ -14,6 +14,8 @@ from res2net.errors import UserError, unknown
 
 LOW_STRIDE = 4  # the stride of the finer map that a decoder reads
 HEAT_STRIDE = 4  # the stride of heat maps
+ASPECTS = (0.5, 1.0, 2.0)  # height over width of the anchors at each place
+DETECTIONS = 100  # most objects that are found in an image
 
 
 class Head:
@@ -26,6 +28,7 @@ class Head:
     __slots__ = ()
     __dataclass_fields__: ClassVar[dict[str, Any]]
     kind: ClassVar[str]
+    detects: ClassVar[bool] = False  # whether the head finds objects: its outputs are then no tensor
     channels: int
     output_stride: int | None
 
@@ -118,7 +121,62 @@ class Deconv(Head):
     output_stride: int | None = None
 
 
-HEADS: dict[str, type[Head]] = {head.kind: head for head in (DeepLab, Dss, Deconv)}
+@dataclass(frozen=True, slots=True)
+class FasterRcnn(Head):
+    """The head of Faster R-CNN (arXiv 1506.01497) over a feature pyramid (FPN, arXiv 1612.03144): boxes of objects.
+
+    The pyramid has each of the backbone's maps, and one more of half the size of the last. `num_classes` counts the
+    background, which is class 0.
+
+    channels: channels of the pyramid.
+    hidden: features of each of the two layers that describe a proposal.
+    anchor: side of a square anchor, in pixels of its map.
+    proposals: most proposals of an image that are scored. Twice as many are sampled from in training.
+    """
+
+    kind: ClassVar[str] = "faster_rcnn"
+    detects: ClassVar[bool] = True
+    channels: int = 256
+    hidden: int = 1024
+    anchor: int = 8
+    proposals: int = 1000
+    output_stride: int | None = None
+
+    def __post_init__(self) -> None:
+        Head.__post_init__(self)
+        self._check_whole(hidden=self.hidden, anchor=self.anchor, proposals=self.proposals)
+
+    def check(self, num_classes: int) -> None:
+        """Raise `UserError` unless there are a background and a class, or no outputs."""
+        if num_classes == 1:
+            raise UserError(f"arch: num_classes is 1; accepted with the head {self.kind}: at least 2, with the background")
+
+
+@dataclass(frozen=True, slots=True)
+class MaskRcnn(FasterRcnn):
+    """The head of Mask R-CNN (arXiv 1703.06870): a `FasterRcnn` that also returns the mask of each object."""
+
+    kind: ClassVar[str] = "mask_rcnn"
+
+
+@dataclass(frozen=True, slots=True)
+class KeypointRcnn(FasterRcnn):
+    """The head of Mask R-CNN for key points (arXiv 1703.06870, section 5): a `FasterRcnn` with points for each object.
+
+    points: key points of an object.
+    """
+
+    kind: ClassVar[str] = "keypoint_rcnn"
+    points: int = 17
+
+    def __post_init__(self) -> None:
+        FasterRcnn.__post_init__(self)
+        self._check_whole(points=self.points)
+
+
+HEADS: dict[str, type[Head]] = {
+    head.kind: head for head in (DeepLab, Dss, Deconv, FasterRcnn, MaskRcnn, KeypointRcnn)
+}
 
 
 def low_index(strides: tuple[int, ...]) -> int:

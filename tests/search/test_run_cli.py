@@ -11,13 +11,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 import space
-from search import export, run, runs, supernet, timing
+from search import export, plan, run, runs, supernet
 from search.evaluators import EVALUATORS
 from search.objectives import MACS
 from search.report import progress
@@ -295,7 +296,8 @@ class TestPlan:
     @pytest.fixture(autouse=True)
     def short(self, loaded: Data, monkeypatch: pytest.MonkeyPatch) -> None:
         """Trainings of at most three epochs of 40 images. `--time` counts from now, not from the process's start."""
-        monkeypatch.setattr(timing, "MOST_PASSES", 3 * 40 / timing.REFERENCE)
+        curve = plan.CLASSES
+        monkeypatch.setitem(plan.CURVES, "classification", replace(curve, most=3 * 40 / curve.images))
         monkeypatch.setattr(run, "_age", lambda: 0.0)
 
     def test_dry_run_prints_it_and_writes_nothing(

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from res2net import Arch, Stage, create
 from res2net.arch import BaseArch
-from trainers.datasets.base import TARGETS
+from trainers.datasets.base import COCO_SIZES, OBJECTS, TARGETS, Sizes
 from trainers.datasets.data import Data, Split
 from trainers.ddp import ALONE, Group
 from trainers.evaluate import evaluate
@@ -39,7 +39,7 @@ class Example(NamedTuple):
 
     classes: names of the data set's classes.
     labels: a function that returns the labels of a number of images, as in a `Split`. All images have equal weights.
-    shape: shape of the outputs for one image.
+    shape: shape of the outputs for one image; () for tasks whose outputs are objects.
     """
 
     classes: tuple[str, ...]
@@ -61,11 +61,33 @@ def points(n: int) -> np.ndarray:
     return found
 
 
+def boxes(n: int) -> np.ndarray:
+    """Up to two objects in each image, of two classes. The second object of every third image is a crowd."""
+    rng = np.random.default_rng(n)
+    corners = rng.uniform(0, SIZE / 2, (n, 2, 2))
+    rows = np.concatenate([corners, corners + rng.uniform(2, SIZE / 2, (n, 2, 2))], 2)
+    found = np.concatenate([rows, rng.integers(1, 3, (n, 2, 1)), np.zeros((n, 2, 1))], 2).astype(np.float32)
+    found[::3, 1, 5] = 1
+    found[1::3, 1] = 0
+    return found
+
+
+def instances(n: int) -> np.ndarray:
+    """The objects of `boxes` as rectangles. The second object is in front."""
+    maps = np.zeros((n, SIZE, SIZE), np.int32)
+    for image, rows in zip(maps, boxes(n), strict=True):
+        for number, (x1, y1, x2, y2, label, crowd) in enumerate(rows.round().astype(int).tolist(), 1):
+            image[y1:y2, x1:x2] = OBJECTS * label + number * (1 - crowd)
+    return maps
+
+
 EXAMPLES = {
     "classification": Example(tuple("abcdef"), numbers, (6,)),
     "segment": Example(("background", "a", "b"), partial(masks, classes=3), (3, SIZE, SIZE)),
     "saliency": Example(("object",), partial(masks, classes=2), (1, SIZE, SIZE)),
     "keypoints": Example(("left", "right"), points, (2, SIZE // 4, SIZE // 4)),
+    "detect": Example(("background", "a", "b"), boxes, ()),
+    "instances": Example(("background", "a", "b"), instances, ()),
     "regression": Example(tuple("abcdef"), numbers, (1,)),
 }
 
@@ -85,6 +107,17 @@ def labels_of(task: Task, n: int) -> Tensor:
     return Images(d.train, d, CPU).labels
 
 
+def outputs_for(task: Task, n: int) -> Any:
+    """Return random outputs for images."""
+    if not task.detects:
+        return torch.randn(n, *EXAMPLES[task.name].shape)
+    found = []
+    for rows in torch.from_numpy(boxes(n + 100))[:n]:
+        image = {"boxes": rows[:, :4], "labels": torch.tensor([1, 2]), "scores": torch.rand(2).sort(descending=True)[0]}
+        found.append(image | {"masks": torch.rand(2, 1, SIZE, SIZE)} if task.name == "instances" else image)
+    return found
+
+
 class Brightness(NamedTuple):
     loss: float
     closeness: float
@@ -96,6 +129,7 @@ class Regression:
     name = "regression"
     target = "class"
     head_kind = None
+    detects = False
     recipe = "fast"
     metrics = (Metric("closeness", "close", "%", "closeness"),)
     scores = Brightness
@@ -127,7 +161,7 @@ class Regression:
     def picture(self, images: np.ndarray, labels: Tensor) -> list[np.ndarray]:
         return []
 
-    def meter(self, device: torch.device, classes: tuple[str, ...] = ()) -> "Meter":
+    def meter(self, device: torch.device, classes: tuple[str, ...] = (), sizes: Sizes = COCO_SIZES) -> "Meter":
         return Meter()
 
 
@@ -146,6 +180,7 @@ class Meter:
 
 
 OURS = [*TASKS.values(), Regression()]
+TENSORS = [task for task in OURS if not task.detects]  # tasks whose outputs are one tensor
 
 
 def test_every_task_has_an_example() -> None:
@@ -167,6 +202,30 @@ class TestContract:
         assert list(row)[:4] == ["epoch", "train_loss", "val_loss", f"val_{task.metrics[0].name}"]
         assert Epoch.from_row(row, task) == epoch
 
+    def test_predictions_have_the_form_of_labels(self, task: Task) -> None:
+        labels = labels_of(task, 4)
+        found = task.predicted(outputs_for(task, 4))
+        assert (found.dtype, found.ndim, len(found)) == (labels.dtype, labels.ndim, 4)
+        assert task.name == "detect" or found.shape == labels.shape  # the number of boxes may differ
+        images = np.zeros((4, SIZE, SIZE, 3), np.uint8)
+        for panels in (task.picture(images, labels), task.picture(images, found)):
+            assert [(p.shape, p.dtype) for p in panels] in ([], [((SIZE, SIZE, 3), np.uint8)] * 4)
+        assert not images.any()
+
+    def test_a_meter_does_not_depend_on_how_images_are_batched(self, task: Task) -> None:
+        outputs, labels = outputs_for(task, 9), labels_of(task, 9)
+        found = []
+        for size in (1, 4, 9):
+            meter = task.meter(CPU, EXAMPLES[task.name].classes)
+            for i in range(0, 9, size):
+                meter.add(outputs[i : i + size], labels[i : i + size])
+            found.append(meter.scores(ALONE))
+        assert found[0] == pytest.approx(found[1], rel=1e-5, nan_ok=True)
+        assert found[0] == pytest.approx(found[2], rel=1e-5, nan_ok=True)
+
+
+@pytest.mark.parametrize("task", TENSORS, ids=lambda task: task.name)
+class TestTensors:
     def test_the_loss_is_a_mean_and_flows_back_to_the_outputs(self, task: Task) -> None:
         size = task.head_size(data(task))
         outputs = torch.randn(4, *EXAMPLES[task.name].shape, requires_grad=True)
@@ -191,26 +250,6 @@ class TestContract:
         before.backward()
         assert outputs.grad is not None
         assert task.distilled(outputs - 0.1 * outputs.grad, teacher) < before
-
-    def test_predictions_have_the_form_of_labels(self, task: Task) -> None:
-        labels = labels_of(task, 4)
-        found = task.predicted(torch.randn(4, *EXAMPLES[task.name].shape))
-        assert (found.shape, found.dtype) == (labels.shape, labels.dtype)
-        images = np.zeros((4, SIZE, SIZE, 3), np.uint8)
-        for panels in (task.picture(images, labels), task.picture(images, found)):
-            assert [(p.shape, p.dtype) for p in panels] in ([], [((SIZE, SIZE, 3), np.uint8)] * 4)
-        assert not images.any()
-
-    def test_a_meter_does_not_depend_on_how_images_are_batched(self, task: Task) -> None:
-        outputs, labels = torch.randn(9, *EXAMPLES[task.name].shape), labels_of(task, 9)
-        found = []
-        for size in (1, 4, 9):
-            meter = task.meter(CPU, EXAMPLES[task.name].classes)
-            for i in range(0, 9, size):
-                meter.add(outputs[i : i + size], labels[i : i + size])
-            found.append(meter.scores(ALONE))
-        assert found[0] == pytest.approx(found[1], rel=1e-5)
-        assert found[0] == pytest.approx(found[2], rel=1e-5)
 
     def test_a_meter_does_not_wait_for_the_device(self, task: Task) -> None:
         """Values on the meta device cannot be read."""
@@ -243,11 +282,11 @@ class TestContract:
 class Pair:
     """One of two processes that are threads."""
 
-    def __init__(self, rank: int, sent: dict[int, Tensor], barrier: threading.Barrier) -> None:
+    def __init__(self, rank: int, sent: dict[int, Any], barrier: threading.Barrier) -> None:
         self.rank, self.sent, self.barrier = rank, sent, barrier
 
-    def _exchanged(self, tensor: Tensor) -> list[Tensor]:
-        self.sent[self.rank] = tensor
+    def _exchanged(self, own: Any) -> list[Any]:
+        self.sent[self.rank] = own
         self.barrier.wait()
         both = [self.sent[0], self.sent[1]]
         self.barrier.wait()
@@ -259,21 +298,26 @@ class Pair:
     def gather(self, rows: Tensor) -> Tensor:
         return torch.cat([part for part in self._exchanged(rows) if len(part)])
 
+    def gather_objects(self, items: list[Any]) -> list[Any]:
+        return sum(self._exchanged(items), [])
+
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
 class TestOurs:
     def test_two_processes_have_the_scores_of_one(self, task: Task) -> None:
-        outputs, labels = torch.randn(9, *EXAMPLES[task.name].shape), labels_of(task, 9)
+        outputs, labels = outputs_for(task, 9), labels_of(task, 9)
         meters = [task.meter(CPU, EXAMPLES[task.name].classes) for _ in range(3)]
         for meter, own in zip(meters, (slice(0, None, 2), slice(1, None, 2), slice(None)), strict=True):
             meter.add(outputs[own], labels[own])
-        sent, barrier = dict[int, Tensor](), threading.Barrier(2, timeout=60)
+        sent, barrier = dict[int, Any](), threading.Barrier(2, timeout=60)
         with ThreadPoolExecutor(2) as pool:
             found = list(pool.map(lambda rank: meters[rank].scores(Pair(rank, sent, barrier)), range(2)))
-        assert found[0] == found[1]
-        assert found[0] == pytest.approx(meters[2].scores(ALONE), rel=1e-6)
+        assert found[0] == pytest.approx(found[1], nan_ok=True)
+        assert found[0] == pytest.approx(meters[2].scores(ALONE), rel=1e-6, nan_ok=True)
 
     def test_a_network_with_its_head_has_such_outputs(self, task: Task) -> None:
+        if task.detects:
+            pytest.skip("see test_rcnn.py")
         d = data(task)
         arch = fitted_arch(SMALL, d, task)
         torch.manual_seed(0)

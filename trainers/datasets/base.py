@@ -38,7 +38,8 @@ BOX_MARGIN = 1.25
 # For "instances", a pixel is 0 on the background, else `OBJECTS` times the class number plus the number of the object
 # in its image, from 1. A crowd region has the object number 0. `classes()[0]` is "background".
 OBJECTS = 1000
-COCO_SIZES = (32.0, 96.0)  # COCO's bounds between small, medium and large objects (`DataSet.sizes`)
+Sizes = tuple[float, float]  # bounds between small, medium and large objects (`DataSet.sizes`)
+COCO_SIZES: Sizes = (32.0, 96.0)
 MAPS = ("mask", "salient")  # targets that are cropped and mirrored with the images
 MIN_SIZE = 8  # pixels along a side; below it, most maps of a network would be a single pixel
 VOID = 255  # the label of a pixel without a class
@@ -158,7 +159,7 @@ class Data:
     mean: tuple[float, ...]  # mean of each channel of the training images, in 0..1; ImageNet's mean for `Files`
     std: tuple[float, ...]  # standard deviation of each channel, likewise
     target: str = "class"  # a key of `TARGETS`
-    sizes: tuple[float, float] = COCO_SIZES  # bounds between small, medium and large objects (`DataSet.sizes`)
+    sizes: Sizes = COCO_SIZES  # bounds between small, medium and large objects (`DataSet.sizes`)
 
     @property
     def num_classes(self) -> int:
@@ -220,7 +221,7 @@ class DataSet(ABC):
         names of the key points. Names that differ in "left" and "right" change places when an image is mirrored.
         """
 
-    def sizes(self) -> tuple[float, float]:
+    def sizes(self) -> Sizes:
         """Return the bounds between small, medium and large objects: the square root of a box's area, in pixels."""
         return COCO_SIZES
 

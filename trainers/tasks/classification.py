@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from res2net.arch import BaseArch
+from trainers.datasets.base import COCO_SIZES, Sizes
 from trainers.datasets.data import Data
 from trainers.ddp import Group
 from trainers.device import sum_dtype
@@ -38,6 +39,7 @@ class Classification:
     target = "class"
     recipe = "fast"
     head_kind = None
+    detects = False
     metrics = (Metric("top1", "top-1", "%", "accuracy"), Metric("top5", "top-5", "%", "accuracy"))
     scores = Scores
 
@@ -76,7 +78,7 @@ class Classification:
         """Return an empty list: a class has no place in the image."""
         return []
 
-    def meter(self, device: torch.device, classes: tuple[str, ...] = ()) -> ClassificationMeter:
+    def meter(self, device: torch.device, classes: tuple[str, ...] = (), sizes: Sizes = COCO_SIZES) -> ClassificationMeter:
         """Return an empty meter on the device."""
         return ClassificationMeter(device)
 

@@ -11,6 +11,7 @@ class Dense:
     """The base class of tasks whose networks have a head in place of the classifier (see `Task`)."""
 
     recipe = "dense"
+    detects = False
 
     def check(self) -> None:
         """Do nothing: most tasks need no further package."""

@@ -6,6 +6,8 @@ import colorsys
 
 import numpy as np
 
+from PIL import Image, ImageDraw
+
 from trainers.datasets.base import VOID
 
 OPACITY = 0.6  # of a colour over the image
@@ -41,3 +43,15 @@ def dotted(image: np.ndarray, points: np.ndarray) -> np.ndarray:
         if seen > 0:
             out[(rows - y) ** 2 + (columns.T - x) ** 2 <= radius**2] = colour
     return out
+
+
+def boxed(image: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Return an image, uint8 [H, W, 3], with the outlines of boxes in the colours of their classes. rows: [M, 6]."""
+    canvas = Image.fromarray(image)
+    draw = ImageDraw.Draw(canvas)
+    palette = colours(int(rows[:, 4].max(initial=0)) + 1)
+    for x1, y1, x2, y2, label, crowd in rows.tolist():
+        if label > 0 and not crowd:
+            # Pillow's right and lower edges are within the outline.
+            draw.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=tuple(palette[int(label)].tolist()))
+    return np.asarray(canvas)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from res2net.arch import Arch, BaseArch
-from res2net.heads import Deconv, DeepLab, Dss
+from res2net.heads import Deconv, DeepLab, Dss, FasterRcnn, MaskRcnn
 from res2net.heads.cost import Map
 from res2net.kinds import kind_of
 from res2net.layer_cost import down
@@ -17,6 +17,10 @@ LEAST = 16  # channels
 LOW_SHARE = 3 / 16  # DeepLab v3+ has 48 channels of the finer map beside 256
 RATES = (6, 12, 18)  # dilations for a map of `RATES_SIZE` pixels along a side, that of images of 513 pixels
 RATES_SIZE = 33
+HIDDEN_SHARE = 4  # Faster R-CNN has 1024 features of a proposal over 256 channels
+PROPOSAL_PIXELS = 256  # of an image, for each proposal
+PROPOSALS = (32, 1000)  # least and most; Faster R-CNN has 1000
+ANCHOR = 8  # pixels of the map; the largest anchor of the published head, 512 pixels, is half of an image
 
 
 def deeplab_for(arch: BaseArch, image_size: int) -> DeepLab:
@@ -44,6 +48,27 @@ def dss_for(arch: BaseArch, image_size: int) -> Dss:
 def deconv_for(arch: BaseArch, image_size: int) -> Deconv:
     """Return the head of SimpleBaseline for a network, at the network's own stride."""
     return Deconv(max(LEAST, _last_channels(arch) // SHARE))
+
+
+def faster_rcnn_for(arch: BaseArch, image_size: int) -> FasterRcnn:
+    """Return the head of Faster R-CNN for a network and images of `image_size` pixels along a side."""
+    return FasterRcnn(*_rcnn(arch, image_size))
+
+
+def mask_rcnn_for(arch: BaseArch, image_size: int) -> MaskRcnn:
+    """Return the head of Mask R-CNN for a network and images of `image_size` pixels along a side."""
+    return MaskRcnn(*_rcnn(arch, image_size))
+
+
+def _rcnn(arch: BaseArch, image_size: int) -> tuple[int, int, int, int]:
+    """Return the channels, hidden features, anchor and number of proposals.
+
+    The anchors of the coarsest map, whose stride is twice the network's, are about half of the image.
+    """
+    channels = max(LEAST, _last_channels(arch) // SHARE)
+    anchor = min(ANCHOR, max(1, round(image_size / (4 * _own_maps(arch)[-1].stride))))
+    least, most = PROPOSALS
+    return channels, HIDDEN_SHARE * channels, anchor, min(most, max(least, image_size**2 // PROPOSAL_PIXELS))
 
 
 def _last_channels(arch: BaseArch) -> int:

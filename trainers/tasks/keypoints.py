@@ -13,6 +13,7 @@ from torch import Tensor
 
 from res2net.arch import BaseArch
 from res2net.heads import Deconv, Head
+from trainers.datasets.base import COCO_SIZES, Sizes
 from trainers.ddp import Group
 from trainers.device import sum_dtype
 from trainers.recipes import Config
@@ -62,7 +63,7 @@ class Keypoints(Dense):
 
     def check(self) -> None:
         """Raise `UserError` if the package that computes the AP is missing."""
-        oks.need_coco_eval()
+        oks.need_coco_eval(KEYPOINTS.name)
 
     def head(self, arch: BaseArch, image_size: int) -> Head:
         """Return the head of SimpleBaseline, in proportion to the network."""
@@ -97,7 +98,7 @@ class Keypoints(Dense):
         points = labels[:, :-1].cpu().numpy()
         return [dotted(image, known) for image, known in zip(images, points, strict=True)]
 
-    def meter(self, device: torch.device, classes: tuple[str, ...] = ()) -> KeypointMeter:
+    def meter(self, device: torch.device, classes: tuple[str, ...] = (), sizes: Sizes = COCO_SIZES) -> KeypointMeter:
         """Return an empty meter on the device. classes: names of the key points."""
         return KeypointMeter(device, classes)
 
@@ -114,7 +115,7 @@ class KeypointMeter:
     """The sums of losses and of near points, and a row for each object. They stay on the device."""
 
     def __init__(self, device: torch.device, classes: tuple[str, ...]) -> None:
-        oks.need_coco_eval()
+        oks.need_coco_eval(KEYPOINTS.name)
         self.classes, self.device = classes, device
         self.sums = torch.zeros(3, device=device, dtype=sum_dtype(device))
         self.rows: list[Tensor] = []  # [B, 5 K + 1]: predicted points, confidence, true points, area of the object

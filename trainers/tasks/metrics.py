@@ -17,9 +17,11 @@ from torch import Tensor
 
 from res2net.errors import UserError
 from res2net.plugins import load_object
+from trainers.datasets.base import COCO_SIZES, Sizes
 from trainers.ddp import Group
 from trainers.epoch import TrainingFailed
 from trainers.tasks.classification import CLASSIFICATION, Classification, ClassificationMeter
+from trainers.tasks.detection import DETECTION, INSTANCES
 from trainers.tasks.keypoints import KEYPOINTS
 from trainers.tasks.saliency import SALIENCY
 from trainers.tasks.segmentation import SEGMENTATION
@@ -86,7 +88,7 @@ class WithFunction(Classification):
         self.function = function
         self.metrics = (Metric("own", name, "%", "accuracy"), *CLASSIFICATION.metrics)
 
-    def meter(self, device: torch.device, classes: tuple[str, ...] = ()) -> MeterWithFunction:
+    def meter(self, device: torch.device, classes: tuple[str, ...] = (), sizes: Sizes = COCO_SIZES) -> MeterWithFunction:
         """Return an empty meter on the device."""
         return MeterWithFunction(device, self.function)
 
@@ -123,6 +125,8 @@ METRICS: dict[str, Score] = {
     "pixels": Score("pixels", "pixel accuracy", SEGMENTATION, "pixels", lambda classes: 0.0),
     "maxf": Score("maxf", "max-F", SALIENCY, "maxf", lambda classes: 0.0),
     "ap": Score("ap", "AP of key points", KEYPOINTS, "ap", lambda classes: 0.0),
+    "box_ap": Score("box_ap", "AP of boxes", DETECTION, "box_ap", lambda classes: 0.0),
+    "mask_ap": Score("mask_ap", "AP of masks", INSTANCES, "mask_ap", lambda classes: 0.0),
 }
 
 

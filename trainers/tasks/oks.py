@@ -40,10 +40,10 @@ class Precision(NamedTuple):
     ap75: float
 
 
-def need_coco_eval() -> None:
-    """Raise `UserError` if the package that computes the AP is missing."""
+def need_coco_eval(task: str) -> None:
+    """Raise `UserError` if the package that computes the AP is missing. task: the name of the task that needs it."""
     if find_spec(PACKAGE) is None:
-        raise UserError("`task`: keypoints needs faster-coco-eval; run pip install 'res2net-search[detection]'")
+        raise UserError(f"`task`: {task} needs faster-coco-eval; run pip install 'res2net-search[detection]'")
 
 
 def sigmas_of(names: tuple[str, ...], count: int) -> list[float]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from res2net.arch import BaseArch
 from res2net.heads import DeepLab, Head
-from trainers.datasets.data import VOID
+from trainers.datasets.base import COCO_SIZES, VOID, Sizes
 from trainers.ddp import Group
 from trainers.device import sum_dtype
 from trainers.recipes import Config
@@ -74,7 +74,7 @@ class Segmentation(Dense):
         """Return images, uint8 [N, H, W, 3], with their labels in colours."""
         return [painted(image, mask) for image, mask in zip(images, labels.cpu().numpy(), strict=True)]
 
-    def meter(self, device: torch.device, classes: tuple[str, ...] = ()) -> SegmentationMeter:
+    def meter(self, device: torch.device, classes: tuple[str, ...] = (), sizes: Sizes = COCO_SIZES) -> SegmentationMeter:
         """Return an empty meter on the device."""
         return SegmentationMeter(device, len(classes))
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from res2net.arch import BaseArch
 from res2net.heads import Head
+from trainers.datasets.base import COCO_SIZES, Sizes
 from trainers.datasets.data import Data
 from trainers.ddp import Group
 from trainers.recipes import Config
@@ -84,6 +85,11 @@ class Task(Protocol):
         ...
 
     @property
+    def detects(self) -> bool:
+        """Whether networks find objects: in training, they are given the targets and return their losses."""
+        ...
+
+    @property
     def recipe(self) -> str:
         """The name of the recipe that trains a network by default."""
         ...
@@ -143,8 +149,11 @@ class Task(Protocol):
         """Return images, uint8 [N, H, W, 3], with their labels drawn over them. An empty list: nothing to draw."""
         ...
 
-    def meter(self, device: torch.device, classes: tuple[str, ...] = ()) -> Meter:
-        """Return an empty meter whose sums are on the device. classes: names of the data set's classes."""
+    def meter(self, device: torch.device, classes: tuple[str, ...] = (), sizes: Sizes = COCO_SIZES) -> Meter:
+        """Return an empty meter whose sums are on the device.
+
+        classes: names of the data set's classes. sizes: see `DataSet.sizes`.
+        """
         ...
 
 
