@@ -54,6 +54,7 @@ class View:
     resized: tuple[int, int]  # height, width
     flip: bool = False
     exact: bool = False  # whether to give Pillow's pixels, for scoring; training tolerates small differences
+    at: tuple[int, int] = (0, 0)  # row and column of the resized box on a canvas (`trainers.datasets.pairs`)
 
 
 Choose = Callable[[int, int], View]  # called with the width and the height of the image

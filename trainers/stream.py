@@ -1,6 +1,6 @@
 """Normalised batches of image files on the device. Threads decode the files a few batches ahead of the training.
 
-Images may have masks, which are decoded with the geometry of their images (`trainers.datasets.pairs`).
+Images may have masks or annotations, which get the geometry of their images (`trainers.datasets.pairs`).
 
 The decoders release the interpreter's lock, so threads suffice. Worker processes would copy the list of files and
 pickle every batch. Each random crop has a separate seed, so the pixels do not depend on the number of threads.
@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
@@ -21,21 +20,21 @@ from torch import Tensor
 
 from res2net.errors import UserError
 from trainers.datasets.base import COCO_SIZES, Files
-from trainers.datasets.files import Damaged, decode_row
-from trainers.datasets.pairs import colour_of, scaled_view, whole_view
-from trainers.decode import Choose, centre_view, decoders, random_view
+from trainers.datasets.files import Damaged, choose_view, decode_row, target_form
+from trainers.datasets.pairs import colour_of
+from trainers.decode import decoders
 from trainers.meta import cores
 
 CHUNK = 8  # images that a thread decodes per task
 KEPT = 3  # float buffers reused on a CPU: for the current batch, the next batch, and a batch that is still in use
-Batch = tuple[Tensor, Tensor]  # float32 [B, 3, H, W] channels-last; int64 [B], or uint8 [B, H, W] with masks
+Batch = tuple[Tensor, Tensor]  # float32 [B, 3, H, W] channels-last; int64 [B], or targets (`TARGETS`)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Job:
     """The images of one batch: rows in the list of files, and a seed for each random crop.
 
-    Without seeds, decoding takes the centre of each image, or the whole image if it has a mask.
+    Without seeds, decoding takes the centre of each image, or the whole image if its target has places.
     """
 
     index: np.ndarray  # int64 [B]
@@ -47,7 +46,7 @@ class _Pixels:
     """Memory for one batch of decoded bytes."""
 
     bytes: Tensor  # uint8 [B, H, W, 3]
-    masks: Tensor | None  # uint8 [B, H, W]
+    targets: Tensor | None  # [B, ...], see `target_form`
     read: torch.cuda.Event | None = None  # fires when the GPU has copied the bytes, which must not change before
 
 
@@ -62,7 +61,7 @@ def scored_side(size: int) -> int:
 class Stream:
     """Batches of image files, decoded on demand.
 
-    The labels of images with masks are the masks, with `VOID` beside an image.
+    The labels of images with masks or annotations are those of `TARGETS`. Beside an image, a mask is `VOID`.
 
     A damaged file is left out of its batch and named on stderr. A training batch without a readable image raises
     `UserError`. A scoring batch without a readable image is skipped.
@@ -74,7 +73,7 @@ class Stream:
     device: device of the batches.
     workers: decoding threads; one per core if None.
     resize: shorter side of a scored image in pixels, before the centre square is cut out. None: see `scored_side`.
-    Has no effect on images with masks, which are scored whole.
+    Has no effect on images with masks or annotations, which are scored whole.
     classes: names of the classes.
     sizes: bounds between small, medium and large objects.
     """
@@ -95,7 +94,7 @@ class Stream:
         self.workers = workers or cores()
         self.resize = max(self.size, resize or scored_side(self.size))
         self.labels = torch.from_numpy(files.labels).to(device)
-        self._damaged, self._colour = Damaged(files), colour_of(mean)
+        self._damaged, self._colour = Damaged.of(files), colour_of(mean)
         self._spare: list[_Pixels] = []
         self._floats = _Floats()
         # Repeat mean and std over a row of pixels. With only three values, the inner loop of the arithmetic would have
@@ -109,7 +108,7 @@ class Stream:
     def epoch(
         self, rng: torch.Generator, parts: Sequence[slice], shard: tuple[int, int] = (0, 1), flip: bool = True
     ) -> Iterator[Batch]:
-        """Return an iterator over the batches of one pass, each image a random crop (`random_view`, `scaled_view`).
+        """Return an iterator over the batches of one pass, each image a random crop (`choose_view`).
 
         rng: draws the order of the images, and a seed for each crop.
         parts: one slice of the random order for each batch.
@@ -126,7 +125,7 @@ class Stream:
     def batches(self, size: int, shard: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
         """Return an iterator over all images in order, in batches of `size` images over all processes.
 
-        Each image is resized and cut to the centre square. An image with a mask is kept whole.
+        Each image is resized and cut to the centre square. An image with a mask or annotations is kept whole.
         """
         rank, world = shard
         rows = np.arange(len(self))
@@ -161,8 +160,9 @@ class Stream:
         shape = (count, self.size, self.size)
         # Pin the memory, so that the copy to the GPU does not block this thread.
         pin = self.device.type == "cuda"
-        masks = None if self.files.masks is None else torch.empty(shape, dtype=torch.uint8, pin_memory=pin)
-        return _Pixels(torch.empty((*shape, 3), dtype=torch.uint8, pin_memory=pin), masks)
+        form = target_form(self.files)
+        targets = torch.empty((count, *form[0]), dtype=form[1], pin_memory=pin) if form else None
+        return _Pixels(torch.empty((*shape, 3), dtype=torch.uint8, pin_memory=pin), targets)
 
     def _start(self, pool: ThreadPoolExecutor, job: _Job, pixels: _Pixels, flip: bool) -> list[Future[list[int]]]:
         if pixels.read is not None:
@@ -174,18 +174,12 @@ class Stream:
         """Decode the chunk that begins at row `start` of a batch into `pixels`; return the rows of damaged files."""
         lost = []
         for row in range(start, min(start + CHUNK, len(job.index))):
-            choose = self._view(None if job.seeds is None else int(job.seeds[row]), flip)
-            mask = None if pixels.masks is None else pixels.masks[row]
-            index = int(job.index[row])
-            if not decode_row(self.files, index, choose, self._damaged, pixels.bytes[row], mask, self._colour):
+            index, seed = int(job.index[row]), None if job.seeds is None else int(job.seeds[row])
+            choose = choose_view(self.files, index, self.resize, flip, seed)
+            target = None if pixels.targets is None else pixels.targets[row]
+            if not decode_row(self.files, index, choose, self._damaged, pixels.bytes[row], target, self._colour):
                 lost.append(row)
         return lost
-
-    def _view(self, seed: int | None, flip: bool) -> Choose:
-        """Return the function that chooses the view of an image. seed: that of a random crop; None for scoring."""
-        if seed is None:
-            return partial(centre_view, self.resize) if self.files.masks is None else partial(whole_view, self.size)
-        return partial(random_view if self.files.masks is None else scaled_view, self.size, flip, seed)
 
     def _finish(self, job: _Job, pixels: _Pixels, chunks: list[Future[list[int]]]) -> Batch | None:
         """Wait for the chunks of a batch and return the batch on the device.
@@ -203,10 +197,10 @@ class Stream:
         if lost:
             whole = torch.from_numpy(np.delete(np.arange(len(job.index)), lost))
             pixels.bytes[:n] = pixels.bytes[whole]
-            if pixels.masks is not None:
-                pixels.masks[:n] = pixels.masks[whole]
-        # Copy the masks, because later batches overwrite their memory.
-        y = torch.from_numpy(self.files.labels[index]) if pixels.masks is None else pixels.masks[:n].clone()
+            if pixels.targets is not None:
+                pixels.targets[:n] = pixels.targets[whole]
+        # Copy the targets, because later batches overwrite their memory.
+        y = torch.from_numpy(self.files.labels[index]) if pixels.targets is None else pixels.targets[:n].clone()
         return self._normalised(pixels.bytes[:n].view(n, self.size, 3 * self.size), pixels), self._on_device(y)
 
     def _normalised(self, x: Tensor, pixels: _Pixels) -> Tensor:

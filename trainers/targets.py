@@ -15,6 +15,7 @@ from torch import Tensor
 
 from trainers.datasets import boxes
 from trainers.datasets.base import MAPS, VOID, Data, partners
+from trainers.datasets.points import mirrored
 
 Move = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # index, offsets and flips -> the labels of the batch
 
@@ -84,8 +85,3 @@ def moved_boxes(
         found = torch.where(flips[:, None, None], boxes.mirrored(found, size), found)
     return boxes.clipped(found, size, size)
 
-
-def mirrored(points: Tensor, order: Tensor, size: int) -> Tensor:
-    """Return the points [B, K, 3] of mirrored images, in which left and right key points change names."""
-    x, rest = points[:, order].tensor_split([1], 2)
-    return torch.cat([size - x, rest], 2)

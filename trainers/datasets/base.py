@@ -102,8 +102,10 @@ class Annotations(Protocol):
         """Return the function that chooses the view of an image. seed: that of a random crop; None for scoring."""
         ...
 
-    def draw(self, row: int, view: View, shape: tuple[int, int], out: Tensor) -> None:
-        """Write the labels of a view into `out`. shape: height and width of the file.
+    def draw(self, row: int, view: View, shape: tuple[int, int], size: int, out: Tensor) -> None:
+        """Write the labels of a view into `out`.
+
+        shape: height and width of the file. size: pixels along a side of the image.
 
         Raise `ValueError` if the annotations are those of an image of another size.
         """

@@ -263,8 +263,8 @@ def _check_instances(name: str, maps: np.ndarray, wanted: tuple[int, ...], class
     for chunk in np.array_split(maps, -(-len(maps) // 1000)):  # bounds the memory
         if len(found := chunk[(chunk != 0) & ((chunk < OBJECTS) | (chunk >= end))]):
             raise UserError(
-                f"`data`: instances of {name} hold {found[0]}; accepted: 0, or {OBJECTS} * class number + object number, "
-                f"up to {end - 1}"
+                f"`data`: instances of {name} hold {found[0]}; accepted: 0, or {OBJECTS} * class number + "
+                f"object number, up to {end - 1}"
             )
 
 

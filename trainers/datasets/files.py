@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import threading
@@ -17,8 +18,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from res2net.errors import UserError
 from trainers.datasets.base import MIN_SIZE, Files, Split
-from trainers.datasets.pairs import MaskError, colour_of, decode_pair, whole_view
-from trainers.decode import Choose, centre_view, decode, decoders
+from trainers.datasets.pairs import MaskError, colour_of, decode_onto, decode_pair, pair_view
+from trainers.decode import Choose, centre_view, decode, decoders, random_view
 from trainers.meta import cores
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's images, per channel, in 0..1
@@ -57,22 +58,28 @@ def left_out(path: str, error: Exception) -> str:
 
 
 class Damaged:
-    """The unreadable files of a data split, images and masks. Each file is named once on stderr.
+    """The unreadable images, masks or annotations of a data split. Each is named once on stderr.
 
-    Too many files raise `UserError`.
+    Too many raise `UserError`.
+
+    total: how many there are. what: their name in the error.
     """
 
-    def __init__(self, files: Files) -> None:
-        # Accept 10 files or one in a thousand, whichever is more, but never all files.
-        self.total = total = len(files)
+    def __init__(self, total: int, what: str = "images") -> None:
+        # Accept 10 or one in a thousand, whichever is more, but never all.
+        self.total, self.what = total, what
         self.limit = min(max(10, total // 1000), max(0, total - 1))
-        self.what = "images" if files.masks is None else "images with masks"
         self._names: set[str] = set()
         self._lock = threading.Lock()  # decoding threads report at the same time
         self._error: UserError | None = None
 
+    @classmethod
+    def of(cls, files: Files) -> Damaged:
+        """Return the empty record of some files."""
+        return cls(len(files), "images" if files.masks is None else "images with masks")
+
     def add(self, path: str, error: Exception) -> None:
-        """Report a file as left out. Raise `UserError` once the limit is passed."""
+        """Report a file or an annotation as left out. Raise `UserError` once the limit is passed."""
         with self._lock:
             if path not in self._names and self._error is None:
                 self._names.add(path)
@@ -90,27 +97,52 @@ class Damaged:
             )
 
 
+def target_form(files: Files) -> tuple[tuple[int, ...], torch.dtype] | None:
+    """Return the shape and the type of the target that is decoded with each image. None: a class number needs none."""
+    size = files.image_size
+    if files.annotations is not None:
+        return files.annotations.form(size)
+    return None if files.masks is None else ((size, size), torch.uint8)
+
+
+def choose_view(files: Files, row: int, resize: int, flip: bool = False, seed: int | None = None) -> Choose:
+    """Return the function that chooses the view of an image.
+
+    resize: shorter side of a scored image before the centre square is cut out, if its target is a class number.
+    flip: whether to mirror a training image with probability 1/2. seed: that of a random crop; None for scoring.
+    """
+    if files.annotations is not None:
+        return files.annotations.choose(row, files.image_size, flip, seed)
+    if files.masks is not None:
+        return pair_view(files.image_size, flip, seed)
+    return partial(centre_view, resize) if seed is None else partial(random_view, files.image_size, flip, seed)
+
+
 def decode_row(
     files: Files,
     row: int,
     choose: Choose,
     damaged: Damaged,
     pixels: torch.Tensor,
-    mask: torch.Tensor | None,
+    target: torch.Tensor | None,
     colour: tuple[int, ...],
 ) -> bool:
-    """Decode the view of an image into `pixels`, and that of its mask, if it has one, into `mask`.
+    """Decode the view of an image into `pixels`, and that of its mask or its annotations into `target`.
 
-    pixels: uint8 [size, size, 3]. mask: uint8 [size, size]. colour: fills the pixels beside an image with a mask.
+    pixels: uint8 [size, size, 3]. target: see `target_form`. colour: fills the pixels beside an image that is kept
+    whole.
 
     Return False for a damaged file, which is reported.
     """
     path = f"{files.root}/{files.paths[row]}"
     try:
-        if files.masks is None or mask is None:
+        if target is None:
             decode(path, choose, pixels)
-        else:
-            decode_pair(path, f"{files.root}/{files.masks[row]}", files.mask_classes, choose, colour, pixels, mask)
+        elif files.annotations is not None:
+            view, shape = decode_onto(path, choose, colour, pixels)
+            files.annotations.draw(row, view, shape, files.image_size, target)
+        elif files.masks is not None:
+            decode_pair(path, f"{files.root}/{files.masks[row]}", files.mask_classes, choose, colour, pixels, target)
     except MaskError as error:
         damaged.add(error.path, error)
     except Exception as error:  # decoders raise almost anything on a damaged file
@@ -123,23 +155,24 @@ def decode_row(
 def to_split(files: Files, console: Console | None = None) -> Split:
     """Return the decoded images, without damaged files.
 
-    The shorter side of each image is resized to `image_size`, and the centre square is kept. An image with a mask is
-    kept whole (`whole_view`). It is padded with the mean colour of ImageNet's images.
+    The shorter side of each image is resized to `image_size`, and the centre square is kept. An image with a mask or
+    annotations is kept whole. It is padded with the mean colour of ImageNet's images.
     console: shows a progress bar for many files.
 
     Raise `UserError` if the images do not fit into memory, or if too many files are damaged (see `Damaged`).
     """
-    size = files.image_size
-    _check_memory(len(files), size, 3 if files.masks is None else 4)
+    size, form = files.image_size, target_form(files)
+    _check_memory(len(files), size, 3 + (math.prod(form[0]) * form[1].itemsize / size**2 if form else 0))
     images = np.empty((len(files), 3, size, size), np.uint8)
-    labels = files.labels if files.masks is None else np.empty((len(files), size, size), np.uint8)
-    damaged = Damaged(files)
+    targets = torch.empty((len(files), *form[0]), dtype=form[1]) if form else None
+    labels = files.labels if targets is None else targets.numpy()
+    damaged = Damaged.of(files)
     columns = (TextColumn("decoding"), BarColumn(), MofNCompleteColumn(), TextColumn("images"), TimeRemainingColumn())
     shown = console is not None and len(files) >= SHOWN
     with Progress(*columns, console=console, transient=True, disable=not shown) as bar, decoders(cores()) as pool:
         task = bar.add_task("", total=len(files))
         starts = range(0, len(files), CHUNK)
-        chunks: list[Future[list[int]]] = [pool.submit(_fill, files, images, labels, i, damaged) for i in starts]
+        chunks: list[Future[list[int]]] = [pool.submit(_fill, files, images, targets, i, damaged) for i in starts]
         lost: list[int] = []
         for chunk in chunks:
             lost += chunk.result()
@@ -149,30 +182,32 @@ def to_split(files: Files, console: Console | None = None) -> Split:
     return Split(np.delete(images, lost, 0), np.delete(labels, lost, 0))
 
 
-def _fill(files: Files, images: np.ndarray, labels: np.ndarray, start: int, damaged: Damaged) -> list[int]:
-    """Decode the chunk that begins at row `start` into `images`, and its masks into `labels`.
+def _fill(files: Files, images: np.ndarray, targets: torch.Tensor | None, start: int, damaged: Damaged) -> list[int]:
+    """Decode the chunk that begins at row `start` into `images` and `targets`.
 
     Return the rows of damaged files.
     """
     size, colour = files.image_size, colour_of(MEAN)
-    choose = partial(centre_view if files.masks is None else whole_view, size)
     pixels, lost = torch.empty(size, size, 3, dtype=torch.uint8), []
     for row in range(start, min(start + CHUNK, len(files))):
-        mask = None if files.masks is None else torch.from_numpy(labels[row])
-        if not decode_row(files, row, choose, damaged, pixels, mask, colour):
+        target = None if targets is None else targets[row]
+        if not decode_row(files, row, choose_view(files, row, size), damaged, pixels, target, colour):
             lost.append(row)
         images[row] = pixels.permute(2, 0, 1).numpy()
     return lost
 
 
-def _check_memory(count: int, size: int, channels: int) -> None:
-    """Raise `UserError` if the images need more than half of the free memory: the training needs the rest."""
+def _check_memory(count: int, size: int, channels: float) -> None:
+    """Raise `UserError` if the images need more than half of the free memory: the training needs the rest.
+
+    channels: bytes for each pixel of an image, with those of its target.
+    """
     free = _free_memory()
     if free is None:
         return
     needed, room = count * channels * size * size, free // 2
     if needed > room:
-        fits, side = room // (channels * size * size), int((room / (channels * count)) ** 0.5)
+        fits, side = int(room // (channels * size * size)), int((room / (channels * count)) ** 0.5)
         raise UserError(
             f"`image_size`: {count} images of {size} x {size} need {needed / 2**30:.1f} GiB, and half of the free "
             f"memory is {room / 2**30:.1f} GiB; accepted: `train_images` up to about {fits}, or `image_size` up to "

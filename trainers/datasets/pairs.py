@@ -1,4 +1,4 @@
-"""Decode an image and its mask with the same geometry: views that resize both, and a reader of masks.
+"""Decode an image and its targets with the same geometry: views that resize both, and a reader of masks.
 
 Masks are PNGs. The image is resized bilinearly, the mask to the nearest pixel. Pixel centres of both stay aligned.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -59,6 +60,14 @@ def _scaled(height: int, width: int, factor: float) -> tuple[int, int]:
     return max(1, round(height * factor)), max(1, round(width * factor))
 
 
+def pair_view(size: int, flip: bool, seed: int | None) -> Choose:
+    """Return the function that chooses the view of an image with a target in places.
+
+    seed: that of a random crop (`scaled_view`); None for the whole image (`whole_view`).
+    """
+    return partial(whole_view, size) if seed is None else partial(scaled_view, size, flip, seed)
+
+
 def colour_of(mean: Sequence[float]) -> tuple[int, ...]:
     """Return a mean of each channel, in 0..1, as a colour in 0..255. Normalisation turns this colour into zero."""
     return tuple(round(255 * m) for m in mean)
@@ -73,31 +82,67 @@ def decode_pair(
     out: Tensor,
     out_mask: Tensor,
 ) -> None:
-    """Decode the view that `choose` returns of an image and of its mask.
-
-    The view is placed at the top left before it is mirrored. The rest gets the colour, in the mask `VOID`.
+    """Decode the view that `choose` returns of an image and of its mask (`decode_onto`). The mask's border is `VOID`.
 
     classes: see `Files.mask_classes`.
     out: uint8 [size, size, 3]. out_mask: uint8 [size, size].
 
     Raise `MaskError` for a mask that cannot be used. A damaged image may raise any exception.
     """
-    view, pixels, by, shape = decoded(path, choose)
+    view, shape = decode_onto(path, choose, colour, out)
     values = read_mask(mask_path, classes)
     _check(mask_path, values, classes, shape)
+    draw_map(values, view, VOID, out_mask)
+
+
+def decode_onto(path: str, choose: Choose, colour: tuple[int, ...], out: Tensor) -> tuple[View, tuple[int, int]]:
+    """Decode the view that `choose` returns onto a canvas. Return the view and the height and width of the file.
+
+    The view is placed at `View.at`. The rest of the canvas gets the colour. Then the canvas is mirrored.
+
+    out: uint8 [size, size, 3]. A damaged image may raise any exception.
+    """
+    view, pixels, by, shape = decoded(path, choose)
     h, w = view.resized
     # libjpeg-turbo's reduction keeps the top left corner in its place, so a division converts the box. Rounding must
     # not push the box over an edge, which Pillow refuses.
     right, bottom = view.left + view.width, view.top + view.height
     box = (view.left / by, view.top / by, min(right / by, pixels.shape[1]), min(bottom / by, pixels.shape[0]))
     part = Image.fromarray(pixels).resize((w, h), Image.Resampling.BILINEAR, box)
-    rows, columns = _nearest(view.top, view.height, h, shape[0]), _nearest(view.left, view.width, w, shape[1])
-    canvas, labels = out.numpy(), out_mask.numpy()
-    if view.flip:
-        canvas, labels = canvas[:, ::-1], labels[:, ::-1]
-    canvas[h:], canvas[:h, w:] = colour, colour
-    labels[h:], labels[:h, w:] = VOID, VOID
-    canvas[:h, :w], labels[:h, :w] = np.asarray(part), values[rows[:, None], columns]
+    _place(np.asarray(part), view, colour, out)
+    return view, shape
+
+
+def draw_map(values: np.ndarray, view: View, border: int, out: Tensor) -> None:
+    """Draw a view of a map onto a canvas, as `decode_onto` does with its image. A pixel takes the nearest value.
+
+    values: [H, W] at the size of the image file. border: the value beside the image. out: [size, size].
+    """
+    (h, w), (height, width) = view.resized, values.shape
+    rows, columns = _nearest(view.top, view.height, h, height), _nearest(view.left, view.width, w, width)
+    _place(values[rows[:, None], columns], view, border, out)
+
+
+def check_shape(given: tuple[int, int], found: tuple[int, int]) -> None:
+    """Raise `ValueError` if annotations are of another size than their image file. Both: height and width."""
+    if given != found:
+        raise ValueError(f"{found[1]} x {found[0]} pixels, but its annotations are of {given[1]} x {given[0]}")
+
+
+def on_canvas(places: np.ndarray, view: View) -> np.ndarray:
+    """Return the places on the canvas, before it is mirrored, of places in the image file. Both: x and y, [..., 2]."""
+    (h, w), (top, left) = view.resized, view.at
+    return (places - (view.left, view.top)) * (w / view.width, h / view.height) + (left, top)
+
+
+def _place(part: np.ndarray, view: View, border: int | tuple[int, ...], out: Tensor) -> None:
+    """Put a resized view onto a canvas with a border, mirrored if the view is."""
+    (h, w), (top, left) = view.resized, view.at
+    canvas = out.numpy()[:, ::-1] if view.flip else out.numpy()
+    canvas[:top], canvas[top + h :] = border, border
+    rows = canvas[top : top + h]
+    rows[:, :left], rows[:, left + w :] = border, border
+    rows[:, left : left + w] = part
 
 
 def read_mask(path: str, classes: int | None) -> np.ndarray:

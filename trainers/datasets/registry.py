@@ -6,13 +6,14 @@ from res2net.errors import UserError, unknown
 from res2net.plugins import PATH, load_object
 from trainers.datasets.base import DataSet
 from trainers.datasets.cifar import Cifar10, Cifar100
+from trainers.datasets.coco import Coco
 from trainers.datasets.folder import Folder
 from trainers.datasets.mask_folder import Masks
 from trainers.datasets.scenes import Scenes
 from trainers.datasets.shapes import Shapes
 from trainers.datasets.voc import Voc
 
-KINDS = (Shapes, Scenes, Cifar10, Cifar100, Folder, Voc, Masks)
+KINDS = (Shapes, Scenes, Cifar10, Cifar100, Folder, Voc, Coco, Masks)
 DATASETS: dict[str, type[DataSet]] = {kind.name: kind for kind in KINDS}
 REQUIRED = ("name", "classes", "train", "test")  # attributes without a default in `DataSet`
 

@@ -1,0 +1,146 @@
+"""Outlines of objects, as polygons or runs of pixels: maps of the target "instances" (`trainers.datasets.base`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from res2net.errors import UserError
+from trainers.datasets.base import OBJECTS
+from trainers.datasets.pairs import check_shape, draw_map, pair_view
+from trainers.decode import Choose, View
+
+PACKAGE = "faster_coco_eval"
+ACCEPTED = "accepted: polygons of at least 3 points, or runs of pixels"
+
+
+def need_masks() -> None:
+    """Raise `UserError` if the package that draws polygons is missing."""
+    if find_spec(PACKAGE) is None:
+        raise UserError("`data`: outlines need faster-coco-eval; run pip install 'res2net-search[detection]'")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Outline:
+    """The pixels of an object, in pixels of its image file: polygons or runs.
+
+    value: of the object's pixels in the map. polygons: x and y of the points, float64 [2 points] each. runs: lengths of
+    runs of pixels outside and inside the object in turns, from the top of the left column downwards, int64.
+    """
+
+    value: int
+    polygons: tuple[np.ndarray, ...] = ()
+    runs: np.ndarray | None = None
+
+
+def outline(value: int, given: Any, height: int, width: int) -> Outline:
+    """Return the outline of a COCO annotation's `segmentation`. Raise `ValueError` if it cannot be read."""
+    if isinstance(given, list):
+        return Outline(value, _polygons(given, height, width))
+    if not isinstance(given, dict) or given.get("size") != [height, width]:
+        raise ValueError(f"a segmentation that is no list, and no runs of an image of {width} x {height}; {ACCEPTED}")
+    counts = given.get("counts")
+    runs = _unpacked(counts) if isinstance(counts, str) else counts
+    if not isinstance(runs, list) or not all(type(n) is int and n >= 0 for n in runs) or sum(runs) != height * width:
+        raise ValueError(f"a segmentation whose runs do not fill an image of {width} x {height} pixels; {ACCEPTED}")
+    return Outline(value, runs=np.array(runs, np.int64))
+
+
+def _polygons(given: list[Any], height: int, width: int) -> tuple[np.ndarray, ...]:
+    found = []
+    for polygon in given:
+        try:
+            points = np.array(polygon, np.float64)
+        except (ValueError, TypeError, OverflowError):
+            points = np.empty(0)
+        if points.ndim != 1 or len(points) < 6 or len(points) % 2 or not np.isfinite(points).all():
+            raise ValueError(f"a segmentation with a polygon of other than 3 or more points; {ACCEPTED}")
+        # Points far outside would cost memory for the line to them. Points a little outside stay, as COCO draws them.
+        found.append(np.clip(points.reshape(-1, 2), (-width, -height), (2 * width, 2 * height)).ravel())
+    if not found:
+        raise ValueError(f"an empty segmentation; {ACCEPTED}")
+    return tuple(found)
+
+
+def _unpacked(text: str) -> list[int]:
+    """Return the runs in COCO's compressed text.
+
+    A character holds 5 bits of a number, the lowest bits first, plus 48. Its sixth bit says that more follow; the
+    highest bit of the last five is the sign. From the fourth number on, a number is the difference to the run before
+    the last.
+    """
+    runs: list[int] = []
+    number = shift = 0
+    for character in text:
+        bits = ord(character) - 48
+        if not 0 <= bits < 64 or shift > 60:
+            raise ValueError(f"a segmentation with the character {character!r} among its runs; {ACCEPTED}")
+        number |= (bits & 31) << shift
+        shift += 5
+        if bits & 32:
+            continue
+        if bits & 16:
+            number -= 1 << shift
+        runs.append(number + (runs[-2] if len(runs) > 2 else 0))
+        number = shift = 0
+    if shift:
+        raise ValueError(f"a segmentation whose runs are cut short; {ACCEPTED}")
+    return runs
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Instances:
+    """The outlines of the objects of image files (`Annotations`).
+
+    Where objects overlap, the object with fewer pixels owns the pixel, and any object owns it before a crowd region.
+    """
+
+    objects: tuple[tuple[Outline, ...], ...]  # of each image
+    shapes: tuple[tuple[int, int], ...]  # height and width of each file
+
+    def take(self, rows: Sequence[int]) -> Instances:
+        """Return the outlines of the files at these rows."""
+        return Instances(tuple(self.objects[i] for i in rows), tuple(self.shapes[i] for i in rows))
+
+    def form(self, size: int) -> tuple[tuple[int, ...], torch.dtype]:
+        """Return the shape and the type of the labels of an image."""
+        return (size, size), torch.int32
+
+    def choose(self, row: int, size: int, flip: bool, seed: int | None) -> Choose:
+        """Return the function that chooses the view of an image: the whole image, or a random crop."""
+        return pair_view(size, flip, seed)
+
+    def draw(self, row: int, view: View, shape: tuple[int, int], size: int, out: Tensor) -> None:
+        """Write the map of a view. The border is background."""
+        check_shape(self.shapes[row], shape)
+        draw_map(_map(self.objects[row], *shape), view, 0, out)
+
+
+def _map(objects: Sequence[Outline], height: int, width: int) -> np.ndarray:
+    """Return the map of an image file, int32 [height, width]."""
+    runs = [_runs(found, height, width) for found in objects]
+    pixels = [int(found[1::2].sum()) for found in runs]
+    # Draw crowd regions first, then large objects.
+    order = sorted(range(len(objects)), key=lambda i: (objects[i].value % OBJECTS > 0, -pixels[i]))
+    columns = np.zeros(width * height, np.int32)  # runs go down the columns
+    for i in order:
+        ends = np.cumsum(runs[i]).tolist()
+        for start, end in zip(ends[0::2], ends[1::2], strict=False):
+            columns[start:end] = objects[i].value
+    return columns.reshape(width, height).T
+
+
+def _runs(found: Outline, height: int, width: int) -> np.ndarray:
+    if found.runs is not None:
+        return found.runs
+    from faster_coco_eval.core import mask  # slow to import, and in the extra `detection`
+
+    drawn = mask.merge(mask.frPyObjects([polygon.tolist() for polygon in found.polygons], height, width))
+    text = drawn["counts"]
+    return np.array(_unpacked(text if isinstance(text, str) else text.decode("ascii")), np.int64)
