@@ -240,7 +240,7 @@ class TestDataSet:
 class TestPoints:
     def test_a_crop_shows_one_object_whole(self) -> None:
         found, size = generate(30, 3), 40
-        cut = crops(found, size, 3)
+        cut = crops(found, size, 3, error=0)
         assert (cut.images.dtype, cut.images.shape) == (np.uint8, (30, 3, size, size))
         assert (cut.labels.dtype, cut.labels.shape) == (np.float32, (30, 6, 3))
         x, y = np.moveaxis(cut.labels[:, 1:5, :2], -1, 0)
@@ -258,4 +258,12 @@ class TestPoints:
             instances=np.ones_like(found.instances),
         )
         whole.boxes[:, 0] = 3.2, 3.2, 28.8, 28.8  # with the margin, the whole image
-        assert np.array_equal(crops(whole, 32, 0).images, found.images)
+        assert np.array_equal(crops(whole, 32, 0, error=0).images, found.images)
+
+    def test_given_boxes_are_off_but_show_the_whole_object(self) -> None:
+        found, size = generate(200, 5, 32), 40
+        x, y = np.moveaxis(crops(found, size, 3).labels[:, 1:5, :2], -1, 0)
+        middle = np.stack([x.min(1) + x.max(1), y.min(1) + y.max(1)]) / 2 / size
+        assert 0.03 < middle.std() < 0.06
+        assert min(x.min(), y.min()) >= 0
+        assert max(x.max(), y.max()) <= size

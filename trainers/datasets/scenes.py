@@ -18,6 +18,7 @@ from trainers.datasets.scene_objects import SIZE, SLOTS, Window, pick_salient, p
 from trainers.datasets.scene_picture import draw
 
 POINTS = ("centre", "top left", "top right", "bottom right", "bottom left")  # of a box
+BOX_ERROR = 0.1  # of the given boxes, for key points; a whole object stays within the margin of `BOX_MARGIN`
 CROP_SIZE = 64  # pixels along a side of an image of one object, for key points
 MIN_SIDE = 32  # pixels along a side; in smaller images, objects of 4 pixels would be large
 SMALL, MEDIUM = 16, 40  # bounds between small, medium and large boxes, in pixels of an image of 128 x 128 (`size_of`)
@@ -127,18 +128,24 @@ def _replaced(instances: np.ndarray, values: np.ndarray) -> np.ndarray:
     return maps
 
 
-def crops(scenes: SceneArrays, size: int, seed: int) -> Split:
+def crops(scenes: SceneArrays, size: int, seed: int, error: float = BOX_ERROR) -> Split:
     """Return one object of each scene for the target `points`, as `TARGETS` describes it.
 
     One object a scene, so that no two images of a split show parts of the same scene. size: pixels along a side.
+    error: of the given boxes, as those of a detector have. The centre is off by up to this share of the longer side,
+        and the side is larger by up to three times the share. With exact boxes, the corners of all objects would lie at
+        almost the same places.
     """
     n, used = len(scenes.images), scenes.classes > 0
     # The slots in use come first.
-    slots = np.floor(np.random.default_rng([seed, n]).random(n) * used.sum(1)).astype(np.int64)
+    rng = np.random.default_rng([seed, n])
+    slots = np.floor(rng.random(n) * used.sum(1)).astype(np.int64)
     rows = np.arange(n)
     boxes, points = scenes.boxes[rows, slots], scenes.points[rows, slots]
-    sides = BOX_MARGIN * (boxes[:, 2:] - boxes[:, :2]).max(1)
-    corners = (boxes[:, :2] + boxes[:, 2:] - sides[:, None]) / 2
+    longer = (boxes[:, 2:] - boxes[:, :2]).max(1)
+    sides = BOX_MARGIN * longer * rng.uniform(1, 1 + 3 * error, n)
+    shifts = longer[:, None] * rng.uniform(-error, error, (n, 2))
+    corners = (boxes[:, :2] + boxes[:, 2:] - sides[:, None]) / 2 + shifts
     scale = size / sides
     labels = np.empty((n, len(POINTS) + 1, 3), np.float32)
     labels[:, :-1, :2] = (points[..., :2] - corners[:, None]) * scale[:, None, None]
