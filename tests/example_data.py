@@ -36,7 +36,7 @@ def _draw(n: int, seed: int) -> Split:
 
 
 class Blocks(DataSet):
-    """Images of 16 x 16 pixels with one bright block of a primary colour, and the block's mask, box and corners."""
+    """Images of 16 x 16 pixels with one bright block of a primary colour: its mask, corners, box and pixels."""
 
     name = "blocks"
     val_fraction = 0.25
@@ -62,7 +62,7 @@ class Blocks(DataSet):
         rng = np.random.default_rng(seed)
         images = rng.integers(0, 100, (n, 3, 16, 16), np.uint8)
         masks, labels = np.zeros((n, 16, 16), np.uint8), np.arange(n, dtype=np.int64) % 3
-        points, boxes = np.full((n, 5, 3), 2, np.float32), np.zeros((n, 1, 6), np.float32)
+        points, boxes = np.full((n, 5, 3), 2, np.float32), np.zeros((n, 2, 6), np.float32)
         for i, (colour, side) in enumerate(zip(labels, rng.integers(4, 10, n), strict=True)):
             top, left = rng.integers(0, 16 - side, 2)
             images[i, colour, top : top + side, left : left + side] += 150
@@ -71,6 +71,6 @@ class Blocks(DataSet):
             points[i, 4] = side**2, side**2, 1
             boxes[i, 0] = left, top, left + side, top + side, colour + 1, 0
         instances = np.where(masks > 0, OBJECTS * masks.astype(np.int32) + 1, 0).astype(np.int32)
-        found = {"class": labels, "mask": masks, "salient": np.minimum(masks, 1), "points": points, "boxes": boxes}
-        found["instances"] = instances
+        found = {"class": labels, "mask": masks, "salient": np.minimum(masks, 1), "points": points}
+        found |= {"boxes": boxes, "instances": instances}
         return Split(images, found[self.target])

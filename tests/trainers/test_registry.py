@@ -44,11 +44,11 @@ class TestEveryDataSet:
 
 
 def test_what_suits_each() -> None:
-    assert datasets.names() == ("shapes", "scenes", "cifar10", "cifar100", "folder", "voc", "masks")
+    assert datasets.names() == ("shapes", "scenes", "cifar10", "cifar100", "folder", "voc", "coco", "masks")
     of_32 = [datasets.get(name).base(32) for name in datasets.names()]
-    assert of_32 == ["micro", "thin", *["cifar"] * 5]
+    assert of_32 == ["micro", "thin", *["cifar"] * 6]
     assert [datasets.get("folder").base(size) for size in (None, 127, 128)] == ["cifar", "cifar", "imagenet"]
-    assert [name for name in datasets.names() if datasets.get(name).streamable] == ["folder", "voc", "masks"]
+    assert [name for name in datasets.names() if datasets.get(name).streamable] == ["folder", "voc", "coco", "masks"]
 
 
 class TestOwn:
