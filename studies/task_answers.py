@@ -14,11 +14,10 @@ from torch import Tensor, nn
 
 from res2net.heads.value import HEAT_STRIDE
 from res2net.layer_cost import down
-from trainers.datasets.base import VOID, Data, Split
+from trainers.datasets.base import OBJECTS, VOID, Data, Split
 from trainers.tasks import heatmaps
 
 Answer = Callable[[int], Any]  # number of images -> the outputs of a head for these images
-OBJECTS = 1000  # target "instances": a pixel is OBJECTS * class + number of the object, which is 0 for a crowd
 LEAST_SHARE = 1e-6  # shares of 0 and 1 have no logit
 
 

@@ -10,9 +10,9 @@ import numpy as np
 
 import trainers.datasets.data
 from res2net.errors import UserError
-from studies.task_answers import OBJECTS, box_of
+from studies.task_answers import box_of
 from trainers.datasets import scenes
-from trainers.datasets.base import VOID, Data, Split
+from trainers.datasets.base import OBJECTS, VOID, Data, Split
 from trainers.tasks.task import Task
 
 NAME = scenes.Scenes.name

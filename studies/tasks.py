@@ -6,9 +6,9 @@
 Each task trains a small network with its head and its default recipe, and scores it on the validation split after each
 epoch. Beside it stand:
 
-- The same head, trained equally long on an untrained backbone: the initial weights and the batches are the same, but
-  no weight outside the head is trained. Batch norms keep their running statistics as usual. Where the recipe zeroes the
-  last norm of each block (`zero_init_last`), it stays zero here, and these blocks compute their shortcuts alone.
+- The same head, trained equally long on an untrained backbone: the batches are the same, but no weight outside the head
+  is trained. Batch norms keep their running statistics as usual. No block starts as its shortcut (`zero_init_last`), as
+  it could not become more.
 - A trivial answer without a network (`studies.task_answers`), scored by the same meter.
 
 All three are scored on the test split, which is read once for each task, after its trainings. With `--overfit N`, N
@@ -65,7 +65,7 @@ BASE, MEMBER = "thin", {"scale": 4, "cardinality": 1, "depth": 2}  # the default
 TRAINED, UNTRAINED, TRIVIAL = "trained", "untrained backbone", "trivial"  # the column `answer`
 OVERFITTED, VALIDATION, TEST = "training", "validation", "test"  # the column `split`
 # What a network reaches on a few images that it has seen, by metric. Values in %, but for the MAE (0 to 1).
-AIMS = {"miou": 90.0, "maxf": 90.0, "mae": 0.05, "ap50": 90.0}
+AIMS = {"miou": 90.0, "maxf": 90.0, "mae": 0.05, "ap50": 90.0, "box_ap50": 90.0, "mask_ap50": 90.0}
 FREE = ("tasks", "out", "threads")  # options that may differ between the calls that fill one folder
 Say = Callable[[str], object]
 Row = dict[str, Any]
@@ -109,8 +109,8 @@ def trained(
     task: Task, arch: BaseArch, data: Data, config: Config, answer: str, say: Say
 ) -> tuple[nn.Module, list[Epoch]]:
     """Train a network from its initial weights. Return it and its epochs. answer: TRAINED or UNTRAINED."""
-    # The seed alone draws the initial weights, so that both answers start from the same ones.
-    model = build_model(arch, data, task, True, config.seed, config.zero_init_last)[0]
+    # The seed alone draws the initial weights, so that both answers start from the same ones, but for zeroed norms.
+    model = build_model(arch, data, task, True, config.seed, config.zero_init_last and answer == TRAINED)[0]
     if answer == UNTRAINED:
         freeze_backbone(model)
     trainer, epochs = Trainer(model, data, config, task=task), []
