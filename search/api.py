@@ -46,7 +46,9 @@ if TYPE_CHECKING:  # matplotlib takes a second to import
 # that reports take at most REPORT_SHARE of the driver's time.
 REPORT_SECONDS = 30.0
 REPORT_SHARE = 0.03
-RESERVE = 2.0  # seconds of the setting `time` that are kept for the last tables, plots and `best/`
+# Seconds of the setting `time` that are kept for the last tables, plots and `best/`, by executor. Ray takes two more to
+# shut down.
+RESERVE = {"local": 2.0, "tune": 4.0}
 # The dashboard's plot shows only the front and the last SHOWN trials: each 2 KB of the plot cost one transaction.
 SHOWN = 500
 
@@ -168,7 +170,7 @@ def _timetable(ready: Prepared, folder: Path, begun: float) -> Timetable:
     seconds = settings.budget.time or 0.0
     if sessions and sessions[-1].get("plan") and seconds <= runs.time_left(folder):
         return calibration.restored(sessions[-1]["plan"], settings, space, data, books, networks)
-    left = (seconds - RESERVE - (time.monotonic() - begun)) / settings.budget.repeat
+    left = (seconds - RESERVE[settings.resources.executor] - (time.monotonic() - begun)) / settings.budget.repeat
     return calibration.timetable(settings, space, data, books, left, ready.executor.places(), len(sessions), networks)
 
 
@@ -218,7 +220,7 @@ class _Session:
         self.settings, self.folder, self.space, self.data = settings, folder, space, data
         self.progress, self.study = progress, study
         seconds = settings.budget.time
-        ends = None if seconds is None else begun + seconds - RESERVE
+        ends = None if seconds is None else begun + seconds - RESERVE[settings.resources.executor]
         files = Checkpoints(folder), Checkpoints(folder, TRUNKS) if settings.evaluator.grows else None
         self.driver = Driver(settings, space, study, self._keep, self._changed, number, *files, table, ends, networks)
         self.report_at = time.monotonic() + REPORT_SECONDS

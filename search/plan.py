@@ -47,6 +47,8 @@ class Curve:
 # needs only the relative worth of networks and epochs.
 CLASSES = Curve(floor=0.12, room=0.19, decay=0.45, short=0.21, growth=0.23, power=0.9, images=45_000, most=40.0)
 CURVES = {"classification": CLASSES}  # by task
+
+
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """A network that a plan may train. cost: on the cost axis. seconds: of one epoch on one worker. most: epochs."""

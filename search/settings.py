@@ -116,8 +116,8 @@ class Settings:
             raise UserError(f"`{name}`: latency is not for `task` {task}; accepted: {', '.join(COSTS)}")
         if metric.task.detects and self.scoring.evaluator in SHARING:
             raise UserError(
-                f"`evaluator`: {self.scoring.evaluator} cannot score `task` {task}: the objects that two networks find have no "
-                "common order, so shared weights cannot be distilled; accepted: grow, scratch"
+                f"`evaluator`: {self.scoring.evaluator} cannot score `task` {task}: the objects that two networks find "
+                "have no common order, so shared weights cannot be distilled; accepted: grow, scratch"
             )
         self.evaluator.check(self.resources)
         if self.budget.scheduler != "none" and self.evaluator.estimates:

@@ -38,9 +38,7 @@ def read_images(task: Task, args: argparse.Namespace) -> Data:
 
 def read_test_images(task: Task, data: Data, args: argparse.Namespace) -> Split:
     """Return the test images. They are read once, after all trainings of a task."""
-    test = trainers.datasets.data.load_test(
-        NAME, image_size=args.image_size, classes=data.classes, target=task.target
-    )
+    test = trainers.datasets.data.load_test(NAME, image_size=args.image_size, classes=data.classes, target=task.target)
     assert isinstance(test, Split), "generated images are in memory"
     return without_small(test, task.target, args.least, scenes.TEST_SET)
 

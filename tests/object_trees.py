@@ -1,4 +1,4 @@
-"""Small data sets of images with objects, in COCO's and Pascal VOC's layouts. The colours of an image encode its objects.
+"""Small data sets with boxes and outlines, in COCO's and Pascal VOC's layouts. Colours encode the objects.
 
 An object is a rectangle of the colour of its class (`mask_trees.COLOURS`). Smaller objects lie in front of larger ones.
 """
@@ -124,7 +124,9 @@ def people_tree(root: Path, train: int = 5, val: int = 2) -> Path:
                 for number, ((at, down), visible) in enumerate(zip(places, seen, strict=True), 1):
                     if visible:
                         pixels[down - 4 : down + 4, at - 4 : at + 4] = COLOURS[number]
-                points = [v for (at, down), s in zip(places, seen, strict=True) for v in ((at, down, s) if s else (0, 0, 0))]
+                points = [
+                    v for (at, down), s in zip(places, seen, strict=True) for v in ((at, down, s) if s else (0, 0, 0))
+                ]
                 one = {"id": 10 * i + k, "image_id": i, "category_id": 1, "bbox": [x, y, w, h], "area": w * h / 2}
                 annotations.append(one | {"iscrowd": 0, "keypoints": points, "num_keypoints": sum(s > 0 for s in seen)})
             write(root / f"{part}2017" / f"{i:06}.png", Image.fromarray(pixels))

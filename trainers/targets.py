@@ -84,4 +84,3 @@ def moved_boxes(
     if flips is not None:
         found = torch.where(flips[:, None, None], boxes.mirrored(found, size), found)
     return boxes.clipped(found, size, size)
-

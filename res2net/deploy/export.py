@@ -95,8 +95,8 @@ def _frozen(model: nn.Module) -> nn.Module:
     head = None if isinstance(model, Backbone) else getattr(getattr(model, "arch", None), "head", None)
     if head is not None and head.detects:
         raise UserError(
-            f"`model`: its head, {head.kind}, finds a varying number of objects; accepted: another head, or the backbone "
-            "alone (`features_only`)"
+            f"`model`: its head, {head.kind}, finds a varying number of objects; accepted: another head, or the "
+            "backbone alone (`features_only`)"
         )
     frozen = copy.deepcopy(model).to("cpu", torch.float32)
     return frozen.to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]  # not in stubs

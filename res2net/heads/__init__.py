@@ -2,4 +2,4 @@
 
 from res2net.heads.value import Deconv, DeepLab, Dss, FasterRcnn, Head, KeypointRcnn, MaskRcnn
 
-__all__ = ["Deconv", "DeepLab", "Dss", "Head"]
+__all__ = ["Deconv", "DeepLab", "Dss", "FasterRcnn", "Head", "KeypointRcnn", "MaskRcnn"]

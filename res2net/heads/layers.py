@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
 DRAWN = "drawn"  # attribute of convolutions whose initial weights the head has drawn: `res2net.backbone.init`
 
 

@@ -33,15 +33,13 @@ class RcnnHead(nn.Module):
     head returns a dict of losses, and needs the targets of the images. It computes in fp32.
     """
 
-    def __init__(
-        self, head: FasterRcnn, num_classes: int, channels: tuple[int, ...], strides: tuple[int, ...]
-    ) -> None:
+    def __init__(self, head: FasterRcnn, num_classes: int, channels: tuple[int, ...], strides: tuple[int, ...]) -> None:
         super().__init__()
         load_torchvision()
         from torchvision.models.detection.anchor_utils import AnchorGenerator
         from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
-        from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
         from torchvision.models.detection.roi_heads import RoIHeads
+        from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
         from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
         from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 

@@ -149,7 +149,9 @@ class FasterRcnn(Head):
     def check(self, num_classes: int) -> None:
         """Raise `UserError` unless there are a background and a class, or no outputs."""
         if num_classes == 1:
-            raise UserError(f"arch: num_classes is 1; accepted with the head {self.kind}: at least 2, with the background")
+            raise UserError(
+                f"arch: num_classes is 1; accepted with the head {self.kind}: at least 2, with the background"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,9 +176,7 @@ class KeypointRcnn(FasterRcnn):
         self._check_whole(points=self.points)
 
 
-HEADS: dict[str, type[Head]] = {
-    head.kind: head for head in (DeepLab, Dss, Deconv, FasterRcnn, MaskRcnn, KeypointRcnn)
-}
+HEADS: dict[str, type[Head]] = {head.kind: head for head in (DeepLab, Dss, Deconv, FasterRcnn, MaskRcnn, KeypointRcnn)}
 
 
 def low_index(strides: tuple[int, ...]) -> int:

@@ -81,7 +81,7 @@ def roi_align(
     """Return the features of regions, [K, C, height, width]: means of bilinear samples (Mask R-CNN, section 3).
 
     input: [N, C, H, W]. rois: [K, 5], the image's row and x1, y1, x2, y2. spatial_scale: pixels of the map for a pixel
-    of the image. sampling_ratio: samples of a pooled pixel along a side; 0 or less: about one for each pixel of the map.
+    of the image. sampling_ratio: samples of a pooled pixel along a side; 0 or less: about one a pixel of the map.
     aligned: whether pixel i of the map is at i + 0.5.
     """
     shift = 0.5 if aligned else 0.0
@@ -94,7 +94,9 @@ def roi_align(
     if sampling_ratio > 0:
         groups = [(places[image == i], sampling_ratio, sampling_ratio) for i in image.unique().tolist()]
     else:  # the number of samples depends on the region
-        counts = [(math.ceil(h / height), math.ceil(w / width)) for h, w in zip(high.tolist(), wide.tolist(), strict=True)]
+        counts = [
+            (math.ceil(h / height), math.ceil(w / width)) for h, w in zip(high.tolist(), wide.tolist(), strict=True)
+        ]
         groups = [(places[i : i + 1], max(1, down), max(1, across)) for i, (down, across) in enumerate(counts)]
     for rows, down, across in groups:
         y = _samples(y1[rows], high[rows], height * down, input.shape[2])

@@ -1,4 +1,4 @@
-"""`studies.tasks`: tiny runs of each task, trivial answers by hand, a backbone that stays as it is, one read of tests."""
+"""`studies.tasks`: tiny runs of each task, trivial answers by hand, an untrained backbone, one read of tests."""
 
 from __future__ import annotations
 
@@ -309,9 +309,7 @@ def test_small_instances_are_crowds() -> None:
         (["--task", "segment", "--overfit", "99"], "--overfit: 99; accepted: 1 to 32"),
     ],
 )
-def test_mistakes_are_one_line(
-    argv: list[str], text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_mistakes_are_one_line(argv: list[str], text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert tasks.main([*QUICK, "--out", str(tmp_path / "out"), *argv]) == 2
     err = capsys.readouterr().err
     assert text in err

@@ -36,7 +36,9 @@ def tight(pixels: torch.Tensor) -> list[int]:
 def test_boxes_move_like_their_pixels(n: int, size: int, padding: int, flip: bool, seed: int) -> None:
     """A box around the pixels that are left of a rectangle, if a quarter of them is left."""
     draw = np.random.default_rng(seed)
-    ends = np.sort(np.stack([draw.permuted(np.tile(np.arange(size + 1), (n, 3, 1)), axis=2)[..., :2] for _ in "xy"], 3), 2)
+    ends = np.sort(
+        np.stack([draw.permuted(np.tile(np.arange(size + 1), (n, 3, 1)), axis=2)[..., :2] for _ in "xy"], 3), 2
+    )
     boxes = np.zeros((n, 4, 6), np.float32)  # the last row is empty
     boxes[:, :3, :4] = ends.reshape(n, 3, 4)
     boxes[:, :3, 4:] = np.stack([draw.integers(1, 9, (n, 3)), draw.integers(0, 2, (n, 3))], 2)
@@ -53,7 +55,9 @@ def test_boxes_move_like_their_pixels(n: int, size: int, padding: int, flip: boo
     assert (moved.dtype, moved.shape) == (torch.float32, (6, 4, 6))
     assert not moved[:, 3].any()
     for k in range(3):
-        shown = mover(torch.from_numpy(maps[k]), replace(found, target="instances"), size, padding)(index, offsets, flips)
+        shown = mover(torch.from_numpy(maps[k]), replace(found, target="instances"), size, padding)(
+            index, offsets, flips
+        )
         assert (shown.dtype, shown.shape) == (torch.int32, (6, size, size))
         for row, pixels, i in zip(moved[:, k], shown, index.tolist(), strict=True):
             left, whole = int((pixels > 0).sum()), int((maps[k, i] > 0).sum())

@@ -236,7 +236,8 @@ class TestGeometry:
         )
         for seed in range(30):
             both = [
-                taken(stream(Coco(tmp_path, 200, target=t).train()).epoch(rng(seed), parts(1, 1)))[1][0] for t in TARGETS
+                taken(stream(Coco(tmp_path, 200, target=t).train()).epoch(rng(seed), parts(1, 1)))[1][0]
+                for t in TARGETS
             ]
             rows, columns = np.nonzero(both[1].numpy())
             inner = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
@@ -270,7 +271,9 @@ class TestOutlines:
         found = instances.outline(1001, {"size": [height, width], "counts": text}, height, width)
         assert np.array_equal(instances._map([found], height, width) == 1001, inside)
         again = {"size": [height, width], "counts": (found.runs if found.runs is not None else np.empty(0)).tolist()}
-        assert np.array_equal(instances._map([instances.outline(1001, again, height, width)], height, width) == 1001, inside)
+        assert np.array_equal(
+            instances._map([instances.outline(1001, again, height, width)], height, width) == 1001, inside
+        )
 
     def test_a_polygon_is_drawn_as_coco_draws_it(self) -> None:
         from faster_coco_eval.core import mask
@@ -309,10 +312,10 @@ class TestPoints:
         content = json.loads((people / "annotations/person_keypoints_train2017.json").read_text())
         x, y = taken(stream(loaded.train).batches(4))
         data._check("coco", data.Split(np.zeros((18, 3, 256, 256), np.uint8), y.numpy()), POINTS, "points")
-        for pixels, label, given in zip(pixels_of(x), y, content["annotations"], strict=True):
-            left, top, w, h = given["bbox"]
+        for pixels, label, person in zip(pixels_of(x), y, content["annotations"], strict=True):
+            left, top, w, h = person["bbox"]
             scale = 256 / (1.25 * h)
-            truth = torch.tensor(given["keypoints"]).view(3, 3).float()
+            truth = torch.tensor(person["keypoints"]).view(3, 3).float()
             middle = torch.tensor([left + w / 2, top + h / 2])
             seen = truth[:, 2] > 0
             expected = (truth[:, :2] - middle) * scale + 128
@@ -420,7 +423,12 @@ BROKEN = [
     ("instances", _set(0, segmentation="a"), "annotations[0]", "a segmentation that is no list"),
     ("instances", _set(0, segmentation={"size": [4, 4], "counts": [16]}), "annotations[0]", "of an image of 60 x 44"),
     ("instances", _set(0, segmentation={"size": [44, 60], "counts": [16]}), "annotations[0]", "runs do not fill"),
-    ("instances", _set(0, segmentation={"size": [44, 60], "counts": "\x01"}), "annotations[0]", "the character '\\x01'"),
+    (
+        "instances",
+        _set(0, segmentation={"size": [44, 60], "counts": "\x01"}),
+        "annotations[0]",
+        "the character '\\x01'",
+    ),
     ("instances", _set(0, segmentation={"size": [44, 60], "counts": "o"}), "annotations[0]", "cut short"),
     ("instances", _set(0, segmentation={"size": [44, 60]}), "annotations[0]", "runs do not fill"),
     ("boxes", _photo(width=0), "images[0]", "accepted: file_name, and width and height in pixels"),
@@ -458,9 +466,7 @@ class TestBroken:
         assert not capsys.readouterr().err  # named once
 
     @pytest.mark.parametrize(("change", "says"), BROKEN_POINTS)
-    def test_key_points(
-        self, change: Callable, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
+    def test_key_points(self, change: Callable, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         edited(people_tree(tmp_path), change, "annotations/person_keypoints_train2017.json")
         assert len(Coco(tmp_path, target="points").train()) == 9
         assert says in capsys.readouterr().err

@@ -299,7 +299,7 @@ class Pair:
         return torch.cat([part for part in self._exchanged(rows) if len(part)])
 
     def gather_objects(self, items: list[Any]) -> list[Any]:
-        return sum(self._exchanged(items), [])
+        return [item for part in self._exchanged(items) for item in part]
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)

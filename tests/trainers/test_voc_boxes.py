@@ -123,7 +123,10 @@ class TestBroken:
         ("spoil", "says"),
         [
             (lambda root: (root / "ImageSets/Main/train.txt").unlink(), "No such file"),
-            (lambda root: shutil.rmtree(root / "JPEGImages"), "and no VOCdevkit/VOC2007/JPEGImages/; accepted: a folder"),
+            (
+                lambda root: shutil.rmtree(root / "JPEGImages"),
+                "and no VOCdevkit/VOC2007/JPEGImages/; accepted: a folder",
+            ),
         ],
     )
     def test_a_bad_layout_is_one_line(self, spoil: Callable[[Path], object], says: str, tmp_path: Path) -> None:

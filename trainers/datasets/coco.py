@@ -45,7 +45,7 @@ class Coco(DataSet):
 
     def train(self) -> Files:
         """Return the training images and their annotations."""
-        if self._found("val") and (found := self._read("train")).categories != self._read("val").categories:
+        if self._found("val") and self._read("train").categories != self._read("val").categories:
             raise UserError(
                 f"`data_dir`: {self._place('train')[0]} has other categories than "
                 f"{self._place('val')[0].name}; accepted: the same ids and names in both"

@@ -72,9 +72,7 @@ class Points:
         """Return the key points of the images at these rows."""
         index = np.array(rows, np.intp)
         shapes = tuple(self.shapes[i] for i in rows)
-        return replace(
-            self, points=self.points[index], boxes=self.boxes[index], areas=self.areas[index], shapes=shapes
-        )
+        return replace(self, points=self.points[index], boxes=self.boxes[index], areas=self.areas[index], shapes=shapes)
 
     def form(self, size: int) -> tuple[tuple[int, ...], torch.dtype]:
         """Return the shape and the type of the labels of an image."""

@@ -78,7 +78,9 @@ class Classification:
         """Return an empty list: a class has no place in the image."""
         return []
 
-    def meter(self, device: torch.device, classes: tuple[str, ...] = (), sizes: Sizes = COCO_SIZES) -> ClassificationMeter:
+    def meter(
+        self, device: torch.device, classes: tuple[str, ...] = (), sizes: Sizes = COCO_SIZES
+    ) -> ClassificationMeter:
         """Return an empty meter on the device."""
         return ClassificationMeter(device)
 

@@ -108,7 +108,9 @@ class Detection(Dense):
 
     def distilled(self, outputs: Any, teacher: Any) -> Tensor:
         """Raise `UserError`: the objects of two networks have no common order."""
-        raise UserError(f"`task`: {self.name} cannot train shared weights; accepted with it: `evaluator` grow or scratch")
+        raise UserError(
+            f"`task`: {self.name} cannot train shared weights; accepted with it: `evaluator` grow or scratch"
+        )
 
     def predicted(self, outputs: Any) -> Tensor:
         """Return the objects that are found with a score of at least 0.5, in the form of labels."""

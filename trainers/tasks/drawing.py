@@ -5,7 +5,6 @@ from __future__ import annotations
 import colorsys
 
 import numpy as np
-
 from PIL import Image, ImageDraw
 
 from trainers.datasets.base import VOID

@@ -20,7 +20,8 @@ RATES_SIZE = 33
 HIDDEN_SHARE = 4  # Faster R-CNN has 1024 features of a proposal over 256 channels
 PROPOSAL_PIXELS = 256  # of an image, for each proposal
 PROPOSALS = (32, 1000)  # least and most; Faster R-CNN has 1000
-ANCHOR = 8  # pixels of the map; the largest anchor of the published head, 512 pixels, is half of an image
+ANCHOR = 8  # pixels of the map, as published
+ANCHOR_SHARE = 5 / 8  # side of the largest anchor over that of the image: 512 pixels in images of about 800
 
 
 def deeplab_for(arch: BaseArch, image_size: int) -> DeepLab:
@@ -63,10 +64,10 @@ def mask_rcnn_for(arch: BaseArch, image_size: int) -> MaskRcnn:
 def _rcnn(arch: BaseArch, image_size: int) -> tuple[int, int, int, int]:
     """Return the channels, hidden features, anchor and number of proposals.
 
-    The anchors of the coarsest map, whose stride is twice the network's, are about half of the image.
+    The anchors of the coarsest map, whose stride is twice the network's, are the largest.
     """
     channels = max(LEAST, _last_channels(arch) // SHARE)
-    anchor = min(ANCHOR, max(1, round(image_size / (4 * _own_maps(arch)[-1].stride))))
+    anchor = min(ANCHOR, max(1, round(ANCHOR_SHARE * image_size / (2 * _own_maps(arch)[-1].stride))))
     least, most = PROPOSALS
     return channels, HIDDEN_SHARE * channels, anchor, min(most, max(least, image_size**2 // PROPOSAL_PIXELS))
 

@@ -88,7 +88,9 @@ class WithFunction(Classification):
         self.function = function
         self.metrics = (Metric("own", name, "%", "accuracy"), *CLASSIFICATION.metrics)
 
-    def meter(self, device: torch.device, classes: tuple[str, ...] = (), sizes: Sizes = COCO_SIZES) -> MeterWithFunction:
+    def meter(
+        self, device: torch.device, classes: tuple[str, ...] = (), sizes: Sizes = COCO_SIZES
+    ) -> MeterWithFunction:
         """Return an empty meter on the device."""
         return MeterWithFunction(device, self.function)
 

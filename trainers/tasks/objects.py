@@ -94,10 +94,13 @@ def precision(
     for i, image in enumerate(found, 1):
         for number, (box, label) in enumerate(zip(image["boxes"], image["labels"], strict=True)):
             entry = {"image_id": i, "category_id": label, "score": image["scores"][number]}
-            shape = {"bbox": _entry(i, box, label)["bbox"]} if kind == "bbox" else {"segmentation": image["masks"][number]}
+            shape = (
+                {"bbox": _entry(i, box, label)["bbox"]} if kind == "bbox" else {"segmentation": image["masks"][number]}
+            )
             results.append(entry | shape)
     categories = [{"id": i, "name": str(i)} for i in range(1, classes)]
-    images = [{"id": i} for i in range(1, len(truths) + 1)]
+    # The sizes of images have no part in the overlap of boxes or of encoded masks, but faster-coco-eval reads them.
+    images = [{"id": i, "height": 1, "width": 1} for i in range(1, len(truths) + 1)]
     known = COCO({"images": images, "annotations": objects, "categories": categories})
     coco = COCOeval_faster(known, known.loadRes(results), kind)
     small, medium = (size**2 for size in sizes)

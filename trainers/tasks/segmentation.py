@@ -74,7 +74,9 @@ class Segmentation(Dense):
         """Return images, uint8 [N, H, W, 3], with their labels in colours."""
         return [painted(image, mask) for image, mask in zip(images, labels.cpu().numpy(), strict=True)]
 
-    def meter(self, device: torch.device, classes: tuple[str, ...] = (), sizes: Sizes = COCO_SIZES) -> SegmentationMeter:
+    def meter(
+        self, device: torch.device, classes: tuple[str, ...] = (), sizes: Sizes = COCO_SIZES
+    ) -> SegmentationMeter:
         """Return an empty meter on the device."""
         return SegmentationMeter(device, len(classes))
 
