@@ -1,4 +1,4 @@
-"""Small data sets with boxes and outlines, in COCO's and Pascal VOC's layouts. Colours encode the objects.
+"""Small data sets of images with objects, in COCO's and Pascal VOC's layouts. Colours of an image encode its objects.
 
 An object is a rectangle of the colour of its class (`mask_trees.COLOURS`). Smaller objects lie in front of larger ones.
 """

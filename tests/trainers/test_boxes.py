@@ -92,10 +92,10 @@ def test_mirrored_twice_are_the_boxes_themselves(seed: int, size: int) -> None:
     ],
 )
 def test_an_object_with_too_little_left_is_removed(box: tuple[float, ...], left: tuple[float, ...] | None) -> None:
-    row = torch.tensor([[*box, 3, 1]])
+    row = torch.tensor([[*box, 3.0, 1.0]])
     expected = [*left, 3, 1] if left else [0] * 6
     torch.testing.assert_close(clipped(row, 10, 10), torch.tensor([expected], dtype=torch.float32))
-    assert not clipped(torch.tensor([[*box, 0, 0]]), 10, 10).any()  # an empty row stays one
+    assert not clipped(torch.tensor([[*box, 0.0, 0.0]]), 10, 10).any()  # an empty row stays one
 
 
 def test_types_on_the_device() -> None:

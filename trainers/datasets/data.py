@@ -245,10 +245,10 @@ def _check_boxes(name: str, boxes: np.ndarray, size: int, count: int, classes: t
         (~np.isin(flags, (0, 1)), "a flag of 0 or 1"),
         (empty.any(-1), "zeros for an empty row"),
         (used & (outside | flat), f"x1 < x2 and y1 < y2, from 0 to {size}"),
-        (used[:, 1:] & ~used[:, :-1], "objects before empty rows"),
+        (np.pad(used[:, 1:] & ~used[:, :-1], ((0, 0), (1, 0))), "objects before empty rows"),
     ):
         if wrong.any():
-            row = boxes[:, -wrong.shape[1] :][wrong][0].tolist()
+            row = boxes[wrong][0].tolist()
             raise UserError(f"`data`: boxes of {name} have the row {row}; accepted: {accepted}")
 
 

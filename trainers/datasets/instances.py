@@ -141,6 +141,6 @@ def _runs(found: Outline, height: int, width: int) -> np.ndarray:
         return found.runs
     from faster_coco_eval.core import mask  # slow to import, and in the extra `detection`
 
-    drawn = mask.merge(mask.frPyObjects([polygon.tolist() for polygon in found.polygons], height, width))
-    text = drawn["counts"]
+    parts: Any = mask.frPyObjects([polygon.tolist() for polygon in found.polygons], height, width)
+    text = mask.merge(parts)["counts"]
     return np.array(_unpacked(text if isinstance(text, str) else text.decode("ascii")), np.int64)
