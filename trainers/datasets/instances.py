@@ -18,6 +18,7 @@ from trainers.decode import Choose, View
 
 PACKAGE = "faster_coco_eval"
 ACCEPTED = "accepted: polygons of at least 3 points, or runs of pixels"
+MOST_CHARACTERS = 12  # of a number in compressed text: 60 bits
 
 
 def need_masks() -> None:
@@ -46,10 +47,11 @@ def outline(value: int, given: Any, height: int, width: int) -> Outline:
     if not isinstance(given, dict) or given.get("size") != [height, width]:
         raise ValueError(f"a segmentation that is no list, and no runs of an image of {width} x {height}; {ACCEPTED}")
     counts = given.get("counts")
-    runs = _unpacked(counts) if isinstance(counts, str) else counts
-    if not isinstance(runs, list) or not all(type(n) is int and n >= 0 for n in runs) or sum(runs) != height * width:
+    whole = isinstance(counts, list) and all(type(count) is int for count in counts)
+    runs = _unpacked(counts) if isinstance(counts, str) else np.array(counts if whole else [], np.int64)
+    if ((runs < 0) | (runs > height * width)).any() or runs.sum() != height * width:
         raise ValueError(f"a segmentation whose runs do not fill an image of {width} x {height} pixels; {ACCEPTED}")
-    return Outline(value, runs=np.array(runs, np.int64))
+    return Outline(value, runs=runs)
 
 
 def _polygons(given: list[Any], height: int, width: int) -> tuple[np.ndarray, ...]:
@@ -68,29 +70,25 @@ def _polygons(given: list[Any], height: int, width: int) -> tuple[np.ndarray, ..
     return tuple(found)
 
 
-def _unpacked(text: str) -> list[int]:
-    """Return the runs in COCO's compressed text.
+def _unpacked(text: str) -> np.ndarray:
+    """Return the runs in COCO's compressed text, int64. Raise `ValueError` if it is no such text.
 
     A character holds 5 bits of a number, the lowest bits first, plus 48. Its sixth bit says that more follow; the
     highest bit of the last five is the sign. From the fourth number on, a number is the difference to the run before
     the last.
     """
-    runs: list[int] = []
-    number = shift = 0
-    for character in text:
-        bits = ord(character) - 48
-        if not 0 <= bits < 64 or shift > 60:
-            raise ValueError(f"a segmentation with the character {character!r} among its runs; {ACCEPTED}")
-        number |= (bits & 31) << shift
-        shift += 5
-        if bits & 32:
-            continue
-        if bits & 16:
-            number -= 1 << shift
-        runs.append(number + (runs[-2] if len(runs) > 2 else 0))
-        number = shift = 0
-    if shift:
-        raise ValueError(f"a segmentation whose runs are cut short; {ACCEPTED}")
+    bits = np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int64) - 48
+    ends = np.flatnonzero(bits & 32 == 0)
+    if not len(ends) or ends[-1] != len(bits) - 1 or bits.min() < 0 or bits.max() > 63:
+        raise ValueError(f"a segmentation whose text holds no runs; {ACCEPTED}")
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    lengths = ends - starts + 1
+    if lengths.max() > MOST_CHARACTERS:
+        raise ValueError(f"a segmentation with a run of {lengths.max()} characters; {ACCEPTED}")
+    shifts = 5 * (np.arange(len(bits)) - np.repeat(starts, lengths))
+    runs = np.add.reduceat((bits & 31) << shifts, starts) - np.where(bits[ends] & 16, 1 << 5 * lengths, 0)
+    for first in (1, 2):
+        runs[first::2] = np.cumsum(runs[first::2])
     return runs
 
 
@@ -143,4 +141,4 @@ def _runs(found: Outline, height: int, width: int) -> np.ndarray:
 
     parts: Any = mask.frPyObjects([polygon.tolist() for polygon in found.polygons], height, width)
     text = mask.merge(parts)["counts"]
-    return np.array(_unpacked(text if isinstance(text, str) else text.decode("ascii")), np.int64)
+    return _unpacked(text if isinstance(text, str) else text.decode("ascii"))
