@@ -6,19 +6,23 @@ An object is a rectangle of the colour of its class (`mask_trees.COLOURS`). Smal
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from mask_trees import COLOURS, image_of, write
 from PIL import Image
+
+from trainers.datasets.base import OBJECTS
 
 # Not in the order of the ids: classes are red, green, blue.
 CATEGORIES = [{"id": 7, "name": "green"}, {"id": 3, "name": "red"}, {"id": 90, "name": "blue"}]
 IDS = (0, 3, 7, 90)  # by class number
 VOC_NAMES = ("background", "aeroplane", "bicycle", "bird")
 POINTS = ("nose", "left_eye", "right_eye")
+OFFICIAL = "annotations/instances_train2017.json"
 
 
 class Thing(NamedTuple):
@@ -161,3 +165,27 @@ def write_xml(root: Path, i: int, width: int, height: int, objects: Sequence[Thi
     size = f"<size><width>{width}</width><height>{height}</height><depth>3</depth></size>"
     path.write_text(f"<annotation>{size}{''.join(texts)}</annotation>")
     return path
+
+
+def edited(root: Path, change: Callable[[dict[str, Any]], object], name: str = OFFICIAL) -> Path:
+    """Change an annotation file."""
+    content = json.loads((root / name).read_text())
+    change(content)
+    save(root / name, content)
+    return root
+
+
+def check_labels(labels: torch.Tensor, target: str, i: int) -> None:
+    """Check the labels of image i of a tree, which is not resized."""
+    width, height = size_of(i)
+    objects = things(i, width, height)
+    if target == "boxes":
+        assert [row[:5] for row in labels.tolist()][: len(objects)] == [list(thing) for thing in objects]
+        assert not labels[len(objects) :].any()
+        assert not labels[:, 5].any()
+    else:
+        own = owners(objects, width, height)
+        expected = np.where(own, OBJECTS * labels_of(objects, width, height).astype(int) + own, 0)
+        assert np.array_equal(labels[:height, :width], expected)
+        assert not labels[height:].any()
+        assert not labels[:, width:].any()

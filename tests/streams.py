@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 
 from res2net import UserError
+from trainers.datasets import Files
+from trainers.datasets.files import MEAN, STD
+from trainers.stream import Stream
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -30,3 +34,14 @@ def message(call: Callable[[], object]) -> str:
         call()
     assert "\n" not in str(caught.value)
     return str(caught.value)
+
+
+def stream(files: Files) -> Stream:
+    """Return the batches of files on the CPU, decoded by two threads."""
+    return Stream(files, MEAN, STD, torch.device("cpu"), 2)
+
+
+def pixels_of(x: torch.Tensor) -> np.ndarray:
+    """Return the images of a batch, uint8 [B, H, W, 3]."""
+    pixels = (x * torch.tensor(STD)[:, None, None] + torch.tensor(MEAN)[:, None, None]) * 255
+    return pixels.round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()

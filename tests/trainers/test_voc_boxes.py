@@ -10,20 +10,14 @@ import numpy as np
 import pytest
 import torch
 from object_trees import size_of, things, voc_boxes_tree
-from streams import message, parts, rng, taken
+from streams import message, parts, rng, stream, taken
 
-from trainers.datasets import Files, data
-from trainers.datasets.files import MEAN, STD
+from trainers.datasets import data
 from trainers.datasets.voc import CLASSES, Voc
 from trainers.images import source
-from trainers.stream import Stream
 
 CPU = torch.device("cpu")
 SIZE = 64  # larger than every image of the trees
-
-
-def stream(files: Files) -> Stream:
-    return Stream(files, MEAN, STD, CPU, 2)
 
 
 def boxes(root: Path, part: str = "train") -> torch.Tensor:
