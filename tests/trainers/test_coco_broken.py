@@ -85,7 +85,7 @@ BROKEN = [
         "annotations[0]",
         "do not fill",
     ),
-    ("instances", _set(0, segmentation={"size": [44, 60], "counts": [10**30]}), "annotations[0]", "left out"),
+    ("instances", _set(0, segmentation={"size": [44, 60], "counts": [10**30]}), "annotations[0]", "do not fill"),
     ("instances", _set(0, segmentation={"size": [44, 60], "counts": [-1, 2641]}), "annotations[0]", "do not fill"),
     ("instances", _set(0, segmentation={"size": [44, 60], "counts": ""}), "annotations[0]", "whose text holds no runs"),
     ("instances", _set(0, segmentation={"size": [44, 60], "counts": "\u20ac"}), "annotations[0]", "holds no runs"),

@@ -47,7 +47,7 @@ def outline(value: int, given: Any, height: int, width: int) -> Outline:
     if not isinstance(given, dict) or given.get("size") != [height, width]:
         raise ValueError(f"a segmentation that is no list, and no runs of an image of {width} x {height}; {ACCEPTED}")
     counts = given.get("counts")
-    whole = isinstance(counts, list) and all(type(count) is int for count in counts)
+    whole = isinstance(counts, list) and all(type(n) is int and 0 <= n <= height * width for n in counts)
     runs = _unpacked(counts) if isinstance(counts, str) else np.array(counts if whole else [], np.int64)
     if ((runs < 0) | (runs > height * width)).any() or runs.sum() != height * width:
         raise ValueError(f"a segmentation whose runs do not fill an image of {width} x {height} pixels; {ACCEPTED}")
