@@ -92,7 +92,9 @@ class Scope:
     task: str = option("classification", "the task: {choices}", "NAME", choices=lambda: tuple(TASKS))
     train_images: int | None = option(None, "train on only N images (default: all)", "N")
     image_size: int | None = option(
-        None, "pixels along a side (default: 128 for scenes, 513 for voc, else a guess from the image files)", "N"
+        None,
+        "pixels along a side (default: 128 for scenes, 513 for voc, 640 for coco, else a guess from the image files)",
+        "N",
     )
     seed: int = option(0, "the seed of the validation split, the proposals and the trainings", "N")
 

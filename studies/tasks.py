@@ -172,7 +172,7 @@ def lines(rows: pd.DataFrame) -> list[str]:
     """Return the table: for each task and split, the first and the last epoch, the untrained backbone, the trivial."""
     out = [f"{'task':11}{'split':12}{'answer':20}metrics"]
     for name, split in dict.fromkeys(zip(rows.task, rows.split, strict=True)):
-        part = rows[(rows.task == name) & (rows.split == split)]
+        part: Any = rows[(rows.task == name) & (rows.split == split)]
         by_answer = {answer: group.sort_values("epoch") for answer, group in part.groupby("answer")}
         shown = {} if split == TEST else {"first epoch": by_answer[TRAINED].iloc[0]}
         shown["last epoch"] = by_answer[TRAINED].iloc[-1]
@@ -208,7 +208,8 @@ def picture(rows: pd.DataFrame, title: str) -> bytes:
         if name is None:
             ax.set_visible(False)
             continue
-        metric, part = TASKS[name].metrics[0], rows[(rows.task == name) & (rows.split != TEST)]
+        metric = TASKS[name].metrics[0]
+        part: Any = rows[(rows.task == name) & (rows.split != TEST)]
         for i, answer in enumerate((TRAINED, UNTRAINED)):
             own = part[part.answer == answer]
             if len(own):

@@ -43,10 +43,11 @@ class Config:
     ema: decay per step of the averaged weights; 0 disables averaging. With averaging, the averaged weights are scored
     and kept instead of the latest weights.
     crop: random crop of training images. `pad` shifts an image by up to `crop_padding` pixels. `resized` cuts out 8 to
-    100 % of an image's area, as for ImageNet. `scaled` scales an image with a mask by 0.5 to 2, cuts out a square of
-    `image_size`, and pads a smaller image, as for DeepLab. At scale 1, an image has its size in the file, or a longer
-    side of `image_size` if it is larger. `auto` is `scaled` for image files with masks, `resized` for other image
-    files, and `pad` for images in memory.
+    100 % of an image's area, as for ImageNet. `scaled` scales an image with masks or boxes by 0.5 to 2, cuts out a
+    square of `image_size`, and pads a smaller image, as for DeepLab. At scale 1, an image has its size in the file, or
+    a longer side of `image_size` if it is larger. For key points, `scaled` scales the square around a box by 0.7 to
+    1.3. `auto` is `resized` for image files with class numbers, `scaled` for other image files, and `pad` for images in
+    memory.
     flip: whether images are mirrored at random.
     steps: optimizer steps of the whole training; 0 means `epochs` full epochs. The last epoch may be shorter than the
     others, and `epochs` must count it.

@@ -224,12 +224,14 @@ def test_published_networks_get_the_published_head() -> None:
     assert TASKS["detect"].head(SMALL, 128).proposals == 64
 
 
+@pytest.mark.slow
 @every_task
 def test_it_overfits_a_few_images(task: Any) -> None:
     wide = Arch((Stage(1, 8, 16, 1, 2, 2), Stage(1, 16, 32, 1, 2, 2)), "strided", 8, num_classes=3)
     data = crates(task, 4)
     torch.manual_seed(0)
-    config = Config(epochs=100, batch_size=4, lr=0.05, crop_padding=0, flip=False, device="cpu", precision="fp32")
+    changes = {"schedule": "linear", "warmup": 10, "weight_decay": 1e-4, "crop_padding": 0, "flip": False}
+    config = Config(epochs=100, batch_size=2, lr=0.03, device="cpu", precision="fp32", **changes)
     found = Trainer(create(fitted_arch(wide, data, task)), data, config, task=task)
     last = [found.epoch() for _ in range(config.epochs)][-1]
     assert last.val.box_ap > 50

@@ -7,7 +7,7 @@ for truths `crowd` [n], for predictions `scores` [n], and with masks `masks` [n,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -71,11 +71,16 @@ def encoded(masks: Tensor) -> list[Any]:
     """Return masks [n, H, W] in COCO's run-length encoding."""
     from faster_coco_eval.core import mask
 
-    return mask.encode(np.asfortranarray(masks.permute(1, 2, 0).to("cpu", torch.uint8).numpy())) if len(masks) else []
+    pixels = np.asfortranarray(masks.permute(1, 2, 0).to("cpu", torch.uint8).numpy())
+    return list(mask.encode(pixels)) if len(masks) else []
 
 
 def precision(
-    found: Sequence[dict[str, Any]], truths: Sequence[dict[str, Any]], classes: int, sizes: Sequence[float], kind: str
+    found: Sequence[dict[str, Any]],
+    truths: Sequence[dict[str, Any]],
+    classes: int,
+    sizes: Sequence[float],
+    kind: Literal["bbox", "segm"],
 ) -> Precision:
     """Return the AP of predictions.
 
@@ -85,10 +90,11 @@ def precision(
     """
     from faster_coco_eval import COCO, COCOeval_faster  # slow to import, and in the extra `detection`
 
-    objects, results = [], []
+    objects, results = list[dict[str, Any]](), list[dict[str, Any]]()
     for i, image in enumerate(truths, 1):
         for number, (box, label) in enumerate(zip(image["boxes"], image["labels"], strict=True)):
-            entry = _entry(i, box, label) | {"id": len(objects) + 1, "iscrowd": int(image["crowd"][number])}
+            entry: dict[str, Any] = _entry(i, box, label) | {"id": len(objects) + 1}
+            entry["iscrowd"] = int(image["crowd"][number])
             entry["area"] = entry["bbox"][2] * entry["bbox"][3]
             objects.append(entry | ({"segmentation": image["masks"][number]} if "masks" in image else {}))
     for i, image in enumerate(found, 1):

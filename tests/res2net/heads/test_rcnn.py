@@ -51,6 +51,7 @@ def targets(n: int = 2) -> list[dict[str, Tensor]]:
     return [both, *({name: values[:1] for name, values in both.items()} for _ in range(n - 1))]
 
 
+@pytest.mark.slow
 class TestAgainstTorchvision:
     """`resnet50` with a pyramid: torchvision's detector with the same weights."""
 
