@@ -172,8 +172,8 @@ def lines(rows: pd.DataFrame) -> list[str]:
     """Return the table: for each task and split, the first and the last epoch, the untrained backbone, the trivial."""
     out = [f"{'task':11}{'split':12}{'answer':20}metrics"]
     for name, split in dict.fromkeys(zip(rows.task, rows.split, strict=True)):
-        part: Any = rows[(rows.task == name) & (rows.split == split)]
-        by_answer = {answer: group.sort_values("epoch") for answer, group in part.groupby("answer")}
+        part = rows.loc[(rows.task == name) & (rows.split == split)]
+        by_answer = {answer: group.sort_values(by="epoch") for answer, group in part.groupby("answer")}
         shown = {} if split == TEST else {"first epoch": by_answer[TRAINED].iloc[0]}
         shown["last epoch"] = by_answer[TRAINED].iloc[-1]
         shown |= {answer: by_answer[answer].iloc[-1] for answer in (UNTRAINED, TRIVIAL) if answer in by_answer}
@@ -208,13 +208,12 @@ def picture(rows: pd.DataFrame, title: str) -> bytes:
         if name is None:
             ax.set_visible(False)
             continue
-        metric = TASKS[name].metrics[0]
-        part: Any = rows[(rows.task == name) & (rows.split != TEST)]
+        metric, part = TASKS[name].metrics[0], rows.loc[(rows.task == name) & (rows.split != TEST)]
         for i, answer in enumerate((TRAINED, UNTRAINED)):
-            own = part[part.answer == answer]
+            own = part.loc[part.answer == answer]
             if len(own):
                 ax.plot(own.epoch, own[metric.name], marker="o", markersize=3, color=f"C{i}", label=answer)
-        ax.axhline(float(part[part.answer == TRIVIAL][metric.name].iloc[0]), ls="--", color="0.4", label=TRIVIAL)
+        ax.axhline(float(part.loc[part.answer == TRIVIAL, metric.name].iloc[0]), ls="--", color="0.4", label=TRIVIAL)
         ax.set(title=name, xlabel="epoch", ylabel=f"{metric.label} ({metric.unit}), {part.split.iloc[0]} images")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         tidy(ax)

@@ -1,4 +1,4 @@
-"""`studies.tasks`: tiny runs of each task, trivial answers by hand, an untrained backbone, one read of tests."""
+"""`studies.tasks`: tiny runs, trivial answers by hand, a backbone that stays as it is, one read of the test split."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ def test_mean_mask_by_hand() -> None:
     assert likely[4, 0, 0].tolist() == pytest.approx([1, 0.5, *[0] * 6], abs=1e-5)
     data = data_of("salient", labels, ("object",))
     scores = evaluate(Trivial(mean_mask(data)), source(data.val, data, CPU), task=TASKS["saliency"])
-    assert scores.mae == pytest.approx(4 * 0.5 / 64 / 4, abs=1e-5)
+    assert scores.mae == pytest.approx((3 * 0.5 / 64 + 0.5 / 63) / 4, abs=1e-5)  # one image has a void pixel
 
 
 def test_mean_points_by_hand() -> None:
@@ -208,7 +208,6 @@ def test_mean_points_by_hand() -> None:
     data = data_of("points", labels, ("p", "q"), size=32)
     maps = mean_points(data)(2)
     assert maps.shape == (2, 2, 8, 8)
-    assert maps[0].flatten(1).max(1).values.tolist() == pytest.approx([1, 1], abs=0.01)
     # The means are (10, 16) and (2, 30). A point is read to a quarter of a heat map's pixel of 4 pixels.
     assert heatmaps.peaks(maps)[0][1].flatten().tolist() == pytest.approx([10, 16, 2, 30], abs=1.001)
 
