@@ -301,7 +301,7 @@ def test_the_search_names_its_objectives_in_one_place() -> None:
 
 def test_private_parts_of_libraries_are_used_in_one_file_each() -> None:
     """Each of these files has a test beside it that says what breaks without a private part."""
-    allowed = {"_torch_private.py", "optuna_private.py", "ray_private.py"}
+    allowed = {"_torch_private.py", "optuna_private.py", "ray_private.py", "vision_private.py"}
     foreign = ("torch", "optuna", "ray", "pickle", "numpy", "pandas", "rich", "sqlalchemy")
     found = []
     for room in ROOMS:

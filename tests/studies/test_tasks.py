@@ -157,9 +157,10 @@ def test_a_used_folder_resumes(tmp_path: Path, reads: list[str], capsys: pytest.
 def test_the_untrained_backbone_stays_and_its_head_is_trained() -> None:
     task, args = TASKS["segment"], options("--epochs", "2", "--images", "8")
     data, config, arch = read_images(task, args), tasks.config_of(task, args), tasks.network(args)
-    first = build_model(arch, data, task, True, config.seed, config.zero_init_last)[0].state_dict()
     heads = {}
     for answer in (TRAINED, UNTRAINED):
+        zero_last = answer == TRAINED  # a frozen block must not stay its shortcut
+        first = build_model(arch, data, task, True, config.seed, zero_last)[0].state_dict()
         model, epochs = tasks.trained(task, arch, data, config, answer, lambda line: None)
         assert len(epochs) == 2
         weights = dict(model.named_parameters())
