@@ -10,7 +10,7 @@ PYTEST := $(RUN) -m pytest -n auto --dist loadgroup
 TRAINING := tests/trainers tests/res2net/deploy/test_optimize.py $(addprefix tests/res2net/test_,elastic.py model.py) \
 	$(addprefix tests/search/test_,checkpoints.py export.py run_cli.py supernet.py)
 
-.PHONY: search test test-fast test-avx2 lint types clean
+.PHONY: search test test-fast test-avx2 lint types docs clean
 
 search: $(STAMP)  ## search a space on the embedded data set (about three minutes on two cores)
 	$(RUN) -m search.run --space scale_card_depth
@@ -31,12 +31,15 @@ lint: $(STAMP)
 types: $(STAMP)  ## what pyproject.toml includes
 	$(VENV)/bin/pyright --pythonpath $(RUN)
 
+docs: $(STAMP)  ## the documentation, into docs/_build; warnings are errors
+	$(RUN) -m sphinx -W --keep-going -q docs docs/_build
+
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,onnx]'
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,onnx,docs]'
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) build docs/_build *.egg-info .pytest_cache .ruff_cache
