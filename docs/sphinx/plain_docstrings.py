@@ -17,7 +17,13 @@ SENTENCE = re.compile(r"(Raise|Return|Several|Ctrl-C)\b")  # begins a new paragr
 def setup(app: Any) -> dict[str, bool]:
     """Connect the extension with Sphinx."""
     app.connect("autodoc-process-docstring", lambda app, what, name, obj, options, lines: replace(lines))
+    app.connect("autodoc-process-signature", lambda app, what, name, obj, options, *texts: signature(*texts))
     return {"parallel_read_safe": True}
+
+
+def signature(arguments: str | None, returned: str | None) -> tuple[str | None, str | None]:
+    """Return a signature with the names of functions that are defaults: Sphinx cannot read `<function name>`."""
+    return arguments and re.sub(r"<(?:built-in )?function (\w+)>", r"\1", arguments), returned
 
 
 def replace(lines: list[str]) -> None:
