@@ -5,7 +5,8 @@
 A trunk grows along a chain of networks, each of which contains the one before. At some of them the trunk is annealed
 for the network's score, as `--evaluator grow` does it. Each such network is also trained from scratch, twice: for as
 many epochs as its whole lineage had, and for the epochs that cost as many MACs as its whole lineage did.
-All accuracies are on the validation split.
+All accuracies are on the validation split. `growth.csv` is written after each seed, and the same command trains only
+the seeds that are missing there.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -139,10 +141,14 @@ def build_parser() -> Parser:
 
 def _main(args: argparse.Namespace) -> int:
     check_positive(args, "seeds", "workers", "trunk", "anneal")
-    console, rows = Console(), []
+    console, path = Console(), args.out / "growth.csv"
+    rows: list[dict[Any, Any]] = pd.read_csv(path).to_dict("records") if path.exists() else []
+    left = [seed for seed in range(args.seeds) if all(row["seed"] != seed for row in rows)]
+    args.out.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(args.workers, get_context("spawn")) as pool:
-        for found in pool.map(partial(compare, args=args), range(args.seeds)):
+        for found in pool.map(partial(compare, args=args), left):
             rows += found
+            write_atomic(path, pd.DataFrame(rows).to_csv(index=False))
             for row in found:
                 console.print(
                     f"seed {row['seed']}  {row['macs']:>9,} MACs  {row['way']:<21}  {row['own_epochs']:>5} epochs  "
@@ -150,8 +156,6 @@ def _main(args: argparse.Namespace) -> int:
                     highlight=False,
                 )
     table = pd.DataFrame(rows)
-    args.out.mkdir(parents=True, exist_ok=True)
-    write_atomic(args.out / "growth.csv", table.to_csv(index=False))
     found = summary(table)
     write_atomic(args.out / "summary.csv", found.to_csv(index=False))
     console.print(found.to_string(index=False), highlight=False)
