@@ -16,15 +16,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, library
 
 from res2net.errors import UserError
 
-SIGNATURES = (
-    "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-    "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-)
-_library: list[torch.library.Library] = []  # keeps the signatures alive
+SIGNATURE = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+OPERATORS = ("nms", "qnms")  # those of this signature that an import of torchvision asks for
 
 
 def need_torchvision(what: str) -> None:
@@ -53,9 +50,8 @@ def load_torchvision() -> None:
 def _import_without_operators() -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
         del sys.modules[name]  # parts of the failed import
-    _library.append(torch.library.Library("torchvision", "DEF"))
-    for signature in SIGNATURES:
-        _library[0].define(signature)
+    for name in OPERATORS:
+        library.define(f"torchvision::{name}", SIGNATURE)
     importlib.import_module("torchvision")
 
 
