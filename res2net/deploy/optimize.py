@@ -74,10 +74,8 @@ class Optimized(nn.Module):
         With a head, return the head's outputs.
         """
         maps = self._maps(x)
-        if self.head is not None and self.arch.head.detects:
-            return self.head(maps, x.shape[2:])
         outputs = self.fc(maps[-1].mean((2, 3))) if self.head is None else self.head(maps, x.shape[2:])
-        return outputs.to(self.out_dtype)
+        return outputs.to(self.out_dtype) if isinstance(outputs, Tensor) else outputs
 
 
 def folded(head: nn.Module | None) -> nn.Module | None:

@@ -13,8 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from model_folders import trained_folder
-from PIL import Image
+from model_folders import evaluated_with_pictures, trained_folder
 from torch import Tensor, nn
 
 import res2net
@@ -22,7 +21,7 @@ from res2net import Arch, Stage, UserError, create
 from res2net.grow import grow
 from res2net.heads import FasterRcnn, MaskRcnn, vision_private
 from search.settings import Settings
-from trainers import evaluate, fit
+from trainers import fit
 from trainers.datasets.base import OBJECTS
 from trainers.datasets.data import Data, Split
 from trainers.ddp import ALONE
@@ -302,13 +301,9 @@ class TestFolder:
     def test_is_evaluated_with_pictures(
         self, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        picture = tmp_path / "sheet.png"
-        command = [str(trained), "--data", BLOCKS, "--device", "cpu", "--precision", "fp32", "--count", "2"]
-        assert evaluate.main([*command, "--pictures", str(picture)]) == 0
-        training = json.loads((trained / "training.json").read_text())
+        training = evaluated_with_pictures(trained, BLOCKS, tmp_path / "sheet.png")
         score = TASKS[training["task"]].metrics[0]
         assert f"{score.label} {training[f'test_{score.name}']:.2f} %" in capsys.readouterr().out
-        assert Image.open(picture).size[1] > 2 * 192
 
 
 def test_shared_weights_are_refused() -> None:

@@ -12,14 +12,13 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from model_folders import trained_folder
-from PIL import Image
+from model_folders import evaluated_with_pictures, trained_folder
 from torch import Tensor
 
 import res2net
 from res2net import Arch, Stage, UserError, create
 from res2net.heads import Deconv
-from trainers import evaluate, fit
+from trainers import fit
 from trainers.datasets.base import partners
 from trainers.datasets.data import Data, Split, load
 from trainers.ddp import ALONE
@@ -368,12 +367,8 @@ class TestFolder:
     def test_is_evaluated_with_pictures(
         self, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        picture = tmp_path / "sheet.png"
-        command = [str(trained), "--data", BLOCKS, "--device", "cpu", "--precision", "fp32", "--count", "2"]
-        assert evaluate.main([*command, "--pictures", str(picture)]) == 0
-        training = json.loads((trained / "training.json").read_text())
+        training = evaluated_with_pictures(trained, BLOCKS, tmp_path / "sheet.png")
         assert f"AP {training['test_ap']:.2f} %  AP50 {training['test_ap50']:.2f} %" in capsys.readouterr().out
-        assert Image.open(picture).size[1] > 2 * 192
 
 
 def test_a_missing_package_says_what_to_install(

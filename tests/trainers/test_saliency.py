@@ -12,14 +12,13 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from model_folders import trained_folder
-from PIL import Image
+from model_folders import evaluated_with_pictures, trained_folder
 from torch import Tensor
 
 import res2net
 from res2net import Arch, Stage, UserError, create
 from res2net.heads import Dss
-from trainers import evaluate, fit
+from trainers import fit
 from trainers.datasets.data import VOID, Data, Split, load
 from trainers.ddp import ALONE
 from trainers.images import Images
@@ -210,13 +209,9 @@ class TestFolder:
     def test_is_evaluated_with_pictures(
         self, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        picture = tmp_path / "sheet.png"
-        command = [str(trained), "--data", BLOCKS, "--device", "cpu", "--precision", "fp32", "--count", "2"]
-        assert evaluate.main([*command, "--pictures", str(picture)]) == 0
-        training = json.loads((trained / "training.json").read_text())
+        training = evaluated_with_pictures(trained, BLOCKS, tmp_path / "sheet.png")
         text = f"max-F {training['test_maxf']:.2f} %  MAE {training['test_mae']:.3f}  loss"
         assert text in capsys.readouterr().out
-        assert Image.open(picture).size[1] > 2 * 192
 
     def test_says_both_at_the_end(self, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         command = [str(trained), "--data", BLOCKS, "--task", "saliency", "--epochs", "1", "--device", "cpu"]

@@ -63,7 +63,7 @@ class Keypoints(Dense):
 
     def check(self) -> None:
         """Raise `UserError` if the package that computes the AP is missing."""
-        oks.need_coco_eval(KEYPOINTS.name)
+        oks.need_coco_eval(self.name)
 
     def head(self, arch: BaseArch, image_size: int) -> Head:
         """Return the head of SimpleBaseline, in proportion to the network."""
