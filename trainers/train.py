@@ -30,6 +30,7 @@ from trainers.recipes import Config
 from trainers.tasks.classification import CLASSIFICATION
 from trainers.tasks.task import Scores, Task
 
+ADAMW_BETA = 0.999  # of the averaged squares of gradients, as PyTorch has it
 LEAST_FALL = 0.25  # a shortened training lowers its rate over at least this share of the remaining steps
 
 
@@ -67,16 +68,7 @@ class Trainer:
         self.val_images = source(data.val, data, self.device, workers=workers)
         # Draw order, crops and flips from this generator alone, so that a checkpoint needs no other random state.
         self.rng = torch.Generator(self.device).manual_seed(config.seed)
-        self.optimizer = torch.optim.SGD(
-            self._param_groups(),
-            lr=config.lr,
-            momentum=config.momentum,
-            nesterov=config.nesterov and config.momentum > 0,
-            weight_decay=config.weight_decay,
-            # The fused kernel updates all weights at once. It requires momentum buffers for all weights or for none. So
-            # it cannot train a supernet: weights that no member has used yet have no buffer.
-            fused=not self.partial,
-        )
+        self.optimizer = self._optimizer()
         self.ema = Ema(self.model, config.ema) if config.ema else None
         self.net: Callable[..., Any] = group.wrap(self.model, self.device, self.partial)
         if compiled:
@@ -90,6 +82,16 @@ class Trainer:
         self.done_epochs = 0
         self.unfinished: Unfinished | None = None
         self.on_step: Callable[[], None] = lambda: None  # for a progress bar
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        config = self.config
+        # The fused kernel updates all weights at once. It requires momentum buffers for all weights or for none. So it
+        # cannot train a supernet: weights that no member has used yet have no buffer.
+        shared: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": not self.partial}
+        if config.optimizer == "adamw":
+            return torch.optim.AdamW(self._param_groups(), betas=(config.momentum, ADAMW_BETA), **shared)
+        nesterov = config.nesterov and config.momentum > 0
+        return torch.optim.SGD(self._param_groups(), momentum=config.momentum, nesterov=nesterov, **shared)
 
     def _param_groups(self) -> list[dict[str, Any]]:
         """Return the optimizer's groups of weights: weights with weight decay, then weights without it."""

@@ -46,6 +46,12 @@ class TestNames:
         for step in (0, 1, total // 2, total - 1):
             assert config.lr_at(step, steps) == pytest.approx(0.007 * (1 - step / total) ** 0.9)
 
+    def test_the_rates_of_simple_baseline(self) -> None:
+        config = recipe("simple-baseline")
+        assert (config.optimizer, config.epochs, config.batch_size, config.crop) == ("adamw", 140, 128, "scaled")
+        for epoch, rate in ((0, 1e-3), (89, 1e-3), (90, 1e-4), (119, 1e-4), (120, 1e-5), (139, 1e-5)):
+            assert config.lr_at(7 * epoch, 7) == pytest.approx(rate)
+
     def test_fast_is_the_recipe_of_a_search(self) -> None:
         assert recipe("fast", {"epochs": Config().epochs, "warmup": Config().warmup}) == Config()
 
@@ -126,6 +132,7 @@ class TestFiles:
             ("epochs: true", ["'epochs': True", "a whole number"]),
             ("flip: 1", ["'flip': 1", "true or false"]),
             ("schedule: liner", ["schedule", "did you mean 'linear'", "cosine, step, linear, rex, constant, poly"]),
+            ("optimizer: adam", ["optimizer", "did you mean 'adamw'", "sgd, adamw"]),
             ("schedule: step", ["'milestones': none"]),
             ("milestones: 3", ["'milestones': 3", "a list"]),
             ("schedule: step\nmilestones: [5, 4]", ["'milestones': [5.0, 4.0]", "rising"]),

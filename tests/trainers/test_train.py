@@ -279,6 +279,15 @@ class TestSchedule:
             expected = before - config.lr * (g + config.momentum * g)
             torch.testing.assert_close(p, expected, rtol=1e-4, atol=1e-5)
 
+    def test_the_first_step_of_adamw_moves_each_weight_by_the_rate(self) -> None:
+        config = replace(QUICK, epochs=1, crop_padding=0, flip=False, warmup=0.0, optimizer="adamw", lr=0.003)
+        model, twin = network(), network()
+        Trainer(model, data(8), config).epoch()
+        for p, before in zip(model.parameters(), twin.parameters(), strict=True):
+            step = p - before * (1 - config.lr * config.weight_decay)  # the decay is not part of the step
+            assert (step.abs() <= config.lr * 1.01).all()
+            assert step.abs().median() == pytest.approx(config.lr, rel=0.01)
+
 
 class TestDeterminism:
     @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -383,6 +392,7 @@ class TestStop:
         replace(QUICK, epochs=2),
         replace(QUICK, epochs=3, steps=8, ema=0.9, mixup=0.2, cutmix=1.0, schedule="linear"),
         replace(QUICK, hold=0.5, zero_init_last=True),
+        replace(QUICK, optimizer="adamw", lr=0.003, decay_norms=False),
     )
 
     @pytest.mark.parametrize("every", [1, 2])
@@ -614,6 +624,7 @@ class TestWaiting:
             {"precision": "fp32"},
             {"precision": "bf16"},
             {"mixup": 0.2, "cutmix": 1.0, "ema": 0.99, "decay_norms": False},
+            {"optimizer": "adamw", "lr": 0.003},
         ],
     )
     def test_once_an_epoch_of_training(self, waits: list[str], changes: dict[str, Any]) -> None:
