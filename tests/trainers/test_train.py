@@ -284,7 +284,9 @@ class TestSchedule:
         model, twin = network(), network()
         Trainer(model, data(8), config).epoch()
         for p, before in zip(model.parameters(), twin.parameters(), strict=True):
-            step = p - before * (1 - config.lr * config.weight_decay)  # the decay is not part of the step
+            step = p.detach() - before.detach() * (
+                1 - config.lr * config.weight_decay
+            )  # the decay is not part of the step
             assert (step.abs() <= config.lr * 1.01).all()
             assert step.abs().median() == pytest.approx(config.lr, rel=0.01)
 
