@@ -199,7 +199,7 @@ RECIPES: Mapping[str, Config] = {
     "dense": DENSE,
     # The loss of heat maps is small, and its curvature grows with the channels of the head. So SGD either hardly trains
     # the backbone or diverges in the head's last layer. AdamW has a step of its own for each weight.
-    "points": replace(DENSE, batch_size=16, lr=0.002, crop_padding=4, optimizer="adamw"),
+    "points": replace(DENSE, batch_size=16, lr=0.005, crop_padding=4, optimizer="adamw"),
     "detect": replace(DENSE, batch_size=16, lr=0.05),
     "deeplab": Config(  # the training of DeepLab v3+ for VOC 2012 (arXiv 1802.02611)
         epochs=45,  # 30,000 steps over 10,582 images

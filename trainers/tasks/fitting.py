@@ -14,6 +14,7 @@ OUTPUT_STRIDE = 16  # in training and scoring, as in Table 7 of the paper
 SHARE = 8  # DeepLab v3+ and SimpleBaseline have 256 channels over ResNet-50's 2048
 DSS_SHARE = 16  # DSS has 128 channels at its finest maps
 LEAST = 16  # channels
+DEEPLAB_LEAST = 32  # with 16, a network cannot even learn the classes of 16 images by heart (`studies/LOG.md`)
 LOW_SHARE = 3 / 16  # DeepLab v3+ has 48 channels of the finer map beside 256
 RATES = (6, 12, 18)  # dilations for a map of `RATES_SIZE` pixels along a side, that of images of 513 pixels
 RATES_SIZE = 33
@@ -34,10 +35,10 @@ def deeplab_for(arch: BaseArch, image_size: int) -> DeepLab:
     # Only a Res2Net can trade strides for dilation.
     lower = [m.stride for m in maps if m.stride <= OUTPUT_STRIDE] if isinstance(arch, Arch) else []
     stride = max(lower, default=own)
-    channels = max(LEAST, maps[-1].channels // SHARE)
+    channels = max(DEEPLAB_LEAST, maps[-1].channels // SHARE)
     side = down(image_size, stride)
     rates = tuple(max(1, round(rate * side / RATES_SIZE)) for rate in RATES)
-    low = max(LEAST // 2, round(LOW_SHARE * channels))
+    low = max(DEEPLAB_LEAST // 2, round(LOW_SHARE * channels))
     return DeepLab(channels, low, rates, None if stride == own else stride)
 
 
