@@ -54,6 +54,11 @@ def placed(model: nn.Module, device: torch.device) -> nn.Module:
     return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
 
 
+def generator(device: torch.device, seed: int) -> torch.Generator:
+    """Return a random generator of the device. The meta device, which has none, gets one of the CPU."""
+    return torch.Generator("cpu" if device.type == "meta" else device).manual_seed(seed)
+
+
 def autocast(device: torch.device, bf16: bool) -> contextlib.AbstractContextManager[object]:
     """Return the context for a forward pass: autocast to bf16, or a context without effect."""
     return torch.autocast(device.type, torch.bfloat16) if bf16 else contextlib.nullcontext()

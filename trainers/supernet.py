@@ -135,9 +135,12 @@ def calibrate(model: nn.Module, batches: Iterable[Tensor], bf16: bool = False) -
     momenta = [m.momentum for m in norms]
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # makes PyTorch compute the cumulative mean, in which all batches count equally
     model.train()
-    for x in batches:
+    for i, x in enumerate(batches, 1):
+        # The cumulative mean, in which all batches count equally. A momentum of None would compute it too, but would
+        # read the number of batches from the device in each norm.
+        for norm in norms:
+            norm.momentum = 1 / i
         with autocast(x.device, bf16):
             model(x)
     for norm, momentum in zip(norms, momenta, strict=True):

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from trainers.datasets.data import Data
 from trainers.ddp import ALONE, Group
-from trainers.device import autocast, device_of, placed, uses_bf16
+from trainers.device import autocast, device_of, generator, placed, uses_bf16
 from trainers.ema import Ema
 from trainers.epoch import Epoch, TrainingFailed, Unfinished
 from trainers.evaluate import evaluate
@@ -62,12 +62,12 @@ class Trainer:
         self.config, self.group, self.task, self.head_size = config, group, task, task.head_size(data)
         self.device = device_of(config.device)
         self.bf16 = uses_bf16(config.precision, self.device)
+        self.frozen_norms = frozen_norms(model) if config.frozen_norms else []  # reads weights: still on the CPU
         self.model = placed(model, self.device)
-        self.frozen_norms = frozen_norms(self.model) if config.frozen_norms else []
         self.train_images = source(data.train, data, self.device, config.padding, workers)
         self.val_images = source(data.val, data, self.device, workers=workers)
         # Draw order, crops and flips from this generator alone, so that a checkpoint needs no other random state.
-        self.rng = torch.Generator(self.device).manual_seed(config.seed)
+        self.rng = generator(self.device, config.seed)
         self.optimizer = self._optimizer()
         self.ema = Ema(self.model, config.ema) if config.ema else None
         self.net: Callable[..., Any] = group.wrap(self.model, self.device, self.partial)
@@ -86,8 +86,10 @@ class Trainer:
     def _optimizer(self) -> torch.optim.Optimizer:
         config = self.config
         # The fused kernel updates all weights at once. It requires momentum buffers for all weights or for none. So it
-        # cannot train a supernet: weights that no member has used yet have no buffer.
-        shared: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": not self.partial}
+        # cannot train a supernet: weights that no member has used yet have no buffer. None lets PyTorch choose there: a
+        # False would update the weights one by one, even on CUDA.
+        fused = None if self.partial else True
+        shared: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": fused}
         if config.optimizer == "adamw":
             return torch.optim.AdamW(self._param_groups(), betas=(config.momentum, ADAMW_BETA), **shared)
         nesterov = config.nesterov and config.momentum > 0
