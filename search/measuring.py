@@ -26,6 +26,7 @@ from res2net.deploy.timing import (
     WARM,
     Run,
     check_form,
+    finish,
     measured,
     piece_times,
     runner,
@@ -124,8 +125,10 @@ class Pace:
         start = time.perf_counter()
         run = target.runner(arch, size, quick=True)
         run()
+        finish(target.device)
         built = time.perf_counter()
         run()
+        finish(target.device)
         return built - start, time.perf_counter() - built
 
     def seconds(self, archs: Sequence[Arch], whole: Sequence[Arch], size: int) -> float:

@@ -148,7 +148,7 @@ def progress(text: str) -> None:
         print(f"\r{text:60}\r", end="", file=sys.stderr, flush=True)
 
 
-def network(name: str, size: int) -> res2net.Res2Net:
+def network(name: str | res2net.Arch, size: int) -> res2net.Res2Net:
     """Return a network with random weights and batch-norm statistics of one batch, in eval mode."""
     torch.manual_seed(0)
     model = res2net.create(name)

@@ -30,10 +30,15 @@ SHARED = ("ray_cluster", "postgres")  # session fixtures that start servers
 
 @pytest.hookimpl(trylast=True)  # after the stress tests got their marker
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Order the tests for several workers: the long ones first, and all tests of one server on one worker.
+    """Skip the tests marked `gpu` without a GPU, and order the tests for several workers.
 
-    A long test that starts last would leave the other workers idle.
+    The long ones come first, and all tests of one server run on one worker. A long test that starts last would leave
+    the other workers idle.
     """
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="no CUDA device"))
     if "PYTEST_XDIST_WORKER" not in os.environ:
         return
     for item in items:

@@ -24,8 +24,8 @@ def peak_of(weights: Path, arch: Arch, device: str, batch_size: int, image_size:
     images = torch.zeros(batch_size, arch.in_channels, image_size, image_size, device=device)
     _run(create(arch), images[:1])  # loads kernels, which are not the network's
     if images.is_cuda:
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats(images.device)
+        before = torch.cuda.memory_allocated(images.device)
     elif STATUS.is_file():
         RESET.write_text("5")  # sets the peak to the memory of now
         before = _resident("VmRSS")
@@ -34,7 +34,7 @@ def peak_of(weights: Path, arch: Arch, device: str, batch_size: int, image_size:
     model = create(arch)
     model.load_state_dict(safetensors.torch.load_file(weights))
     _run(model, images)
-    after = torch.cuda.max_memory_allocated() if images.is_cuda else _resident("VmHWM")
+    after = torch.cuda.max_memory_allocated(images.device) if images.is_cuda else _resident("VmHWM")
     return round((after - before) / 1e6, 3)
 
 

@@ -109,6 +109,12 @@ def piece_times(model: Res2Net, form: str, images: Tensor, threads: int = 1, sec
     return np.array(out)
 
 
+def finish(device: torch.device) -> None:
+    """Wait until a GPU has done its queued work. On a CPU, nothing is queued."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 @contextmanager
 def pinned(threads: int) -> Iterator[None]:
     """A context with a fixed number of PyTorch's threads, and without garbage collection."""
@@ -130,7 +136,7 @@ class Stamps:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.on_gpu = device.type == "cuda"
+        self.device, self.on_gpu = device, device.type == "cuda"
         self.found: list[int] = []
         self.events: list[torch.cuda.Event] = []
 
@@ -138,7 +144,7 @@ class Stamps:
         """Record a border."""
         if self.on_gpu:
             event = torch.cuda.Event(enable_timing=True)
-            event.record()
+            event.record(torch.cuda.current_stream(self.device))
             self.events.append(event)
         else:
             self.found.append(time.perf_counter_ns())
@@ -146,7 +152,7 @@ class Stamps:
     def take(self) -> list[float]:
         """Return the ms between the borders of a run, and forget the borders."""
         if self.on_gpu:
-            torch.cuda.synchronize()
+            finish(self.device)
             out = [a.elapsed_time(b) for a, b in zip(self.events, self.events[1:], strict=False)]
             self.events = []
         else:

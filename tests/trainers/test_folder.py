@@ -424,15 +424,6 @@ class TestStream:
             assert (x.device.type, y.device.type, x.dtype) == ("meta", "meta", torch.float32)
             assert x.is_contiguous(memory_format=torch.channels_last)
 
-    @pytest.mark.gpu
-    @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-    def test_batches_on_cuda_are_the_cpu_s(self, files: Files) -> None:
-        images = Stream(files, MEAN, STD, torch.device("cuda"), workers=2)
-        x, y = taken(images.epoch(rng(4), parts(21, 2)))
-        expected, labels = taken(stream(files).epoch(rng(4), parts(21, 2)))
-        torch.testing.assert_close(x.cpu(), expected)
-        assert torch.equal(y.cpu(), labels)
-
     def test_an_early_end_leaves_no_thread(self, files: Files) -> None:
         before = threading.active_count()
         torch_threads = torch.get_num_threads()

@@ -309,7 +309,6 @@ class TestStream:
         assert torch.equal(y, whole[1][index])
 
     @pytest.mark.gpu
-    @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
     def test_batches_on_cuda_are_the_cpu_s(self, files: Files) -> None:
         images = Stream(files, MEAN, STD, torch.device("cuda"), workers=2)
         x, y = taken(images.epoch(rng(4), parts(21, 2)))

@@ -642,39 +642,3 @@ class TestWaiting:
         waits.clear()
         evaluate(model, images)
         assert waits == ["tolist"]
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-class TestCuda:
-    def test_auto_takes_it(self) -> None:
-        assert device_of("auto").type == "cuda"
-
-    def test_batches_are_the_cpu_s(self) -> None:
-        d, cuda = data(), torch.device("cuda")
-        index, offsets, flips = torch.tensor([3, 1]), torch.tensor([[0, 2], [4, 1]]), torch.tensor([True, False])
-        x, y = Images(d.train, d, CPU, 2).batch(index, offsets, flips)
-        cx, cy = Images(d.train, d, cuda, 2).batch(index.to(cuda), offsets.to(cuda), flips.to(cuda))
-        torch.testing.assert_close(cx.cpu(), x)
-        assert torch.equal(cy.cpu(), y)
-
-    @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-    def test_it_trains_and_resumes(self, precision: str) -> None:
-        config = replace(QUICK, device="cuda", precision=precision)
-        first = Trainer(network(), data(), config)
-        assert math.isfinite(first.epoch().train_loss)
-        second = Trainer(network(1), data(), config)
-        second.load_state_dict(first.state_dict())
-        assert second.epoch().train_loss == pytest.approx(first.epoch().train_loss, rel=1e-3)
-
-    def test_no_step_waits(self) -> None:
-        trainer = Trainer(network(), data(), replace(QUICK, device="cuda"))
-        x, y = next(trainer.val_images.batches(7))
-        trainer._step(x, y, 0)  # libraries may wait while they start
-        index = torch.arange(8, device="cuda")
-        offsets, flips = torch.zeros(2, 8, dtype=torch.int64, device="cuda"), index > 3
-        try:
-            torch.cuda.set_sync_debug_mode("error")
-            trainer._step(*trainer.train_images.batch(index, offsets, flips), 1)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")

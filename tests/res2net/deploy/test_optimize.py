@@ -158,7 +158,6 @@ def test_any_network_runs_in_bf16(arch: BaseArch) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("name", [*NAMES, *KINDS])
 def test_on_a_gpu(name: str, bf16: bool) -> None:
