@@ -23,12 +23,14 @@ import res2net
 import space
 from res2net import Arch
 from res2net.commands import Parser, run_main
+from res2net.deploy.timing import finish
 from res2net.elastic import ElasticRes2Net
 from search.shared_weights import members_of
 from space import Space
 from studies.bench import check_positive, first_line, threads
 from studies.bench_trainer import CLASSES, SIZE, random_data
 from trainers.datasets.data import Data
+from trainers.device import DEVICES, device_of
 from trainers.images import Images
 from trainers.meta import environment
 from trainers.recipes import Config
@@ -46,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def bench(args: argparse.Namespace) -> None:
     """Run the command."""
     check_positive(args, "steps", "batch_size", "threads", "scored")
+    args.device = str(device_of(args.device))
     allowed = space.get(args.space, args.base, args.per_stage, num_classes=CLASSES)
     with threads(args.threads):
         report(allowed, args)
@@ -61,6 +64,7 @@ def parser() -> Parser:
     out.add_argument("--scored", type=int, default=20, help="members to score")
     out.add_argument("--batch-size", type=int, default=64, help="images per step")
     out.add_argument("--threads", type=int, default=1, help="threads of both sides")
+    out.add_argument("--device", default="cpu", help=f"device of both sides: {DEVICES}")
     return out
 
 
@@ -70,7 +74,7 @@ def report(allowed: Space, args: argparse.Namespace) -> None:
     print(f"{hardware['cpu']}, {hardware['cores']} cores; torch {torch.__version__}; {args.threads} thread(s); seed 0")
     print(f"space {allowed.name}, base {allowed.base}: {allowed.size:,} combinations; batches of {args.batch_size}")
     data = random_data(2000, val=2000)
-    config = Config(batch_size=args.batch_size, lr=0.01, device="cpu")
+    config = Config(batch_size=args.batch_size, lr=0.01, device=args.device)
     trainer = supernet(allowed, data, config)
     shared, alone = time_steps(trainer, data, config, args.steps)
     ratio = statistics.median(a / b for a, b in zip(shared, alone, strict=True))
@@ -100,9 +104,9 @@ def time_steps(trainer: SupernetTrainer, data: Data, config: Config, n: int) -> 
     Both sides build a member's modules before the clock starts. This takes about 15 ms, once per member.
     """
     times: tuple[list[float], list[float]] = ([], [])
-    index = torch.arange(config.batch_size)
+    index = torch.arange(config.batch_size, device=trainer.device)
     assert isinstance(trainer.train_images, Images)
-    x, y = trainer.train_images.batch(index, torch.zeros(2, config.batch_size, dtype=torch.int64), None)
+    x, y = trainer.train_images.batch(index, torch.zeros_like(torch.stack([index, index])), None)
     trainer.model.train()
     for step in range(n + 1):
         archs = trainer.step_members(step)
@@ -110,11 +114,14 @@ def time_steps(trainer: SupernetTrainer, data: Data, config: Config, n: int) -> 
         with torch.no_grad():
             for arch in archs:
                 trainer.model(x[:2], arch)
+        finish(trainer.device)
         start = time.perf_counter()
         trainer._step(x, y, step)
+        finish(trainer.device)
         middle = time.perf_counter()
         for member in alone:
             member.step(x, y, step)
+        finish(trainer.device)
         end = time.perf_counter()
         if step:
             times[0].append(middle - start)
