@@ -20,7 +20,7 @@ from res2net.factory import create
 from search.included import Included
 from search.ledger import Ledger
 from search.objectives import ACTIVATIONS, MACS
-from search.plan import CLASSES, CURVES, LEAST_EPOCHS, Candidate, Pace, Plan, Terms
+from search.plan import CURVES, LEAST_EPOCHS, PIXELS, Candidate, Pace, Plan, Terms
 from search.planner import Way, plan
 from search.report.tables import cost_range
 from search.settings import Settings
@@ -102,7 +102,7 @@ def terms_of(
     if cost != MACS:
         least = MACS.range(space)[0]
         sizes = tuple((m.cost, math.log2(MACS.of(m.arch, size) / least)) for m in chosen)
-    return Terms(low, high, len(data.train), points, sizes, CURVES.get(settings.scope.task, CLASSES))
+    return Terms(low, high, len(data.train), points, sizes, CURVES.get(settings.scope.task, PIXELS))
 
 
 def timetable(
