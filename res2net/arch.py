@@ -26,8 +26,8 @@ SHORTCUTS = ("conv", "avgpool")
 class Stage:
     """A sequence of `depth` blocks at one resolution. The first block applies `stride`.
 
-    A block has three layers (section 3.1). A 1x1 convolution puts out `scale` splits of `width` channels each. 3x3
-    convolutions with `cardinality` groups then map the splits one after the other. A last 1x1 convolution puts out
+    A block has three layers (section 3.1). A 1x1 convolution outputs `scale` splits of `width` channels each. 3x3
+    convolutions with `cardinality` groups then map the splits one after the other. A last 1x1 convolution outputs
     `4 * planes` channels.
     """
 
@@ -73,7 +73,7 @@ class BaseArch:
     stages: tuple[Stage, ...]
     num_classes: int
     in_channels: int
-    head: Head | None = None  # in place of the classifier; kinds without this field have none
+    head: Head | None = None  # replaces the classifier; kinds of network without this field have no head
 
     @property
     def stem_stride(self) -> int:
@@ -132,7 +132,7 @@ class BaseArch:
         data = {"kind": self.kind} | asdict(self) | {"stages": [asdict(s) for s in self.stages]}
         if self.head is not None:
             data["head"] = self.head.to_dict()
-        else:  # as in the files of versions without heads
+        else:  # omit the key, as versions without heads did
             data.pop("head", None)
         if self.kind == RESIDUAL:
             del data["kind"]
@@ -177,14 +177,14 @@ class BaseArch:
             raise UserError(f"arch: stages is {self.stages!r}; accepted: one or more stages")
 
     def _check_head(self) -> None:
-        """Raise `UserError` for a head that is no `Head`, or that cannot have `num_classes` outputs."""
+        """Raise `UserError` for a head that is not a `Head`, or that cannot have `num_classes` outputs."""
         if self.head is not None:
             if not isinstance(self.head, Head):
                 raise UserError(f"arch: head is {self.head!r}; accepted: a head of res2net.heads, or None")
             self.head.check(self.num_classes)
 
     def _check_own_stride(self) -> None:
-        """Raise `UserError` for a head with an output stride, which only a Res2Net can trade for dilation."""
+        """Raise `UserError` for a head that sets an output stride: only `Res2Net` supports output strides."""
         if self.output_stride is not None:
             raise UserError(f"arch: head: output_stride is {self.output_stride}; accepted for kind {self.kind}: null")
 
@@ -245,7 +245,7 @@ class Arch(BaseArch):
     def canonical(self) -> Arch:
         """Return an equivalent architecture in which every field without an effect has its default.
 
-        Both networks may have different state-dict keys. So make an architecture canonical before training it, as
+        The state-dict keys of the two networks may differ. So make an architecture canonical before training it, as
         spaces do.
         """
         changes: dict[str, Any] = {}

@@ -70,7 +70,7 @@ class FeatureInfo(list[dict[str, Any]]):
         return [level["reduction"] for level in self]
 
     def module_name(self) -> list[str]:
-        """Return the name of the module that puts out each map."""
+        """Return the name of the module that outputs each map."""
         return [level["module"] for level in self]
 
     def get_dicts(self) -> list[dict[str, Any]]:
@@ -81,7 +81,7 @@ class FeatureInfo(list[dict[str, Any]]):
 def init(module: nn.Module) -> None:
     """Initialise a convolution (He et al., arXiv 1502.01852, fan-out). Skip other modules and meta tensors.
 
-    Convolutions of heads with the attribute `drawn` keep the initial weights that the head has drawn itself.
+    Skip convolutions with the attribute `drawn`, too: their head has drawn their initial weights.
     """
     if isinstance(module, nn.Conv2d) and not hasattr(module, DRAWN) and not module.weight.is_meta:
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -100,7 +100,7 @@ class Network(nn.Module):
     A subclass defines `stem`, `stage_names` and `feature_info`. It may override `classifier`, `classify` and
     `forward_features`.
 
-    fc: the classifier; the identity without one.
+    fc: the classifier, or the identity if there is none.
     head: the head of `arch.head` (`res2net.heads`), or None.
     """
 
@@ -174,7 +174,7 @@ class Network(nn.Module):
         """Return logits `[N, num_classes]`. Without a classifier, return the mean of the last map, `[N, C]`.
 
         With a head, return the head's outputs, such as logits `[N, num_classes, H, W]` (see `res2net.heads`).
-        targets: for the training of heads that find objects, whose outputs are then the losses.
+        targets: the targets of each image, to train a head that detects objects. The outputs are then the losses.
         """
         maps = self.forward_features(x)
         if self.head is None:

@@ -93,14 +93,14 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _last_map(model: Network) -> Iterator[list[Tensor]]:
-    """Yield a list that receives the last stage's map in the next forward pass. Gradients are recorded from there on.
+    """Yield a list that receives the last stage's map in the next forward pass. Gradients are recorded from this map.
 
     Enter this context inside `torch.no_grad`, which restores the recording of gradients when it ends.
     """
     found: list[Tensor] = []
 
     def keep(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-        # Record from here on alone: the graph of all stages would take as much memory as a training step.
+        # Record gradients only from here: the graph of all stages would take as much memory as a training step.
         torch.set_grad_enabled(True)
         found.append(output.detach().requires_grad_())
         return found[0]

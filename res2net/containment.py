@@ -18,7 +18,7 @@ def contains(large: Arch, small: Arch) -> bool:
     - Depth, width and scale of each stage are no smaller. Planes and stride are equal.
     - The smaller cardinality is a multiple of the larger network's, so groups merge.
     - Squeeze-and-excitation has no fewer hidden channels. Both networks have it, or neither.
-    - `first_block` may differ if the smaller network has scale 1 everywhere: the field has no effect on it.
+    - `first_block` may differ if the smaller network has scale 1 everywhere, where the field has no effect.
     - All other fields are equal.
     """
     return next(_misfits(large, small), None) is None

@@ -212,7 +212,7 @@ class ElasticRes2Net(nn.Module):
             c_in = stage.channels
         self.fc = classifier(arch.num_features, arch.classifier_size)
         self.head: nn.Module | None = None
-        if arch.head is not None:  # members share it: their maps have equal channels
+        if arch.head is not None:  # members share the head, because their maps have equal channels
             channels, strides = zip(*stage_maps(arch), strict=True)
             self.head = build_head(arch.head, arch.num_classes, channels, strides)
         self.apply(init)
@@ -239,7 +239,7 @@ class ElasticRes2Net(nn.Module):
             for j, block in enumerate(self._blocks(i)[: stage.depth]):
                 for parts in (block.whole(), block.sliced(stage, statistics), block.gates(arch.se)):
                     out |= {f"layer{i}.{j}.{name}": value for name, value in parts}
-        # `state_dict` includes buffers. Without statistics, drop them: `_plain` makes training modules without buffers.
+        # `state_dict` includes the statistics. The modules of `_plain` have none in training mode, so drop them then.
         return out if statistics else {k: v for k, v in out.items() if not k.endswith(BUFFERS)}
 
     @torch.no_grad()

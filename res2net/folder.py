@@ -40,7 +40,7 @@ def check_replaceable(folder: Path, what: str) -> None:
 
 
 def check_creatable(folder: Path, what: str) -> None:
-    """Raise `UserError` unless the user may create a folder, or replace it, inside the folder above it.
+    """Raise `UserError` unless the user may create or replace a folder in its parent folder.
 
     what: the name of the folder in errors.
     """

@@ -42,7 +42,7 @@ class Place(NamedTuple):
 
     def put(self, value: Tensor, base: Tensor) -> Tensor:
         """Return a copy of `base` with the smaller tensor `value` in its place. The filled rows are zero elsewhere."""
-        if value.shape == base.shape:  # nothing grows, and then the indices are those of a copy
+        if value.shape == base.shape:  # nothing grows, so every index keeps its place
             return value.to(base, copy=True)
         out = base.clone()
         rows = torch.arange(len(out)) if self.rows is None else self.rows
@@ -131,7 +131,7 @@ def _find_middle(key: str, layer: re.Match[str], a: Stage, b: Stage) -> Place | 
 
 
 def _splits(a: int, b: int) -> list[int]:
-    """Return the place of each of `a` splits among `b`.
+    """Return the place of each of `a` splits among `b` splits.
 
     The last split passes through without a convolution, so it stays last. A single split is convolved, so it is first.
     """
@@ -151,7 +151,7 @@ def _channels(a: Stage, b: Stage) -> Tensor:
 
 
 def _group_columns(a: Stage, b: Stage) -> Tensor:
-    """Return the place of each column of a grouped kernel: `[width, width / cardinality]`. Columns count in a group."""
+    """Return the place of each column of a grouped kernel, from 0 in each group: `[width, width / cardinality]`."""
     part = a.width // a.cardinality
     columns = _channels(a, b) % (b.width // b.cardinality)
     return columns.view(-1, part).repeat_interleave(part, 0)  # all rows of a group read the same channels

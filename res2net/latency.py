@@ -23,8 +23,8 @@ if TYPE_CHECKING:  # scipy takes a second to import, and most lookups need no in
     import numpy as np
 
 COMMAND = "python -m search.latency"
-LEAST_KNOWN = 4  # measured pieces that agree with a piece, apart from its shape, before it is interpolated
-SLACK = 2.0  # interpolated shapes lie within the measured widths, scales and cardinalities, up to this factor
+LEAST_KNOWN = 4  # minimum number of measured pieces that differ only in shape, for interpolation
+SLACK = 2.0  # how far an interpolated shape may lie outside the measured range, as a factor
 
 Entry = tuple[str, float, float]  # the key of a piece, the median and the spread of its time in ms
 
@@ -36,12 +36,11 @@ class LatencyTable:
     device: `cpu` or `cuda`.
     hardware: the name of the processor.
     form: how networks run, one of `res2net.deploy.timing.FORMS`.
-    batch_size, threads, image_size: what the times hold for. Times are those of the whole batch.
-    versions: names and versions of the packages that computed.
+    batch_size, threads, image_size: the conditions of the measurement. Times are those of the whole batch.
+    versions: names and versions of the packages that ran the networks.
     entries: for each measured piece its key, the median and the spread of its time in ms. The spread is the
         interquartile range.
-    overhead: ms of a network outside its pieces.
-    factor: the ratio of a network's own time to the sum of its pieces' times. Both are fitted on whole networks.
+    overhead, factor: the numbers in the formula above, fitted on whole networks. The overhead is in ms.
     """
 
     device: str
@@ -96,7 +95,7 @@ class LatencyTable:
 
     @cached_property
     def _times(self) -> dict[Piece, float]:
-        """The times of pieces. Interpolated times are added as they are asked for."""
+        """The times of pieces. `piece` adds the times that it interpolates."""
         return {Piece.from_key(key): median for key, median, _ in self.entries}
 
     @cached_property
@@ -114,7 +113,7 @@ class LatencyTable:
 
     @property
     def text(self) -> str:
-        """What the times hold for, in one short line."""
+        """The conditions of the measurement, in one short line."""
         threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
         return f"{self.device} ({self.hardware}), {self.form}, batch {self.batch_size}, {threads}"
 
@@ -160,7 +159,7 @@ class LatencyTable:
 
 
 def _entry(row: object) -> Entry:
-    """Return the entry of a row of JSON. Raise `UserError` for another row."""
+    """Return the entry of a row of JSON. Raise `UserError` for an invalid row."""
     is_row = isinstance(row, list | tuple) and len(row) == 3 and isinstance(row[0], str)
     if not is_row or not all(_is_number(v) for v in row[1:]) or row[1] <= 0 or row[2] < 0:  # type: ignore[index]
         raise UserError(f"latency table: entry {row!r}; accepted: [key, median, spread] with times above 0 in ms")
@@ -173,15 +172,15 @@ def _is_number(value: object) -> bool:
 
 
 def _shape(piece: Piece) -> tuple[int, int, int]:
-    """Return the fields that interpolation changes."""
+    """Return the fields over which times are interpolated."""
     return piece.width, piece.scale, piece.cardinality
 
 
 def _family(piece: Piece) -> Piece:
     """Return a stand-in for all pieces that differ only in shape.
 
-    Blocks of one split are a family of their own, because they run other kernels than blocks of several splits. They
-    keep a scale of 1. A scale of 2 stands for any larger scale.
+    Blocks of one split and blocks of several splits run different kernels, so they are different families. The
+    stand-in has scale 1 for one split, and scale 2 for several.
     """
     if piece.kind != "block":
         return piece
@@ -193,8 +192,8 @@ class _Curve:
 
     A trend is fitted: a constant, and factors for the number of convolutions, the products of 1x1 convolutions and the
     products of 3x3 convolutions. The logarithm of the ratio of time to trend is interpolated in logarithms of the
-    shape. On leaving out one measured piece at a time, the median error of its time was 3.2 % with the trend, 6.3 %
-    without (360 blocks of base imagenet, optimized, one thread); with a third of the others, 3.9 % and 15.9 %.
+    shape. In leave-one-out tests, the median error was 3.2 % with the trend and 6.3 % without (360 blocks of base
+    imagenet, optimized, one thread). With only a third of the other pieces, it was 3.9 % and 15.9 %.
     """
 
     def __init__(self, known: Mapping[Piece, float]) -> None:
@@ -205,9 +204,9 @@ class _Curve:
         times = np.array(list(known.values()))
         terms = self._terms(*known)
         self._scale = terms.max(0)
-        # Divide by the times, so that relative errors count. Factors below 0 could make a trend negative.
+        # Divide by the times, so that the fit minimises relative errors. Factors below 0 could make a trend negative.
         self._factors, _ = nnls(terms / self._scale / times[:, None], np.ones(len(times)))
-        # The linear kernel without a polynomial needs no spread along every axis: all measured scales may be equal.
+        # The linear kernel without a polynomial also works if all pieces have the same scale, width or cardinality.
         ratio = np.log(times / self._trend(*known))
         self._ratio = RBFInterpolator(self._place(*known), ratio, kernel="linear", degree=0)
 

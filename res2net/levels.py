@@ -1,4 +1,4 @@
-"""The resolutions of a network's stages, and the maps that they put out. Does not import torch."""
+"""The resolutions of a network's stages, and their feature maps. Does not import torch."""
 
 from __future__ import annotations
 

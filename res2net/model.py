@@ -231,8 +231,8 @@ class Res2Net(Network):
     """The network of an `Arch`: `model(x)` returns logits `[N, num_classes]` for images `[N, C, H, W]`.
 
     H and W may be any size from 1, because strided layers round up.
-    output_stride: the stride of the last map. Dilation replaces further strides (see `res2net.backbone`). None: as the
-        head asks, or the network's own. It changes no weight.
+    output_stride: the stride of the last map. Dilation replaces further strides (see `res2net.backbone`). None: the
+        stride that the head requires, or the network's own. It changes no weight.
     """
 
     def __init__(self, arch: Arch, output_stride: int | None = None) -> None:

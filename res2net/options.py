@@ -14,7 +14,7 @@ The keys of a field's metadata:
     positional: whether the field is a positional argument.
     choices: a function that returns the accepted names.
     parse: a function `(text, field name) -> value` that reads a text such as 20M or 6h.
-    shown: the default as the help shows it, if its own text does not suit.
+    shown: the text for the default in the help, in place of the default itself.
     common: whether `--help` shows the option. `--help-all` shows all options.
 """
 

@@ -13,7 +13,7 @@ PATH = "my_package.my_module:NAME"  # the form of an import path, shown in error
 def load_object(path: str, field: str, accepted: str = PATH, known: Iterable[str] = ()) -> object:
     """Return the object of an import path.
 
-    known: names that are accepted in place of a path. The caller has looked for them already.
+    known: accepted names other than paths, for the error. The caller has already handled these names.
     Raise `UserError` for a text that is no path, and if the module cannot be imported or lacks the name. The error
     shows `field` and `accepted`.
     """

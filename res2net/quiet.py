@@ -1,4 +1,4 @@
-"""Silence a library's logger for a while."""
+"""Silence a library's logger inside a block."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def quiet(name: str | None = None, level: int = logging.ERROR) -> Iterator[None]:
-    """Inside the block, a logger shows only messages of at least `level`. name: None is the root logger."""
+    """Inside the block, a logger shows only messages of at least `level`. name: None for the root logger."""
     logger = logging.getLogger(name)
     before = logger.level
     logger.setLevel(level)

@@ -99,7 +99,7 @@ def names() -> tuple[str, ...]:
 
 
 def bases_like(base: str) -> tuple[str, ...]:
-    """Return the bases for images of the same size as those of a base."""
+    """Return the bases with the same image size as this base."""
     size = skeleton(base).image_size
     return tuple(b for b, frame in _SKELETONS.items() if frame.image_size == size)
 

@@ -127,7 +127,7 @@ class Space:
         return self._extreme(self._grid, max, cost_field, image_size)
 
     def range_of(self, measure: Callable[[Arch], float]) -> tuple[float, float]:
-        """Return the least and the greatest value of a measure. They are exact if it is a sum over the stages."""
+        """Return the least and the greatest value of a measure. They are exact if the measure is a sum over stages."""
         low, high = (self.arch(self._grid.extreme(pick, measure)) for pick in (min, max))
         return measure(low), measure(high)
 

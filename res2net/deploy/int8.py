@@ -1,4 +1,4 @@
-"""Quantize networks to int8 for ONNX Runtime, by its static quantization: QDQ format, weights per channel."""
+"""Quantize networks to int8 with ONNX Runtime's static quantization: QDQ format, one weight scale per channel."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from res2net.quiet import quiet
 if TYPE_CHECKING:  # in the `onnx` extra
     from onnxruntime.quantization import CalibrationDataReader
 
-BATCH = 32  # calibration images that are run together
+BATCH = 32  # calibration images in one run
 
 
 class Quantized(nn.Module):
     """A network in int8, computed by ONNX Runtime on the CPU. It cannot be trained.
 
     data: the content of the ONNX file. Its input is `images` `[N, C, H, W]`, for batches of any size.
-    threads: of ONNX Runtime; None takes its default, one for each core.
+    threads: number of ONNX Runtime's threads. None: one for each core.
     """
 
     def __init__(self, data: bytes, threads: int | None = None) -> None:
@@ -51,8 +51,8 @@ class Quantized(nn.Module):
 def quantize(model: nn.Module, images: Tensor, *, reduce_range: bool = False) -> Quantized:
     """Return the network in int8. The model is unchanged.
 
-    images: calibration images `[N, C, H, W]`, normalized as in training. They set the range of each activation, and
-        their size is the size of the images that the result accepts. A few hundred images suffice.
+    images: calibration images `[N, C, H, W]`, normalized as in training. They set the range of each activation. A
+        few hundred images suffice. The result accepts only images of their size.
     reduce_range: whether weights use 7 bits. CPUs without VNNI instructions may overflow with 8 bits.
     """
     need_onnx()
@@ -66,16 +66,16 @@ def quantize(model: nn.Module, images: Tensor, *, reduce_range: bool = False) ->
         whole, prepared = (Path(folder) / name for name in ("model.onnx", "prepared.onnx"))
         height, width = images.shape[2:]
         export_onnx(model, whole, image_size=(int(height), int(width)), check=False)
-        quant_pre_process(whole, prepared, skip_symbolic_shape=True)  # fuses batch norms
+        quant_pre_process(whole, prepared, skip_symbolic_shape=True)  # this also fuses batch norms
         return Quantized(quantized_file(prepared, images, reduce_range))
 
 
 def quantized_file(path: Path, images: Tensor, reduce_range: bool = False) -> bytes:
-    """Return an ONNX file in int8, as the content of a file. images, reduce_range: see `quantize`."""
+    """Quantize an ONNX file. Return the content of the int8 file. images, reduce_range: see `quantize`."""
     from onnxruntime import quantization  # in the `onnx` extra
 
     small = path.with_name("int8.onnx")
-    with quiet():  # it asks for a preparation that our files do not need
+    with quiet():  # hides the advice to prepare the file, which our files do not need
         quantization.quantize_static(
             path,
             small,

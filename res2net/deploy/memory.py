@@ -18,16 +18,16 @@ STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 def peak_of(weights: Path, arch: Arch, device: str, batch_size: int, image_size: int) -> float:
     """Return the peak memory of an optimized network with one batch of images, weights included, in MB (10**6 bytes).
 
-    On a GPU, this is the memory that PyTorch allocated. On Linux, it is the rise of this process's resident memory:
-    call it in a new process. Return NaN on other systems.
+    On a GPU, this is the memory that PyTorch allocates. On a CPU under Linux, it is the increase of the process's
+    resident memory, so call this function in a new process. Return NaN on other systems.
     """
     images = torch.zeros(batch_size, arch.in_channels, image_size, image_size, device=device)
-    _run(create(arch), images[:1])  # loads kernels, which are not the network's
+    _run(create(arch), images[:1])  # load the kernels first: they do not belong to the network's memory
     if images.is_cuda:
         torch.cuda.reset_peak_memory_stats(images.device)
         before = torch.cuda.memory_allocated(images.device)
     elif STATUS.is_file():
-        RESET.write_text("5")  # sets the peak to the memory of now
+        RESET.write_text("5")  # resets the peak to the current memory
         before = _resident("VmRSS")
     else:
         return math.nan

@@ -25,7 +25,7 @@ from res2net.deploy.int8 import quantized_file
 WARM = 3
 OPSET = 20  # as in `export_onnx`: with opset 18, blocks took up to 28 % less time
 HEAD = "head"
-SCOPES = "pkg.torch.onnx.name_scopes"  # where the exporter writes the names of the modules that a node comes from
+SCOPES = "pkg.torch.onnx.name_scopes"  # key of a node's metadata: the names of its modules
 
 
 def runner(model: nn.Module, images: Tensor, threads: int, int8: bool, quick: bool = False) -> Callable[[], object]:
@@ -39,8 +39,8 @@ def piece_times(
 ) -> np.ndarray:
     """Return the times of a network's pieces in ms, `[runs, pieces]`: stem, blocks, head.
 
-    The profiler takes time at each node. So the network also runs without the profiler, and the difference is taken
-    off the pieces, in proportion to their nodes.
+    The profiler adds time to each node. So the network also runs without the profiler. The difference is subtracted
+    from the pieces, in proportion to their numbers of nodes.
     """
     data, feed = _proto(model, images, int8, True), {"images": images.numpy()}
     with tempfile.TemporaryDirectory() as folder:
@@ -56,7 +56,7 @@ def piece_times(
 
 
 def _run(run: Callable[[], object], least_runs: int, seconds: float) -> list[float]:
-    """Run a function `WARM` times, then at least `least_runs` times and for `seconds`. Return the ms of all runs."""
+    """Run a function `WARM` times, then at least `least_runs` times and for `seconds`. Return each run's ms."""
     out: list[float] = []
     end = time.perf_counter() + seconds
     while len(out) < WARM + least_runs or time.perf_counter() < end:
@@ -102,8 +102,8 @@ def _proto(model: nn.Module, images: Tensor, int8: bool, quick: bool) -> bytes:
 def _export_quickly(model: nn.Module, path: Path, images: Tensor) -> None:
     """Write an ONNX file of a network with PyTorch's older exporter.
 
-    It takes 0.1 to 0.6 s for a network of base micro or cifar, `export_onnx` 2 to 8 s. ONNX Runtime turns both files
-    into the same operators; a test compares them.
+    The older exporter takes 0.1 to 0.6 s for a network of base micro or cifar; `export_onnx` takes 2 to 8 s. ONNX
+    Runtime turns both files into the same operators. A test compares the operators.
     """
     frozen = copy.deepcopy(model).to("cpu", torch.float32).eval()
     with warnings.catch_warnings():
@@ -128,9 +128,9 @@ def _label(node: Any) -> str:
 
 
 def _name_nodes(proto: Any) -> None:
-    """Name each node, and its outputs, after its block (`layer1.0/Conv3`). Name the nodes after the last block `head/`.
+    """Start the name of each node with its block (`layer1.0/Conv3`), or with `head/` behind the last block.
 
-    ONNX Runtime names a convolution after its output when it changes the convolution's layout.
+    Rename the outputs too: ONNX Runtime names a convolution after its output when it changes the convolution's layout.
     """
     nodes = list(proto.graph.node)
     labels = [_label(node) for node in nodes]
@@ -143,13 +143,13 @@ def _name_nodes(proto: Any) -> None:
         for k, name in enumerate(node.output):
             if name and name not in fixed:
                 node.output[k] = renamed[name] = f"{node.name}/{k}"
-    del proto.graph.value_info[:]  # shapes of values under their former names
+    del proto.graph.value_info[:]  # it holds shapes under the former names
 
 
 def _split(events: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
     """Return the times of each run's pieces in ms, `[runs, pieces]`, and the nodes of each piece, `[pieces]`.
 
-    ONNX Runtime adds nodes without our names, such as changes of layout. They count for the piece before them.
+    ONNX Runtime adds nodes that do not name a block, such as changes of layout. They count for the piece before them.
     """
     runs = sorted((e["ts"], e["ts"] + e["dur"]) for e in events if e.get("name") == "model_run")
     nodes = sorted(

@@ -28,9 +28,9 @@ TORCH_FORMS = ("eager", "optimized", "optimized-bf16")
 ONNX_FORMS = ("onnx", "onnx-int8")
 FORMS = TORCH_FORMS + ONNX_FORMS
 WARM = 3  # untimed runs: the first ones pack weights, choose kernels and allocate memory
-LEAST_RUNS = 30  # of networks that are timed piece by piece
-LEAST_WHOLE_RUNS = 10  # of whole networks: relative to their time, they vary less than single pieces
-SECONDS = 0.2  # of timed runs, for networks that run more often than `LEAST_RUNS` in this time
+LEAST_RUNS = 30  # minimum number of timed runs, piece by piece
+LEAST_WHOLE_RUNS = 10  # minimum number of timed runs of whole networks, whose times vary less than those of pieces
+SECONDS = 0.2  # minimum duration of all timed runs
 Run = Callable[[], object]
 
 
@@ -47,8 +47,8 @@ def check_form(form: str, device: torch.device) -> None:
 def runner(model: nn.Module, form: str, images: Tensor, threads: int = 1, quick: bool = False) -> Run:
     """Return a function that runs a network once on a batch of images `[N, C, H, W]`, in one of `FORMS`.
 
-    The images' device is the device. The model is unchanged. threads: those of ONNX Runtime. PyTorch's threads are set
-    where the function is timed.
+    The network runs on the images' device. The model is unchanged.
+    threads: number of ONNX Runtime's threads. `measured` sets the number of PyTorch's threads.
     quick: whether ONNX files come from PyTorch's older exporter, as in `piece_times`.
     """
     check_form(form, images.device)
@@ -71,7 +71,7 @@ def prepared(model: nn.Module, form: str) -> nn.Module:
 def measured(run: Run, threads: int = 1, seconds: float = SECONDS) -> tuple[float, float]:
     """Return the median and the interquartile range of a function's time in ms, on `threads` threads of PyTorch.
 
-    The function runs for at least `seconds`, and at least `LEAST_WHOLE_RUNS` times. The time of work on a GPU counts.
+    The function runs for at least `seconds`, and at least `LEAST_WHOLE_RUNS` times. The time includes work on a GPU.
     """
     timer = Timer("run()", globals={"run": run}, num_threads=threads)
     timer.timeit(WARM)
@@ -132,7 +132,7 @@ def pinned(threads: int) -> Iterator[None]:
 class Stamps:
     """The times at which a run passes the borders between pieces.
 
-    On a GPU, the borders are events in its queue of work: kernels run later than Python starts them.
+    On a GPU, a border is a CUDA event, because kernels run later than Python launches them.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -21,10 +21,10 @@ from res2net.heads.value import (
 )
 from res2net.layer_cost import NOTHING, Cost, conv, down, linear
 
-DECONV_KERNEL = 4  # pixels along a side of a transposed convolution's kernel, whose stride is 2
-BOX_SIDE, MASK_SIDE = 7, 14  # pixels along a side of a proposal's features, for its box and for its mask
-MASK_LAYERS = 4  # 3x3 convolutions of a mask
-POINT_LAYERS, POINT_WIDTH = 8, 2  # 3x3 convolutions for key points, and their channels over those of the pyramid
+DECONV_KERNEL = 4  # side of the kernel of a transposed convolution of stride 2
+BOX_SIDE, MASK_SIDE = 7, 14  # side of a proposal's pooled features in pixels: for its box, for its mask
+MASK_LAYERS = 4  # 3x3 convolutions of the mask branch
+POINT_LAYERS, POINT_WIDTH = 8, 2  # key point branch: 3x3 convolutions; their channels, relative to the pyramid's
 
 
 class Map(NamedTuple):
@@ -49,7 +49,7 @@ def deeplab_cost(head: DeepLab, num_classes: int, maps: Sequence[Map], image_siz
     """Return the cost of a `DeepLab`."""
     last, low, c = maps[-1], maps[low_index(tuple(m.stride for m in maps))], head.channels
     coarse, fine = down(image_size, last.stride), down(image_size, low.stride)
-    total = conv(last.channels, c, 1, coarse) + conv(last.channels, c, 1, 1)  # a branch, and that of the mean
+    total = conv(last.channels, c, 1, coarse) + conv(last.channels, c, 1, 1)  # the 1x1 branch, the branch of the mean
     for _ in head.rates:
         total += conv(last.channels, c, 3, coarse)
     total += conv((len(head.rates) + 2) * c, c, 1, coarse)
@@ -60,7 +60,7 @@ def deeplab_cost(head: DeepLab, num_classes: int, maps: Sequence[Map], image_siz
 
 def dss_cost(head: Dss, num_classes: int, maps: Sequence[Map], image_size: int) -> Cost:
     """Return the cost of a `Dss`."""
-    c, total = head.channels, pointwise(len(maps), 1, down(image_size, maps[0].stride))  # fuses all sides
+    c, total = head.channels, pointwise(len(maps), 1, down(image_size, maps[0].stride))  # the fusion of all score maps
     for i, own in enumerate(maps):
         size, deeper = down(image_size, own.stride), len(maps) - 1 - i
         total += conv(own.channels, c, 3, size) + conv(c, c, 3, size) + pointwise(c, 1, size)
@@ -92,7 +92,7 @@ def repeated(cost: Cost, times: int) -> Cost:
 
 
 def faster_rcnn_cost(head: FasterRcnn, num_classes: int, maps: Sequence[Map], image_size: int) -> Cost:
-    """Return the cost of a `FasterRcnn`, for as many proposals as it scores at most. Pooling costs no MACs."""
+    """Return the cost of a `FasterRcnn` for its maximum number of proposals. Pooling costs no MACs."""
     c, total = head.channels, NOTHING
     sides = [down(image_size, m.stride) for m in maps]
     for m, side in zip(maps, sides, strict=True):
@@ -106,7 +106,7 @@ def faster_rcnn_cost(head: FasterRcnn, num_classes: int, maps: Sequence[Map], im
 
 
 def mask_rcnn_cost(head: MaskRcnn, num_classes: int, maps: Sequence[Map], image_size: int) -> Cost:
-    """Return the cost of a `MaskRcnn`, for as many objects as it finds at most."""
+    """Return the cost of a `MaskRcnn` for its maximum number of objects."""
     c, total = head.channels, NOTHING
     for _ in range(MASK_LAYERS):
         total += biased(c, c, 3, MASK_SIDE)
@@ -117,7 +117,7 @@ def mask_rcnn_cost(head: MaskRcnn, num_classes: int, maps: Sequence[Map], image_
 
 
 def keypoint_rcnn_cost(head: KeypointRcnn, num_classes: int, maps: Sequence[Map], image_size: int) -> Cost:
-    """Return the cost of a `KeypointRcnn`, for as many objects as it finds at most."""
+    """Return the cost of a `KeypointRcnn` for its maximum number of objects."""
     wide = POINT_WIDTH * head.channels
     total = biased(head.channels, wide, 3, MASK_SIDE)
     for _ in range(POINT_LAYERS - 1):

@@ -11,7 +11,7 @@ from res2net.heads.layers import Pointwise, resized
 from res2net.heads.value import HEAT_STRIDE, Deconv, doublings
 from res2net.layer_cost import down
 
-STD = 0.001  # of the initial weights, as published
+STD = 0.001  # standard deviation of the initial weights, as published
 
 
 def doubling(c_in: int, c_out: int) -> nn.Sequential:
@@ -37,7 +37,7 @@ class DeconvHead(nn.Module):
         self.points = Pointwise(head.channels, num_classes, std=STD)
 
     def forward(self, maps: Sequence[Tensor], size: Sequence[int]) -> Tensor:
-        """Return the heat map of every key point. maps: those of the backbone. size: height and width of the images."""
+        """Return the heat map of every key point. maps: the backbone's maps. size: height and width of the images."""
         heat = self.points(self.enlarge(maps[-1]))
         height, width = (down(n, HEAT_STRIDE) for n in size)
         # The maps of a backbone may extend beyond the image, because strided layers round up.

@@ -31,7 +31,7 @@ class Pyramid(nn.Module):
 class DeepLabHead(nn.Module):
     """The head of a `DeepLab`: it returns logits `[N, num_classes, H, W]` of the images' size.
 
-    The paper's dropout is left out: its random numbers would not resume exactly.
+    The paper's dropout is omitted: a resumed training could not repeat its random numbers.
     """
 
     def __init__(self, head: DeepLab, num_classes: int, channels: tuple[int, ...], strides: tuple[int, ...]) -> None:
@@ -45,7 +45,7 @@ class DeepLabHead(nn.Module):
         self.classify = Pointwise(head.channels, num_classes)
 
     def forward(self, maps: Sequence[Tensor], size: Sequence[int]) -> Tensor:
-        """Return the logits of every pixel. maps: those of the backbone. size: height and width of the images."""
+        """Return the logits of every pixel. maps: the backbone's maps. size: height and width of the images."""
         fine = self.reduce(maps[self.low])
         coarse = resized(self.pyramid(maps[-1]), fine.shape[2:])
         return resized(self.classify(self.refine(torch.cat([coarse, fine], 1))), size)

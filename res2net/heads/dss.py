@@ -1,4 +1,4 @@
-"""DSS (arXiv 1611.04849): side branches with short connections from deep ones to shallow ones, and deep supervision."""
+"""DSS (arXiv 1611.04849): side branches, short connections from deep to shallow branches, and deep supervision."""
 
 from __future__ import annotations
 
@@ -29,12 +29,13 @@ class DssHead(nn.Module):
         self.branches = nn.ModuleList(
             nn.Sequential(layer(c_in, c, 3), layer(c, c, 3), Pointwise(c, 1)) for c_in in channels
         )
-        # The short connections of each branch but the deepest: its own score map, then those of all deeper branches.
+        # Each layer fuses the score map of one branch with the score maps of all deeper branches. The deepest branch
+        # has none.
         self.short = nn.ModuleList(averaging(count - i) for i in range(count - 1))
         self.fuse = averaging(count)
 
     def forward(self, maps: Sequence[Tensor], size: Sequence[int]) -> Tensor:
-        """Return logits of the images' size, `[N, 1, H, W]`. maps: those of the backbone, finest first.
+        """Return logits of the images' size, `[N, 1, H, W]`. maps: the backbone's maps, finest first.
 
         In training mode, the result is `[N, 1 + len(maps), H, W]`: the fused logits, then those of each branch.
         """
@@ -48,6 +49,6 @@ class DssHead(nn.Module):
 
 
 def _stacked(scores: Sequence[Tensor]) -> Tensor:
-    """Return score maps as the channels of one map of the first one's size."""
+    """Resize score maps to the size of the first one. Return them as the channels of one map."""
     size = scores[0].shape[2:]
     return torch.cat([scores[0], *(resized(x, size) for x in scores[1:])], 1)

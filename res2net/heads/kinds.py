@@ -21,7 +21,7 @@ MODULES = {
 def build_head(head: Head, num_classes: int, channels: tuple[int, ...], strides: tuple[int, ...]) -> Any:
     """Return a newly initialised head, whose `forward` takes the feature maps and the size of the images.
 
-    channels, strides: those of each of the backbone's maps, finest first.
+    channels, strides: the channels and the stride of each of the backbone's maps, finest first.
     """
     module, _, name = MODULES[head.kind].partition(":")
     return getattr(import_module(module), name)(head, num_classes, channels, strides)

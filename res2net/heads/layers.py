@@ -7,16 +7,16 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-DRAWN = "drawn"  # attribute of convolutions whose initial weights the head has drawn: `res2net.backbone.init`
+DRAWN = "drawn"  # the attribute that makes `res2net.backbone.init` skip a convolution
 
 
 class Pointwise(nn.Conv2d):
     """A 1x1 convolution with bias that draws its own initial weights. `res2net.backbone.init` leaves them as they are.
 
-    Scores of few outputs need it: `init` would make them far larger than 1.
+    A layer with few outputs, such as scores, needs its own weights: `init` would make the outputs far larger than 1.
 
-    mean, std: of the initial weights. None: the standard deviation that gives outputs on the scale of the inputs. With
-        a smaller one, such as 0.01, networks learn far more slowly. The bias starts at 0.
+    mean, std: mean and standard deviation of the initial weights. The bias starts at 0. If `std` is None, outputs are
+        as large as inputs. With a smaller `std`, such as 0.01, networks learn far more slowly.
     """
 
     def __init__(self, c_in: int, c_out: int, mean: float = 0.0, std: float | None = None) -> None:
@@ -29,7 +29,7 @@ class Pointwise(nn.Conv2d):
 
 
 class PooledNorm(nn.BatchNorm2d):
-    """A batch norm of one value for each image. A single image in training is normalised by the running statistics."""
+    """A batch norm for maps of one pixel. In training, the running statistics normalise a batch of one image."""
 
     def forward(self, input: Tensor) -> Tensor:
         alone = self.training and input.numel() == self.num_features and self.running_mean is not None

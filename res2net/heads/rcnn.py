@@ -14,13 +14,13 @@ from res2net.heads.layers import DRAWN
 from res2net.heads.value import ASPECTS, DETECTIONS, FasterRcnn, KeypointRcnn, MaskRcnn
 from res2net.heads.vision_private import load_torchvision
 
-SAMPLES = 2  # sampled points of each pooled pixel, along a side
-ANCHORS = 256  # anchors of an image that train the proposals
-FOREGROUND = 0.25  # most of an image's trained proposals that are objects
-MOST_TRAINED = 512  # proposals of an image that train the boxes
-LEAST_SCORE = 0.05  # of an object that is found
+SAMPLES = 2  # sampled points along each side of a pooled pixel
+ANCHORS = 256  # anchors per image in the loss of the proposals
+FOREGROUND = 0.25  # maximum share of objects among the proposals in the loss of the boxes
+MOST_TRAINED = 512  # proposals per image in the loss of the boxes
+LEAST_SCORE = 0.05  # minimum score of a detected object
 
-# Of an image, as torchvision has them: `boxes` [n, 4], `labels` [n], `masks` [n, H, W], `keypoints` [n, points, 3].
+# An image's targets, as in torchvision: `boxes` [n, 4], `labels` [n], `masks` [n, H, W], `keypoints` [n, points, 3].
 Target = dict[str, Tensor]
 
 
@@ -97,9 +97,10 @@ class RcnnHead(nn.Module):
         self.roi_heads.keypoint_predictor = KeypointRCNNPredictor(wide, points)
 
     def forward(self, maps: Sequence[Tensor], size: Sequence[int], targets: list[Target] | None = None) -> Any:
-        """Return the objects of each image, or the losses. maps: of the backbone. size: height and width of the images.
+        """Return the objects of each image. In training mode, return the losses.
 
-        targets: for training, those of each image. An image may have no objects: boxes [0, 4].
+        maps: the backbone's maps. size: height and width of the images.
+        targets: the targets of each image, for training. An image may have no objects: boxes [0, 4].
         """
         from torchvision.models.detection.image_list import ImageList
         from torchvision.models.detection.roi_heads import paste_masks_in_image

@@ -14,8 +14,8 @@ from res2net.errors import UserError, unknown
 
 LOW_STRIDE = 4  # the stride of the finer map that a decoder reads
 HEAT_STRIDE = 4  # the stride of heat maps
-ASPECTS = (0.5, 1.0, 2.0)  # height over width of the anchors at each place
-DETECTIONS = 100  # most objects that are found in an image
+ASPECTS = (0.5, 1.0, 2.0)  # height / width of the anchors at each pixel of a map
+DETECTIONS = 100  # maximum number of detected objects in an image
 
 
 class Head:
@@ -28,7 +28,7 @@ class Head:
     __slots__ = ()
     __dataclass_fields__: ClassVar[dict[str, Any]]
     kind: ClassVar[str]
-    detects: ClassVar[bool] = False  # whether the head finds objects: its outputs are then no tensor
+    detects: ClassVar[bool] = False  # whether the head detects objects; its outputs are then not a tensor
     channels: int
     output_stride: int | None
 
@@ -56,7 +56,7 @@ class Head:
         return found(**values)
 
     def check(self, num_classes: int) -> None:
-        """Raise `UserError` if the head cannot have this number of outputs. For 0, no network has the head."""
+        """Raise `UserError` if the head cannot have this number of outputs. Networks of 0 outputs have no head."""
 
     def _check_whole(self, **values: object) -> None:
         """Raise `UserError` unless each value is a whole number of at least 1."""
@@ -125,13 +125,13 @@ class Deconv(Head):
 class FasterRcnn(Head):
     """The head of Faster R-CNN (arXiv 1506.01497) over a feature pyramid (FPN, arXiv 1612.03144): boxes of objects.
 
-    The pyramid has each of the backbone's maps, and one more of half the size of the last. `num_classes` counts the
-    background, which is class 0.
+    The pyramid has a map for each of the backbone's maps, and one more of half the last map's size. `num_classes`
+    counts the background, which is class 0.
 
     channels: channels of the pyramid.
     hidden: features of each of the two layers that describe a proposal.
     anchor: side of a square anchor, in pixels of its map.
-    proposals: most proposals of an image that are scored. Twice as many are sampled from in training.
+    proposals: maximum number of scored proposals of an image. Training samples from twice as many.
     """
 
     kind: ClassVar[str] = "faster_rcnn"
@@ -186,5 +186,5 @@ def low_index(strides: tuple[int, ...]) -> int:
 
 
 def doublings(stride: int) -> int:
-    """Return how many transposed convolutions lead from a map of this stride to the stride of heat maps, at least 1."""
+    """Return the number of transposed convolutions from a map of this stride to the stride of heat maps, at least 1."""
     return max(1, (-(-stride // HEAT_STRIDE) - 1).bit_length())

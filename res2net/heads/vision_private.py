@@ -1,8 +1,8 @@
-"""Load torchvision, also where its compiled operators cannot be loaded: then two of them are computed by PyTorch.
+"""Load torchvision. If its compiled operators do not load, compute the two that this package needs with PyTorch.
 
-A wheel of torchvision has operators for one build of PyTorch. Beside another build (such as one for CPUs alone), the
-wheel cannot even be imported, until PyTorch knows the signatures of some operators. This module names all that it uses
-of torchvision's private parts. Checked with torchvision 0.28.
+A wheel of torchvision has operators for one build of PyTorch. With another build (such as one for CPUs alone), the
+import of torchvision fails until PyTorch knows the signatures of some operators. This module contains all uses of
+torchvision's private parts. Checked with torchvision 0.28.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from torch import Tensor, library
 from res2net.errors import UserError
 
 SIGNATURE = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-OPERATORS = ("nms", "qnms")  # those of this signature that an import of torchvision asks for
+OPERATORS = ("nms", "qnms")  # operators of this signature that torchvision's import requires
 
 
 def need_torchvision(what: str) -> None:
-    """Raise `UserError` if torchvision is missing. what: the thing that needs it, such as a task."""
+    """Raise `UserError` if torchvision is missing. what: the subject of the error, such as a task."""
     if find_spec("torchvision") is None:
         raise UserError(f"{what} needs torchvision; run pip install 'res2net-search[detection]'")
 
@@ -56,9 +56,9 @@ def _import_without_operators() -> None:
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
-    """Return the rows of boxes [n, 4] that remain, the best first: no kept box of a higher score overlaps them more.
+    """Return the indices of the boxes [n, 4] that non-maximum suppression keeps, the highest score first.
 
-    iou_threshold: the most intersection over union (IoU) of two kept boxes.
+    iou_threshold: maximum intersection over union (IoU) of two kept boxes.
     """
     from torchvision.ops import box_iou
 
@@ -76,9 +76,11 @@ def roi_align(
 ) -> Tensor:
     """Return the features of regions, [K, C, height, width]: means of bilinear samples (Mask R-CNN, section 3).
 
-    input: [N, C, H, W]. rois: [K, 5], the image's row and x1, y1, x2, y2. spatial_scale: pixels of the map for a pixel
-    of the image. sampling_ratio: samples of a pooled pixel along a side; 0 or less: about one a pixel of the map.
-    aligned: whether pixel i of the map is at i + 0.5.
+    input: [N, C, H, W].
+    rois: [K, 5], the index of the image in the batch, then x1, y1, x2, y2 in pixels of the image.
+    spatial_scale: number of map pixels for one image pixel, along a side.
+    sampling_ratio: samples along each side of a pooled pixel. 0 or less: about one for each map pixel.
+    aligned: whether the centre of map pixel i is at i + 0.5.
     """
     shift = 0.5 if aligned else 0.0
     x1, y1, x2, y2 = (rois[:, 1:] * spatial_scale - shift).unbind(1)
