@@ -26,7 +26,7 @@ def model_card(arch: BaseArch, story: str, rows: Sequence[tuple[str, str]], data
 
     arch: the network's architecture.
     story: one sentence that introduces the network.
-    rows: names and texts of a table.
+    rows: the rows of a table: a name and a text each.
     data: the entry `data` of `training.json`, with the keys name, classes, mean and std.
     """
     table = "\n".join(f"| {name} | {text} |" for name, text in rows)

@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from res2net.elastic import ElasticRes2Net
 from res2net.errors import UserError
 
-TIMEOUT = datetime.timedelta(hours=1)  # longest wait for another process: process 0 may score and write for long
+TIMEOUT = datetime.timedelta(hours=1)  # longest wait for another process: process 0 may score or write for long
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +188,7 @@ def joined(device: str) -> Iterator[tuple[Group, str]]:
     try:
         yield Group(dist.get_rank(), dist.get_world_size()), device
     finally:
-        # Free what `DistributedDataParallel` keeps in reference cycles. It holds the group, whose threads could
-        # otherwise still run while Python ends: torch 2.13 then aborts some processes.
+        # `DistributedDataParallel` keeps the group alive in reference cycles, so collect them now. Otherwise, threads
+        # of the group could still run while Python ends, and torch 2.13 then aborts some processes.
         gc.collect()
         dist.destroy_process_group()

@@ -1,7 +1,7 @@
 """Decode an image file into pixels (cut a box, resize it, mirror it), and provide a pool of decoding threads.
 
-JPEGs are decoded by libjpeg-turbo through simplejpeg. It gives Pillow's pixels in two thirds of the time and releases
-the interpreter's lock. It can also reduce an image: decode it at 1/2, 1/4 or 1/8 of its size. This is faster still:
+simplejpeg (libjpeg-turbo) decodes JPEGs. It gives Pillow's pixels in two thirds of the time and releases the
+interpreter's lock. It can also reduce an image: decode it at 1/2, 1/4 or 1/8 of its size. This is faster still:
 
 - Scored images are reduced only if twice the requested pixels remain along each side. With fewer remaining pixels, the
   result would differ visibly from Pillow's.

@@ -55,7 +55,7 @@ def placed(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def generator(device: torch.device, seed: int) -> torch.Generator:
-    """Return a random generator of the device. The meta device, which has none, gets one of the CPU."""
+    """Return a random generator of the device. For the meta device, return a generator of the CPU."""
     return torch.Generator("cpu" if device.type == "meta" else device).manual_seed(seed)
 
 

@@ -30,9 +30,9 @@ from trainers.subjects import SIZE, Prediction, Subject, printable, subject
 PROG = "python -m trainers.explain"
 SHEET = "sheet.png"
 MAX_SIZE = 4096  # pixels along a side; larger images need more memory than most machines have
-PIXELS = 16 * 224**2  # pixels of a batch, which bound its memory
+PIXELS = 16 * 224**2  # maximum number of pixels of a batch, to bound the memory
 SHOWN = 32  # minimum number of images for a progress bar
-ROWS = 100  # images on the sheet; viewers and matplotlib cannot show a much higher picture
+ROWS = 100  # maximum number of images on the sheet; viewers and matplotlib cannot show a much higher picture
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,8 +63,8 @@ class FitConfig:
     """The settings of `fit`. The options of `python -m trainers.fit` are these fields, with the same defaults.
 
     arch: a network's name, a path, or an architecture object.
-    epochs to label_smoothing: new values of the recipe's fields; None keeps the recipe's value. To change other fields
-    of a recipe, write a recipe file (see `trainers.recipes`).
+    epochs to label_smoothing: values that replace the recipe's. None keeps the recipe's value. To change other fields,
+    write a recipe file (see `trainers.recipes`).
     """
 
     arch: str | Path | BaseArch = field(
@@ -259,7 +259,7 @@ def read_data(config: FitConfig, training: Config, console: Console) -> tuple[Da
 
 
 def _check_crop(crop: str, name: str, target: str) -> None:
-    """Raise `UserError` for a crop that a data set cannot have. target: the targets of the task."""
+    """Raise `UserError` for a crop that does not suit the data set. target: the targets of the task."""
     of_files = "resized" if target == "class" else "scaled"
     files = trainers.datasets.data.get(name).streamable
     accepted = ("auto", "pad", *([of_files] if files else []))

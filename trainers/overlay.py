@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:  # matplotlib takes a second to import: it is imported where a picture is made
+if TYPE_CHECKING:  # matplotlib takes a second to import, so the functions below import it
     from matplotlib.figure import Figure
 
-COLOURS, ALPHA = "jet", 0.5  # the colours that are usual for Grad-CAM, from blue (0) to red (1), and their opacity
-SIDE, CELL = 3.0, 1.8  # inches along a side of a single picture, and of a picture on the sheet
-HEAD, LINE, GAP = 0.4, 0.16, 0.08  # inches: height of the column heads, of a line of a title, space between pictures
-DPI = 120  # pixels of an inch; more in the picture of a larger image, so that none of its pixels is lost
+COLOURS, ALPHA = "jet", 0.5  # the usual colour map of Grad-CAM, from blue (0) to red (1), and its opacity
+SIDE, CELL = 3.0, 1.8  # side of a single picture, side of a picture on the sheet, in inches
+HEAD, LINE, GAP = 0.4, 0.16, 0.08  # inches: height of a column head, height of a title's line, space between pictures
+DPI = 120  # pixels per inch; the picture of a larger image has more, so that no pixel is lost
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,7 +52,7 @@ def sheet(heads: Sequence[str], rows: Sequence[tuple[str, Sequence[Overlay]]]) -
     title = max(_height(overlay.title) for _, overlays in rows for overlay in overlays)
     width, height = GAP + columns * (CELL + GAP), HEAD + len(rows) * (CELL + title) + GAP
     figure = _figure(width, height)
-    # A map of few cells says little about the place, and its enlarged picture does not show how few they are.
+    # State the size of the maps: a map of few cells is imprecise, and the enlarged picture hides how few they are.
     sizes = ["{} x {} maps".format(*overlay.cells) for overlay in rows[0][1]]
     for column, (head, note) in enumerate(zip(("image", *heads), ("", *sizes), strict=True)):
         centre = GAP + column * (CELL + GAP) + CELL / 2
@@ -94,7 +94,7 @@ def _draw(
 
 
 def _text(figure: Figure, x: float, y: float, text: str, size: float, weight: str = "normal") -> None:
-    """Write a text around a point, in inches. Dollar signs in names are no formulas."""
+    """Write a text around a point, in inches. Show dollar signs in names, instead of a formula."""
     width, height = figure.get_size_inches()
     style = {"ha": "center", "va": "center", "fontsize": size, "weight": weight, "linespacing": 1.1}
     figure.text(x / width, y / height, text, parse_math=False, **style)

@@ -18,8 +18,8 @@ from trainers.device import autocast
 from trainers.images import Source
 from trainers.tasks.task import Task
 
-PANEL = 192  # least pixels along a side of a panel
-GAP, HEADER = 4, 16  # pixels between panels, and above them
+PANEL = 192  # minimum side of a panel in pixels
+GAP, HEADER = 4, 16  # pixels between panels, height of the heads in pixels
 HEADS = ("image", "truth", "prediction")
 
 
@@ -43,7 +43,7 @@ def sheet(rows: Sequence[Sequence[np.ndarray]]) -> bytes:
 
 
 def check_pictures(path: Path, task: Task, channels: int) -> None:
-    """Raise `UserError` for a task without pictures, images without colours, and a file in a folder that is missing."""
+    """Raise `UserError` for a task without pictures, a number of channels other than 1 or 3, and a missing folder."""
     if task.head_kind is None:
         raise UserError(f"`pictures`: not for the task {task.name}; accepted: a task whose targets have a place")
     if channels not in (1, 3):

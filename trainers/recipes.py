@@ -34,9 +34,9 @@ class Config:
     batch_size: images per step, over all processes.
     lr: peak learning rate, for batches of `batch_size` images.
     decay_norms: whether weight decay also shrinks 1-D parameters (norms, biases).
-    schedule: the learning rate after the warm-up. `cosine`, `linear` (arXiv 1905.04753) and `rex` (arXiv 2107.04197)
-    lower the rate to zero, as does `poly`, whose rate is the share of the remaining steps to the power of 0.9 (arXiv
-    1606.00915). `step` divides the rate by ten at each milestone. `constant` keeps the peak rate.
+    schedule: the learning rate after the warm-up. `cosine`, `linear` (arXiv 1905.04753), `rex` (arXiv 2107.04197) and
+    `poly` lower the rate to zero. The rate of `poly` is proportional to the share of the remaining steps, to the power
+    of 0.9 (arXiv 1606.00915). `step` divides the rate by ten at each milestone. `constant` keeps the peak rate.
     warmup: epochs over which the rate first rises linearly.
     milestones: epochs at which the schedule `step` lowers the rate.
     mixup, cutmix: parameter of the Beta distribution that draws a batch's mixing share; 0 disables the method. With
@@ -54,12 +54,12 @@ class Config:
     others, and `epochs` must count it.
     zero_init_last: whether the last batch norm of every residual block starts with zero weights, so that a newly
     initialised block is the identity. Has no effect on loaded weights.
-    crop_from: trainings of fewer epochs take images without the crops of `crop_padding`: they would underfit.
+    crop_from: least number of epochs for the crops of `crop_padding`. With crops, shorter trainings would underfit.
     hold: epochs, from the first one, that keep the peak rate after the warm-up, before the schedule lowers it (arXiv
     2405.18392).
-    frozen_norms: whether the batch norms of the backbone keep their statistics and weights. Batches of few large images
-    need it, and trained weights to start from. A norm with zero weights, as of a grown block, still learns.
-    optimizer: `sgd`, or `adamw` (arXiv 1711.05101), whose first coefficient is `momentum` and whose second is 0.999.
+    frozen_norms: whether the batch norms of the backbone keep their statistics and weights. This suits batches of few
+    large images, and requires trained initial weights. A norm with zero weights, as in a grown block, still learns.
+    optimizer: `sgd`, or `adamw` (arXiv 1711.05101) with the coefficients `momentum` and 0.999.
     """
 
     epochs: int = 3
@@ -82,7 +82,7 @@ class Config:
     precision: str = "auto"
     device: str = "auto"
     seed: int = 0
-    # Newer fields stand at the end, and their defaults change nothing: files of earlier versions lack these fields.
+    # Files of earlier versions lack these newer fields. So they are at the end, and their defaults have no effect.
     steps: int = 0
     zero_init_last: bool = False
     hold: float = 0.0
@@ -124,7 +124,7 @@ class Config:
     def steps_per_epoch(self, images: int, processes: int = 1) -> int:
         """Return the steps of a full epoch over `images` training images."""
         # A short last batch joins the batch before it in two cases: if a process would get no image, or if the batch
-        # has a single image. A batch norm on 1 x 1 maps cannot normalise one value.
+        # has a single image, because a batch norm on 1 x 1 maps cannot normalise one value.
         spare = max(1, processes - 1)
         return max(1, -(-(images - spare) // self.batch_size))
 
@@ -140,7 +140,7 @@ class Config:
 
     @property
     def padding(self) -> int:
-        """The pixels by which this training's crops shift an image."""
+        """The largest shift of this training's crops in pixels."""
         return self.crop_padding if self.epochs >= self.crop_from else 0
 
     def lr_at(self, step: int, steps_per_epoch: int) -> float:
@@ -172,7 +172,7 @@ class Config:
 RUN_KEYS = ("precision", "device", "seed")  # fields that belong to a single run, not to a recipe
 KEYS = tuple(f.name for f in fields(Config) if f.name not in RUN_KEYS)
 
-# For outputs of every pixel, from random weights.
+# For tasks with a target for each pixel, from random weights.
 DENSE = Config(
     epochs=20,
     batch_size=8,
@@ -186,7 +186,7 @@ DENSE = Config(
     crop_from=10,
 )
 RECIPES: Mapping[str, Config] = {
-    "fast": Config(epochs=10),  # also that of searches up to version 0.1, and of shared weights
+    "fast": Config(epochs=10),  # also the recipe of shared weights, and of all searches up to version 0.1
     "short": Config(  # for trainings of 1 to 20 epochs on small images
         epochs=6,
         batch_size=128,
@@ -198,7 +198,7 @@ RECIPES: Mapping[str, Config] = {
     ),
     "dense": DENSE,
     # The loss of heat maps is small, and its curvature grows with the channels of the head. So SGD either hardly trains
-    # the backbone or diverges in the head's last layer. AdamW has a step of its own for each weight.
+    # the backbone or diverges in the head's last layer. AdamW scales the step of each weight separately.
     "points": replace(DENSE, batch_size=16, lr=0.005, crop_padding=4, optimizer="adamw"),
     "detect": replace(DENSE, batch_size=16, lr=0.05),
     "deeplab": Config(  # the training of DeepLab v3+ for VOC 2012 (arXiv 1802.02611)
@@ -224,7 +224,7 @@ RECIPES: Mapping[str, Config] = {
         label_smoothing=0,
     ),
     # The shortest published training on COCO (the "1x" of Detectron), from a backbone that is trained on ImageNet. The
-    # crops are our own: published trainings take whole images.
+    # crops are our own: published trainings use whole images.
     "rcnn": Config(
         epochs=12,
         batch_size=16,
@@ -305,8 +305,8 @@ def recipe(text: str, changes: Mapping[str, Any] | None = None) -> Config:
         changed = {key: converted(key, value, getattr(Config(), key)) for key, value in values.items()}
         base = _changed(RECIPES[start], changed)
     except UserError as error:
-        # The command turns a name in backticks into an option: `lr` becomes --lr. A key of the file is no option, so
-        # put the key in quotes, and put the file's name before the key.
+        # The command turns a name in backticks into an option: `lr` becomes --lr. A key of the file is not an option.
+        # So put the key in quotes, and put the file's name before the key.
         keys = re.sub(r"`(\w+)`", r"'\1'", str(error))
         raise UserError(f"`recipe`: {text}: {keys}") from None
     return _changed(base, changes or {})

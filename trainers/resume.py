@@ -67,7 +67,7 @@ def restore(folder: Path, run: Run, trainer: Trainer) -> list[Epoch]:
     except Exception as error:  # torch raises many types for truncated and foreign files
         reason = str(error).strip().split("\n")[0]
         raise UserError(
-            f"`resume`: {str(path)!r} is no checkpoint of this program ({type(error).__name__}: {reason}); "
+            f"`resume`: {str(path)!r} is not a checkpoint of this program ({type(error).__name__}: {reason}); "
             "accepted: the `out` of a training that was stopped"
         ) from None
     _check(path, run, theirs, config)

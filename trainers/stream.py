@@ -34,7 +34,7 @@ Batch = tuple[Tensor, Tensor]  # float32 [B, 3, H, W] channels-last; int64 [B], 
 class _Job:
     """The images of one batch: rows in the list of files, and a seed for each random crop.
 
-    Without seeds, decoding takes the centre of each image, or the whole image if its target has places.
+    Without seeds, decoding takes the centre of each image, or the whole image if it has a mask or annotations.
     """
 
     index: np.ndarray  # int64 [B]

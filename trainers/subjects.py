@@ -80,14 +80,15 @@ def subject(folder: Path, device: torch.device, target: str | None = None, size:
     """Return the network of a model folder, on the device, with the size and normalisation of its training images.
 
     target: the name or the number of a class. size: replaces the size in training.
-    Raise `UserError` for a folder without a network, for an unknown class, and for other images than RGB.
+    Raise `UserError` for a folder without a network, for an unknown class, and for a network of other than RGB images.
     """
     net = load(folder)
     count, channels = net.arch.num_classes, net.arch.in_channels
     if channels != 3:
         raise UserError(f"model folder {str(folder)!r}: {channels} colour channels; accepted: 3, as image files have")
     trained, _ = trained_on(folder, net.arch)
-    # Searches train on whole images, and so does fit unless `crop` says otherwise. Other networks are ImageNet's.
+    # Searches train on whole images. So does `fit`, unless `crop` says otherwise. Folders without `training.json` get
+    # ImageNet's size and normalisation.
     is_cut = trained.get("crop", "pad" if trained else "resized") == "resized"
     try:
         size = size or int(trained.get("image_size", SIZE))
@@ -126,5 +127,5 @@ def class_number(text: str, names: Sequence[str], count: int, folder: Path) -> i
 
 
 def printable(name: str) -> str:
-    """Return a name without line breaks, and without bytes that are no text."""
+    """Return a name without line breaks, and without bytes that are not text."""
     return " ".join(name.encode(errors="replace").decode().split())

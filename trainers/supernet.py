@@ -137,8 +137,8 @@ def calibrate(model: nn.Module, batches: Iterable[Tensor], bf16: bool = False) -
         norm.reset_running_stats()
     model.train()
     for i, x in enumerate(batches, 1):
-        # The cumulative mean, in which all batches count equally. A momentum of None would compute it too, but would
-        # read the number of batches from the device in each norm.
+        # This momentum gives the cumulative mean, in which all batches count equally. A momentum of None gives it too,
+        # but each norm would then read the number of batches from the device.
         for norm in norms:
             norm.momentum = 1 / i
         with autocast(x.device, bf16):

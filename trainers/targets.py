@@ -29,7 +29,7 @@ def dtype_of(target: str) -> torch.dtype:
 def mover(labels: Tensor, data: Data, size: int, padding: int) -> Move:
     """Return the function that moves labels.
 
-    labels: those of the data split. size: pixels along a side of the images. padding: pixels around each image.
+    labels: of the data split. size: pixels along a side of the images. padding: pixels around each image.
     """
     if data.target in (*MAPS, "instances"):
         border = VOID if data.target in MAPS else 0
@@ -50,7 +50,7 @@ def moved_classes(labels: Tensor, index: Tensor, offsets: Tensor, flips: Tensor 
 
 
 def moved_maps(crops: Tensor, index: Tensor, offsets: Tensor, flips: Tensor | None) -> Tensor:
-    """Return maps [B, size, size]. crops: those of all images, [N, positions, positions, size, size]."""
+    """Return maps [B, size, size]. crops: all crops of all images, [N, positions, positions, size, size]."""
     y = crops[index, offsets[0], offsets[1]]
     return y if flips is None else torch.where(flips[:, None, None], y.flip(2), y)
 
@@ -60,7 +60,7 @@ def moved_points(
 ) -> Tensor:
     """Return points [B, K + 1, 3]. A point outside the crop becomes unlabelled. Unlabelled points are rows of zeros.
 
-    labels: those of all images. order: for each key point, the key point that takes its place in a mirrored image.
+    labels: of all images. order: for each key point, the key point that takes its place in a mirrored image.
     """
     found = labels[index]
     places, seen = found[:, :-1, :2] + (padding - offsets.flip(0).T)[:, None], found[:, :-1, 2:]
@@ -76,7 +76,7 @@ def moved_boxes(
 ) -> Tensor:
     """Return boxes [B, objects, 6], clipped to the crop. A removed object leaves an empty row (`boxes.clipped`).
 
-    labels: those of all images.
+    labels: of all images.
     """
     corners, rest = labels[index].tensor_split([4], 2)
     shift = (padding - offsets.flip(0).T).repeat(1, 2)[:, None]

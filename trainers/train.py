@@ -30,7 +30,7 @@ from trainers.recipes import Config
 from trainers.tasks.classification import CLASSIFICATION
 from trainers.tasks.task import Scores, Task
 
-ADAMW_BETA = 0.999  # of the averaged squares of gradients, as PyTorch has it
+ADAMW_BETA = 0.999  # AdamW's second coefficient, as in PyTorch
 LEAST_FALL = 0.25  # a shortened training lowers its rate over at least this share of the remaining steps
 
 
@@ -77,7 +77,7 @@ class Trainer:
             self.net = torch.compile(self.net, mode=mode)
         self.steps_per_epoch = config.steps_per_epoch(len(self.train_images), group.world)
         self.planned_steps = self.total_steps = config.total_steps(self.steps_per_epoch)
-        # After `end_after`: the step at which the rate begins to fall, and the rate there.
+        # After `end_after`: the step at which the learning rate begins to fall, and the rate at this step.
         self.bend: tuple[int, float] | None = None
         self.done_epochs = 0
         self.unfinished: Unfinished | None = None
@@ -86,8 +86,8 @@ class Trainer:
     def _optimizer(self) -> torch.optim.Optimizer:
         config = self.config
         # The fused kernel updates all weights at once. It requires momentum buffers for all weights or for none. So it
-        # cannot train a supernet: weights that no member has used yet have no buffer. None lets PyTorch choose there: a
-        # False would update the weights one by one, even on CUDA.
+        # cannot train a supernet: weights that no member has used yet have no buffer. For a supernet, None lets PyTorch
+        # choose the kernel; False would update the weights one by one, even on CUDA.
         fused = None if self.partial else True
         shared: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": fused}
         if config.optimizer == "adamw":
@@ -118,7 +118,7 @@ class Trainer:
 
     @property
     def keeps_schedule(self) -> bool:
-        """Whether the steps so far had the learning rates of the whole schedule: no earlier end has lowered them."""
+        """Whether `end_after` has not changed the learning rate of any step so far."""
         return self.bend is None or self.done_steps <= self.bend[0]
 
     @property
@@ -127,10 +127,9 @@ class Trainer:
         return self.done_steps >= self.total_steps and self.unfinished is None
 
     def end_after(self, total_steps: int) -> None:
-        """End the training after another number of steps, planned ones at most. The rate falls linearly to zero.
+        """End the training after `total_steps`, at most the planned number. The learning rate falls linearly to zero.
 
-        A warm-up first reaches the peak rate, and a held rate is first held to its end, if enough steps remain for the
-        rate to fall.
+        If enough steps remain, the rate begins to fall only after the warm-up and after the epochs of `hold`.
         """
         assert self.done_steps < total_steps <= self.planned_steps, "a training cannot become longer than planned"
         ends = sorted((self.config.hold, self.config.warmup), reverse=True)  # in epochs
@@ -281,7 +280,7 @@ class Trainer:
 
 
 def frozen_norms(model: nn.Module) -> list[nn.Module]:
-    """Freeze the batch norms outside the head, and return them. They keep their weights and, in eval mode, statistics.
+    """Freeze the weights of the batch norms outside the head. Return the norms, to be kept in eval mode in training.
 
     A norm with zero weights is not frozen: it belongs to a block that has grown and must still learn (`res2net.grow`).
     """

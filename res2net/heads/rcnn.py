@@ -17,7 +17,7 @@ from res2net.heads.vision_private import load_torchvision
 SAMPLES = 2  # sampled points along each side of a pooled pixel
 ANCHORS = 256  # anchors per image in the loss of the proposals
 FOREGROUND = 0.25  # maximum share of objects among the proposals in the loss of the boxes
-MOST_TRAINED = 512  # proposals per image in the loss of the boxes
+MOST_TRAINED = 512  # maximum number of proposals per image in the loss of the boxes
 LEAST_SCORE = 0.05  # minimum score of a detected object
 
 # An image's targets, as in torchvision: `boxes` [n, 4], `labels` [n], `masks` [n, H, W], `keypoints` [n, points, 3].

@@ -17,7 +17,7 @@ from res2net.errors import UserError
 
 CHUNK = 1 << 20  # bytes read at once from the network
 TIMEOUT = 60  # seconds to wait for the server's next bytes
-# Refuse paths outside the folder. Python 3.11.0 to 3.11.3 cannot: there, the MD5 alone vouches for the archive.
+# Refuse paths outside the folder. Python 3.11.0 to 3.11.3 cannot refuse them, so there only the MD5 protects the user.
 SAFE: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
 
 

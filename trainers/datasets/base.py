@@ -25,16 +25,16 @@ TARGETS = {
     "boxes": "the objects: a box, a class and a flag for each, float32 [N, objects, 6]",
     "instances": "the pixels of each object: int32 [N, size, size]",
 }
-# For "points", an image is a square around the given box of one object: the centre is that of the box, the side is 1.25
-# times the longer side of the box. The square is resized to the data set's size. `classes()` names the key points.
-# A row for each key point: x and y in pixels of the image, and the visibility (0 not labelled, 1 hidden, 2 visible).
-# Pixel i spans i to i + 1. Last row: the area of the object in pixels of the image, the area of its box in pixels of
-# the photograph that shows it, and the number of pixels of the image for each pixel of the photograph, along a side.
+# For "points", an image is a square around the given box of one object. Square and box have the same centre. The square
+# has 1.25 times the longer side of the box. The square is resized to the data set's size. `classes()` names the key
+# points. Each key point has a row: x and y in pixels of the image, and the visibility (0 not labelled, 1 hidden, 2
+# visible). Pixel i spans i to i + 1. The last row has three numbers: the object's area in pixels of the image; the area
+# of its box in pixels of the photograph; the number of image pixels per photograph pixel, along a side.
 BOX_MARGIN = 1.25
 # For "boxes", a row is x1, y1, x2, y2 in pixels of the image, the class number from 1, and a flag: 1 for a crowd or a
-# "difficult" object, which counts for nothing, else 0. An empty row is six zeros. All images of a split have the same
-# number of rows, at least 1. Used rows come first; only in a training batch, an object that a crop removes leaves an
-# empty row between others. `classes()[0]` is "background".
+# "difficult" object, which the metrics ignore, else 0. An empty row is six zeros. All images of a split have the same
+# number of rows, at least 1. Used rows come first. In a training batch, a crop may remove an object, which leaves an
+# empty row between used rows. `classes()[0]` is "background".
 # For "instances", a pixel is 0 on the background, else `OBJECTS` times the class number plus the number of the object
 # in its image, from 1. A crowd region has the object number 0. `classes()[0]` is "background".
 OBJECTS = 1000
@@ -99,7 +99,7 @@ class Annotations(Protocol):
         ...
 
     def choose(self, row: int, size: int, flip: bool, seed: int | None) -> Choose:
-        """Return the function that chooses the view of an image. seed: that of a random crop; None for scoring."""
+        """Return the function that chooses the view of an image. seed: of the random crop; None for scoring."""
         ...
 
     def draw(self, row: int, view: View, shape: tuple[int, int], size: int, out: Tensor) -> None:
@@ -107,7 +107,7 @@ class Annotations(Protocol):
 
         shape: height and width of the file. size: pixels along a side of the image.
 
-        Raise `ValueError` if the annotations are those of an image of another size.
+        Raise `ValueError` if the annotations describe an image of another size.
         """
         ...
 
@@ -133,7 +133,7 @@ class Files:
 
     @property
     def padded(self) -> bool:
-        """Whether a decoded image has a border: its targets have places, so it is not cut to fill the square."""
+        """Whether decoding pads images to a square instead of cropping them, because they have masks or annotations."""
         return self.masks is not None or self.annotations is not None
 
     @property
@@ -208,7 +208,7 @@ class DataSet(ABC):
 
     data_dir: str | Path | None = None
     image_size: int | None = None  # pixels along a side; None for the data set's own size
-    trained_classes: tuple[str, ...] | None = None  # classes that the test split must have; None for those of `train`
+    trained_classes: tuple[str, ...] | None = None  # classes that the test split must have; None: those of `train`
     target: str = "class"  # the targets to return, one of `targets`
 
     def __post_init__(self) -> None:
@@ -236,7 +236,7 @@ class DataSet(ABC):
         """Return the test images."""
 
     def note(self) -> str | None:
-        """Return a line about the files that `train` reads, to be shown before a training; None for nothing to say."""
+        """Return a line about the files that `train` reads, which `fit` shows before the training, or None."""
         return None
 
     def download(self) -> None:

@@ -12,9 +12,9 @@ from torch import Tensor
 from trainers.datasets.pairs import check_shape, on_canvas, pair_view
 from trainers.decode import Choose, View
 
-LEAST_SIDE = 1.0  # pixels; an object with less left along a side is removed
-LEAST_SHARE = 0.25  # of its area; an object with less left is removed
-THIN = 0.01  # pixels; a box of an annotation file with less along a side has no area: files have two decimals
+LEAST_SIDE = 1.0  # pixels; a crop removes objects with a shorter remaining side
+LEAST_SHARE = 0.25  # a crop removes objects with a smaller remaining share of their area
+THIN = 0.01  # pixels; boxes in files have two decimals, so a box with a shorter side has no area
 
 
 def mirrored(boxes: Tensor, size: int) -> Tensor:
@@ -26,7 +26,7 @@ def mirrored(boxes: Tensor, size: int) -> Tensor:
 def clipped(boxes: Tensor, width: int, height: int) -> Tensor:
     """Return boxes [..., objects, 6], clipped to an image. Objects that are mostly outside become empty rows.
 
-    An object is removed if less than a pixel of its box is left along a side, or less than a quarter of the area.
+    An object is removed if a side of the clipped box is below one pixel, or its area below a quarter of the box's.
     """
     x, y = boxes[..., 0:4:2], boxes[..., 1:4:2]
     left_x, left_y = x.clamp(0, width), y.clamp(0, height)
@@ -52,12 +52,12 @@ def usable(x1: float, y1: float, x2: float, y2: float, width: int, height: int) 
 class Boxes:
     """The boxes of image files (`Annotations`). All images get as many rows as the image with the most objects."""
 
-    objects: tuple[np.ndarray, ...]  # of each image: rows in pixels of the file, float64 [n, 6]
+    objects: tuple[np.ndarray, ...]  # the rows of each image, in pixels of the file, float64 [n, 6]
     shapes: tuple[tuple[int, int], ...]  # height and width of each file
     most: int  # rows of each image, at least 1
 
     def take(self, rows: Sequence[int]) -> Boxes:
-        """Return the boxes of the files at these rows. The number of rows of an image stays."""
+        """Return the boxes of the files at these rows. The number of rows per image does not change."""
         return replace(self, objects=tuple(self.objects[i] for i in rows), shapes=tuple(self.shapes[i] for i in rows))
 
     def form(self, size: int) -> tuple[tuple[int, ...], torch.dtype]:
@@ -76,7 +76,7 @@ class Boxes:
         boxes = torch.from_numpy(np.concatenate([corners, given[:, 4:]], 1)).float()
         height, width = view.resized
         if view.exact:
-            boxes[:, 0:4:2].clamp_(max=width)  # of the rounding alone: the view shows the whole image
+            boxes[:, 0:4:2].clamp_(max=width)  # removes only rounding errors: the view shows the whole image
             boxes[:, 1:4:2].clamp_(max=height)
         else:
             boxes = clipped(boxes, width, height)

@@ -175,7 +175,7 @@ class Cifar(DataSet):
         except Exception as error:  # a damaged pickle raises almost anything
             cause = " ".join((str(error) or type(error).__name__).split())
             raise UserError(
-                f"`data_dir`: {path} ({actual} bytes) is no whole pickle of {records} records: {cause}"
+                f"`data_dir`: {path} ({actual} bytes) is not a complete pickle of {records} records: {cause}"
             ) from error
         return self._checked_record(found, f"`data_dir`: {path}", records)
 

@@ -13,7 +13,8 @@ from trainers.datasets.base import DataSet, Files
 
 SIZE = 640  # pixels along a side: COCO's images have at most 640, so they keep their own size
 POINTS_SIZE = 256  # pixels along a side of the image of a person, as for SimpleBaseline (arXiv 1804.06208)
-KINDS = {"boxes": "instances", "instances": "instances", "points": "person_keypoints"}  # of annotation files, by target
+# The start of an annotation file's name, by target.
+KINDS = {"boxes": "instances", "instances": "instances", "points": "person_keypoints"}
 LAYOUT = (
     "a folder with annotations/instances_train2017.json, annotations/instances_val2017.json, train2017/ and val2017/ "
     "(key points: person_keypoints_train2017.json, person_keypoints_val2017.json); or with annotations/train.json, "
@@ -27,10 +28,11 @@ class Coco(DataSet):
     """Photographs with a box or an outline for each object, or one person with key points for each image.
 
     The test split is `val`. A search cuts its validation split from the training images. Class numbers follow the order
-    of the categories' ids. Unusable annotations are named on stderr and left out, with the limit of damaged files.
+    of the categories' ids. Unusable annotations are named on stderr and left out. Too many of them raise `UserError`
+    (see `trainers.datasets.files.Damaged`).
 
-    Key points: an image for each person with a labelled key point. Persons of one photograph may come into both the
-    training and the validation split.
+    Key points: an image for each person with a labelled key point. The training and the validation split may have
+    persons of the same photograph.
     """
 
     name = "coco"
@@ -76,14 +78,14 @@ class Coco(DataSet):
         return top
 
     def _found(self, part: Part) -> tuple[Path, Path] | None:
-        """Return the annotation file and the folder of images of a part. None: there is no such file."""
+        """Return the annotation file and the image folder of a part, or None if there is no annotation file."""
         top, kind = self._top(), KINDS[self.target]
         names = {f"{kind}_{part}2017": f"{part}2017", f"{kind}_{part}": part, part: part}
         places = [(top / f"annotations/{name}.json", top / folder) for name, folder in names.items()]
         return next((place for place in places if place[0].is_file()), None)
 
     def _place(self, part: Part) -> tuple[Path, Path]:
-        """Return the annotation file and the folder of images of a part."""
+        """Return the annotation file and the image folder of a part. Raise `UserError` if there is no such file."""
         found = self._found(part)
         if found is None:
             names = f"annotations/{KINDS[self.target]}_{part}2017.json and no annotations/{part}.json"
@@ -94,7 +96,7 @@ class Coco(DataSet):
         return coco_file.read(str(self._place(part)[0]), self.target)
 
     def _files(self, part: Part) -> Files:
-        """Return the images of a part. Images that are missing are found when they are decoded."""
+        """Return the images of a part. Missing images are only detected when they are decoded."""
         folder, content = self._place(part)[1], self._read(part)
         if not folder.is_dir():
             raise UserError(f"`data_dir`: {folder.parent} holds no {folder.name}/; accepted: {LAYOUT}")

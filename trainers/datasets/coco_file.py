@@ -49,7 +49,8 @@ class Person(NamedTuple):
     area: float
 
 
-# Reads an annotation of an image, given its class number and the entries of the image before it. None: not needed.
+# A function that reads an annotation, given its image, its class number and the earlier entries of the image. It
+# returns None for an annotation that the target does not need.
 Take = Callable[[dict[str, Any], Photo, int, Sequence[Any]], Any]
 
 
@@ -57,7 +58,7 @@ Take = Callable[[dict[str, Any], Photo, int, Sequence[Any]], Any]
 def read(path: str, target: str) -> Content:
     """Return the annotations of a file for a target: "boxes", "instances" or "points".
 
-    Raise `UserError` for a file that cannot be read, that has no annotation, or with too many unusable ones.
+    Raise `UserError` for a file that cannot be read, has no annotations, or has too many unusable entries.
     """
     if target == "instances":
         need_masks()
@@ -97,7 +98,7 @@ def read(path: str, target: str) -> Content:
 def _annotations(
     target: str, objects: Sequence[list[Any]], shapes: tuple[tuple[int, int], ...], names: tuple[str, ...]
 ) -> Annotations:
-    """Return the annotations of images. objects: entries of each image."""
+    """Return the annotations of images. objects: the entries of each image, which the functions below return."""
     if target == "boxes":
         rows = tuple(np.array(found, np.float64).reshape(-1, 6) for found in objects)
         return Boxes(rows, shapes, max(map(len, rows)))
@@ -114,7 +115,7 @@ def _annotations(
 
 
 def _lists(path: str) -> dict[str, list[Any]]:
-    """Return the lists of a file."""
+    """Return the lists `images`, `annotations` and `categories` of a file."""
     try:
         content = json.loads(Path(path).read_bytes())
     except OSError as error:
@@ -153,7 +154,7 @@ def _key_points(path: str, given: list[Any]) -> tuple[int, tuple[str, ...]]:
 
 
 def _photos(path: str, given: list[Any], damaged: Damaged) -> dict[int, Photo | None]:
-    """Return the images by id. None: an image that is left out, whose annotations are not named, too."""
+    """Return the images by id. None: an unusable image. Its annotations are left out without a message."""
     found: dict[int, Photo | None] = {}
     for i, entry in enumerate(given):
         try:
@@ -171,7 +172,7 @@ def _photos(path: str, given: list[Any], damaged: Damaged) -> dict[int, Photo | 
 
 
 def _photo_of(given: Any, photos: dict[int, Photo | None]) -> tuple[Photo | None, int]:
-    """Return the image of an annotation, and its id. None: an image that is left out."""
+    """Return the image of an annotation, and the image's id. None: an unusable image."""
     number = _whole(given, "image_id")
     if number not in photos:
         raise ValueError(f"image_id {number}; accepted: the id of an image")

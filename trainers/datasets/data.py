@@ -79,7 +79,7 @@ def load(
         return Data(dataset.name, classes, train, val, MEAN, STD, target, dataset.sizes())
     padded = isinstance(train, Files) and train.padded
     train, val = _in_memory(train, console), _in_memory(val, console)
-    # Images with targets in places are padded with ImageNet's mean. Their own mean and std would count the padding.
+    # Images with masks or annotations are padded. Their own mean and std would count the padding, so use ImageNet's.
     mean, std = (MEAN, STD) if padded else _mean_std(train.images)
     return Data(dataset.name, classes, train, val, mean, std, target, dataset.sizes())
 
@@ -136,7 +136,7 @@ def check_target(name: str, target: str) -> None:
 
 
 def _opened(name: str, target: str, *options: Any) -> DataSet:
-    """Return the data set with these targets. Raise `UserError` if it has none of them."""
+    """Return the data set with these targets. Raise `UserError` if it lacks them."""
     check_target(name, target)
     kind = get(name)
     # A data set of a user's own may have a constructor without `target`.
@@ -182,7 +182,7 @@ def _check(name: str, part: Split | Files, classes: tuple[str, ...], target: str
 
 
 def _top_class(name: str, classes: tuple[str, ...], target: str) -> int:
-    """Return the largest number that a mask may hold beside `VOID`."""
+    """Return the largest number that a mask may hold, apart from `VOID`."""
     if target != "salient":
         if len(classes) > VOID:
             raise UserError(f"`data`: {name} has {len(classes)} classes; accepted with masks: at most {VOID}")
@@ -226,7 +226,7 @@ def _check_points(name: str, labels: np.ndarray, wanted: tuple[int, ...], classe
 
 
 def _check_boxes(name: str, boxes: np.ndarray, size: int, count: int, classes: tuple[str, ...]) -> None:
-    """Raise `UserError` for unusable boxes. size: pixels along a side of the images. count: their number."""
+    """Raise `UserError` for unusable boxes. size: pixels along a side of the images. count: number of images."""
     _check_background(name, classes)
     shape = boxes.shape
     if boxes.dtype != np.float32 or len(shape) != 3 or shape[0] != count or not shape[1] or shape[2] != 6:

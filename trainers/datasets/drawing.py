@@ -1,4 +1,4 @@
-"""What the generated data sets draw with: random values, soft edges, and ten shapes, which are the classes."""
+"""Drawing tools of the generated data sets: random values, soft edges, and ten shapes, which are the classes."""
 
 from __future__ import annotations
 

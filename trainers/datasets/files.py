@@ -22,19 +22,19 @@ from trainers.datasets.pairs import MaskError, colour_of, decode_onto, decode_pa
 from trainers.decode import Choose, centre_view, decode, decoders, random_view
 from trainers.meta import cores
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's images, per channel, in 0..1
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's normalisation, per channel, in 0..1
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 MAX_SIZE = 224  # pixels along a side; largest size that `guess_size` returns for images without masks
 MAX_MASK_SIZE = 513  # the same for images with masks: the size of DeepLab's crops
 PROBED = 100  # number of files whose headers `guess_size` reads
 CHUNK = 16  # images that a thread decodes per task: large enough to hide the cost of a task
-SHOWN = 2000  # minimum number of images for a progress bar; fewer images are decoded before a user can read it
+SHOWN = 2000  # minimum number of images for a progress bar: decoding fewer images takes less time than reading the bar
 
 
 def guess_size(files: Files) -> int:
     """Return the median shorter side of evenly spread files, limited to 8..224 pixels. Only headers are read.
 
-    For images with masks, return the median longer side, limited to 8..513 pixels: these images are kept whole.
+    Images with masks are not cropped. For them, return the median longer side, limited to 8..513 pixels.
     """
     side, most = (min, MAX_SIZE) if files.masks is None else (max, MAX_MASK_SIZE)
     sides = []
@@ -58,11 +58,11 @@ def left_out(path: str, error: Exception) -> str:
 
 
 class Damaged:
-    """The unreadable images, masks or annotations of a data split. Each is named once on stderr.
+    """Report the unreadable images, masks or annotations of a data split: name each of them once on stderr.
 
-    Too many raise `UserError`.
+    Raise `UserError` if there are too many.
 
-    total: how many there are. what: their name in the error.
+    total: number of all entries, readable or not. what: their name in the error.
     """
 
     def __init__(self, total: int, what: str = "images") -> None:
@@ -75,7 +75,7 @@ class Damaged:
 
     @classmethod
     def of(cls, files: Files) -> Damaged:
-        """Return the empty record of some files."""
+        """Return a report without entries, for these files."""
         return cls(len(files), "images" if files.masks is None else "images with masks")
 
     def add(self, path: str, error: Exception) -> None:
@@ -98,7 +98,7 @@ class Damaged:
 
 
 def target_form(files: Files) -> tuple[tuple[int, ...], torch.dtype] | None:
-    """Return the shape and the type of the target that is decoded with each image. None: a class number needs none."""
+    """Return the shape and the type of the target that is decoded with each image. None: the target is a class."""
     size = files.image_size
     if files.annotations is not None:
         return files.annotations.form(size)
@@ -109,7 +109,7 @@ def choose_view(files: Files, row: int, resize: int, flip: bool = False, seed: i
     """Return the function that chooses the view of an image.
 
     resize: shorter side of a scored image before the centre square is cut out, if its target is a class number.
-    flip: whether to mirror a training image with probability 1/2. seed: that of a random crop; None for scoring.
+    flip: whether to mirror a training image with probability 1/2. seed: of the random crop; None for scoring.
     """
     if files.annotations is not None:
         return files.annotations.choose(row, files.image_size, flip, seed)
@@ -127,10 +127,9 @@ def decode_row(
     target: torch.Tensor | None,
     colour: tuple[int, ...],
 ) -> bool:
-    """Decode the view of an image into `pixels`, and that of its mask or its annotations into `target`.
+    """Decode the view of an image into `pixels`, and the same view of its mask or annotations into `target`.
 
-    pixels: uint8 [size, size, 3]. target: see `target_form`. colour: fills the pixels beside an image that is kept
-    whole.
+    pixels: uint8 [size, size, 3]. target: see `target_form`. colour: the colour of the padding.
 
     Return False for a damaged file, which is reported.
     """
@@ -200,7 +199,7 @@ def _fill(files: Files, images: np.ndarray, targets: torch.Tensor | None, start:
 def _check_memory(count: int, size: int, channels: float) -> None:
     """Raise `UserError` if the images need more than half of the free memory: the training needs the rest.
 
-    channels: bytes for each pixel of an image, with those of its target.
+    channels: bytes per pixel, for an image and its target together.
     """
     free = _free_memory()
     if free is None:

@@ -18,7 +18,7 @@ from trainers.decode import Choose, View
 
 PACKAGE = "faster_coco_eval"
 ACCEPTED = "accepted: polygons of at least 3 points, or runs of pixels"
-MOST_CHARACTERS = 12  # of a number in compressed text: 60 bits
+MOST_CHARACTERS = 12  # maximum length of a number in compressed text: 60 bits
 
 
 def need_masks() -> None:
@@ -31,8 +31,10 @@ def need_masks() -> None:
 class Outline:
     """The pixels of an object, in pixels of its image file: polygons or runs.
 
-    value: of the object's pixels in the map. polygons: x and y of the points, float64 [2 points] each. runs: lengths of
-    runs of pixels outside and inside the object in turns, from the top of the left column downwards, int64.
+    value: the value of the object's pixels in the map.
+    polygons: x, y, x, y, ... of the points of each polygon, float64 [2 * points].
+    runs: lengths of the runs of pixels, int64. Runs outside and inside the object alternate. Pixels are counted column
+        by column, downwards, from the left column.
     """
 
     value: int
@@ -63,7 +65,8 @@ def _polygons(given: list[Any], height: int, width: int) -> tuple[np.ndarray, ..
             points = np.empty(0)
         if points.ndim != 1 or len(points) < 6 or len(points) % 2 or not np.isfinite(points).all():
             raise ValueError(f"a segmentation with a polygon of other than 3 or more points; {ACCEPTED}")
-        # Points far outside would cost memory for the line to them. Points a little outside stay, as COCO draws them.
+        # Clip points far outside the image: drawing a line to them would need much memory. COCO draws points that lie a
+        # little outside, so keep them.
         found.append(np.clip(points.reshape(-1, 2), (-width, -height), (2 * width, 2 * height)).ravel())
     if not found:
         raise ValueError(f"an empty segmentation; {ACCEPTED}")
@@ -71,11 +74,11 @@ def _polygons(given: list[Any], height: int, width: int) -> tuple[np.ndarray, ..
 
 
 def _unpacked(text: str) -> np.ndarray:
-    """Return the runs in COCO's compressed text, int64. Raise `ValueError` if it is no such text.
+    """Return the runs in COCO's compressed text, int64. Raise `ValueError` for another text.
 
-    A character holds 5 bits of a number, the lowest bits first, plus 48. Its sixth bit says that more follow; the
-    highest bit of the last five is the sign. From the fourth number on, a number is the difference to the run before
-    the last.
+    A number is several characters, the lowest bits first. The code of a character, minus 48, has six bits: five bits of
+    the number, and a sixth bit that is set if more characters follow. The highest bit of the last character's five is
+    the sign. From the fourth number on, a number is the difference between its run and the run two places earlier.
     """
     bits = np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int64) - 48
     ends = np.flatnonzero(bits & 32 == 0)
@@ -96,10 +99,10 @@ def _unpacked(text: str) -> np.ndarray:
 class Instances:
     """The outlines of the objects of image files (`Annotations`).
 
-    Where objects overlap, the object with fewer pixels owns the pixel, and any object owns it before a crowd region.
+    Where objects overlap, a pixel belongs to the object with fewer pixels. Objects take precedence over crowd regions.
     """
 
-    objects: tuple[tuple[Outline, ...], ...]  # of each image
+    objects: tuple[tuple[Outline, ...], ...]  # the outlines of each image
     shapes: tuple[tuple[int, int], ...]  # height and width of each file
 
     def take(self, rows: Sequence[int]) -> Instances:

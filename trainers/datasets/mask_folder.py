@@ -20,8 +20,8 @@ from trainers.meta import cores
 
 MASK_SUFFIX = ".png"
 CLASSES_FILE = "classes.txt"  # a name on each line, the background first
-GUESSED = 200  # most classes that are guessed from the values of masks: grey masks have almost all values
-PROBED = 20  # masks that are read to see whether they are masks of salient objects
+GUESSED = 200  # from this largest value on, masks may be grey masks, so their values are not taken for classes
+PROBED = 20  # masks that are read to check that they are masks of salient objects
 
 Part = Literal["train", "test"]
 Pair = tuple[str, str]  # folder of images, folder of masks
@@ -46,7 +46,7 @@ def _text(pair: Pair) -> str:
     return f"{'the folder itself' if images == '.' else f'{images}/'} (masks: {MASK_SUFFIX}; images: other suffixes)"
 
 
-# In order of preference. The last layout has no folder of its own.
+# The accepted layouts, in order of preference. The last one needs no subfolder.
 LAYOUTS = (
     Layout(("train/images", "train/masks"), ("test/images", "test/masks")),
     Layout(("DUTS-TR/DUTS-TR-Image", "DUTS-TR/DUTS-TR-Mask"), ("DUTS-TE/DUTS-TE-Image", "DUTS-TE/DUTS-TE-Mask")),
@@ -61,9 +61,10 @@ ACCEPTED = "; or ".join(str(layout) for layout in LAYOUTS)
 class Masks(DataSet):
     """A data set of your own images and masks, which are PNGs of the same names.
 
-    For a class for each pixel, the values of a mask are class numbers, and 255 is none. The file `classes.txt` names
-    the classes, the background first. Without it, the classes are numbers up to the largest of the training masks.
-    For salient objects, grey values above 127 are salient.
+    Semantic segmentation: the values of a mask are class numbers, and 255 marks pixels without a class. The file
+    `classes.txt` names the classes, the background first. Without this file, the names are the numbers from 0 to the
+    largest class number in the training masks.
+    Salient objects: pixels with grey values above 127 are salient.
 
     By default, `image_size` is the median longer side of sampled images, limited to 8..513 pixels.
     """
@@ -111,7 +112,7 @@ class Masks(DataSet):
         return top
 
     def _files(self, part: Part) -> Files:
-        """Return the images of a part, with the names of their masks. Missing masks are found when they are read."""
+        """Return the images of a part, with the names of their masks. Missing masks are only detected when read."""
         top = self._top()
         layout = _layout(top)
         pair = layout.train if part == "train" else layout.test
@@ -124,7 +125,7 @@ class Masks(DataSet):
 
 
 def _layout(top: Path) -> Layout:
-    """Return the first layout with the folders of a part; else the first with a folder of images; else the last."""
+    """Return the first layout whose folders exist. Else return the first with an image folder, else the last."""
     for count in (2, 1):
         for layout in LAYOUTS[:-1]:
             if any(pair and all((top / at).is_dir() for at in pair[:count]) for pair in (layout.train, layout.test)):
@@ -180,7 +181,7 @@ def _named(path: Path) -> tuple[str, ...]:
 
 
 def _numbered(files: Files) -> tuple[str, ...]:
-    """Return names of classes up to the largest class number of the masks."""
+    """Return the numbers up to the largest class number of the masks, as names of the classes."""
     most, where = _largest(str(files.root), files.masks or ()), f"`data_dir`: the masks of {files.root}"
     if most == 0:
         raise UserError(
@@ -202,7 +203,7 @@ def _largest(root: str, masks: tuple[str, ...]) -> int:
     def largest(mask: str) -> int:
         try:
             values = read_mask(f"{root}/{mask}", VOID)
-        except MaskError:  # named when it is decoded
+        except MaskError:  # decoding the mask will name it on stderr
             return 0
         return int(values[values != VOID].max(initial=0))
 

@@ -1,4 +1,4 @@
-"""Decode an image and its targets with the same geometry: views that resize both, and a reader of masks.
+"""Decode an image and its targets with the same geometry: crop, resize and mirror both in the same way. Read masks.
 
 Masks are PNGs. The image is resized bilinearly, the mask to the nearest pixel. Pixel centres of both stay aligned.
 """
@@ -61,9 +61,9 @@ def _scaled(height: int, width: int, factor: float) -> tuple[int, int]:
 
 
 def pair_view(size: int, flip: bool, seed: int | None) -> Choose:
-    """Return the function that chooses the view of an image with a target in places.
+    """Return the function that chooses the view of an image with a mask or annotations.
 
-    seed: that of a random crop (`scaled_view`); None for the whole image (`whole_view`).
+    seed: the seed of a random crop (`scaled_view`); None for the whole image (`whole_view`).
     """
     return partial(whole_view, size) if seed is None else partial(scaled_view, size, flip, seed)
 
@@ -124,19 +124,19 @@ def draw_map(values: np.ndarray, view: View, border: int, out: Tensor) -> None:
 
 
 def check_shape(given: tuple[int, int], found: tuple[int, int]) -> None:
-    """Raise `ValueError` if annotations are of another size than their image file. Both: height and width."""
+    """Raise `ValueError` if annotations and their image file differ in size. given, found: height and width."""
     if given != found:
         raise ValueError(f"{found[1]} x {found[0]} pixels, but its annotations are of {given[1]} x {given[0]}")
 
 
 def on_canvas(places: np.ndarray, view: View) -> np.ndarray:
-    """Return the places on the canvas, before it is mirrored, of places in the image file. Both: x and y, [..., 2]."""
+    """Convert places in the image file to places on the canvas, before it is mirrored. Both: x and y, [..., 2]."""
     (h, w), (top, left) = view.resized, view.at
     return (places - (view.left, view.top)) * (w / view.width, h / view.height) + (left, top)
 
 
 def _place(part: np.ndarray, view: View, border: int | tuple[int, ...], out: Tensor) -> None:
-    """Put a resized view onto a canvas with a border, mirrored if the view is."""
+    """Put a resized view onto a canvas, and fill the border. Mirror the canvas if the view is mirrored."""
     (h, w), (top, left) = view.resized, view.at
     canvas = out.numpy()[:, ::-1] if view.flip else out.numpy()
     canvas[:top], canvas[top + h :] = border, border
@@ -146,12 +146,12 @@ def _place(part: np.ndarray, view: View, border: int | tuple[int, ...], out: Ten
 
 
 def read_mask(path: str, classes: int | None) -> np.ndarray:
-    """Return the labels of a mask file, uint8 [H, W], whose values are not checked.
+    """Return the labels of a mask file, uint8 [H, W], without a check of their values.
 
     classes: None for a mask of salient objects, whose grey values above 127 become 1 and others 0.
 
-    Raise `MaskError` if the file is missing, cannot be read, is no palette or grey image, or has colours that say
-    nothing about salience.
+    Raise `MaskError` if the file is missing or cannot be read, if it is neither a palette image nor a grey image, and
+    for a mask of salient objects that is not grey.
     """
     try:
         with Image.open(path) as image:
@@ -172,7 +172,7 @@ def read_mask(path: str, classes: int | None) -> np.ndarray:
 
 
 def _grey(path: str, image: Image.Image) -> np.ndarray:
-    """Return the grey values of a mask, [H, W]. Raise `MaskError` for colours, as of masks of class numbers."""
+    """Return the grey values of a mask, [H, W]. Raise `MaskError` for a mask with colours."""
     if image.mode in ("L", "LA", "1"):
         return np.asarray(image.convert("L"))
     colours = np.asarray(image.convert("RGB"))
@@ -191,7 +191,7 @@ def _check(path: str, values: np.ndarray, classes: int | None, shape: tuple[int,
 
 
 def _nearest(start: float, length: float, count: int, limit: int) -> np.ndarray:
-    """Return the pixels [count] of a row of `limit` that are nearest to the centres of `count` pixels over a box."""
+    """Resize a part of a row of `limit` pixels to `count` pixels. Return the nearest old pixel of each new one."""
     at = start + (np.arange(count) + 0.5) * (length / count)
-    # A centre between two pixels takes the second one, whatever the rounding of the line above.
+    # At equal distances, take the second pixel, whatever the rounding error in the line above.
     return np.minimum((at + 1e-6).astype(np.int64), limit - 1)

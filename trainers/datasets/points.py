@@ -28,10 +28,11 @@ def mirrored(points: Tensor, order: Tensor, size: int) -> Tensor:
 def square_view(
     x: float, y: float, side: float, size: int, flip: bool, seed: int | None, width: int, height: int
 ) -> View:
-    """Return the view of a square, of which parts may lie outside the image. They become the border of the canvas.
+    """Return the view of a square. The parts of the square outside the image become the border of the canvas.
 
-    x, y, side: centre and side of the square, in pixels of the image. seed: that of a random side of the square (a
-    factor of `SCALES`) and of mirroring with probability 1/2 if `flip`; None for the square itself.
+    x, y, side: centre and side of the square, in pixels of the image.
+    seed: the seed of a random factor of the side (see `SCALES`) and of mirroring with probability 1/2 if `flip`. None
+        changes nothing.
     """
     turned = False
     if seed is not None:
@@ -46,12 +47,12 @@ def square_view(
 def _span(start: float, step: float, size: int, limit: int) -> tuple[float, float, int, int]:
     """Return the part of a square's side that lies in the image.
 
-    The result is its start and its length in pixels of the image, and both in pixels of the canvas. Only whole pixels
-    of the canvas count, so that every part has the same scale.
+    The result is the start and the length of the part: first in pixels of the image, then in pixels of the canvas. The
+    part has whole pixels of the canvas, so that every part has the same scale.
 
-    start: of the square. step: pixels of the image for each pixel of the canvas. limit: side of the image.
+    start: the start of the square. step: pixels of the image for each pixel of the canvas. limit: side of the image.
     """
-    # A share of a pixel more than the edge is rounding.
+    # The summands of 1e-6 absorb rounding errors.
     first = min(max(0, math.ceil(-start / step - 1e-6)), size - 1)
     last = max(first + 1, min(size, math.floor((limit - start) / step + 1e-6)))
     low, high = max(0.0, start + first * step), min(float(limit), start + last * step)
@@ -64,9 +65,9 @@ class Points:
 
     points: np.ndarray  # x, y and visibility in pixels of the file, float64 [N, K, 3]
     boxes: np.ndarray  # x1, y1, x2, y2, float64 [N, 4]
-    areas: np.ndarray  # of the objects, in pixels of the file, float64 [N]
+    areas: np.ndarray  # areas of the objects, in pixels of the file, float64 [N]
     shapes: tuple[tuple[int, int], ...]  # height and width of each file
-    order: tuple[int, ...]  # for each key point, the one that takes its place in a mirrored image (`partners`)
+    order: tuple[int, ...]  # for each key point, the key point that takes its place in a mirrored image (`partners`)
 
     def take(self, rows: Sequence[int]) -> Points:
         """Return the key points of the images at these rows."""

@@ -1,4 +1,4 @@
-"""Where the objects of `scenes` are: their sizes, places and order, so that each stays visible."""
+"""Place the objects of `scenes`: choose their sizes, places and order, so that each object stays visible."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ import numpy as np
 from trainers.datasets.drawing import CLASSES, SHAPES, coverage, log_uniform
 
 SIZE = 128  # pixels along a side, by default
-SLOTS = 7  # most objects in an image
+SLOTS = 7  # maximum number of objects in an image
 LEAST_OBJECTS = 3
-# Range of the diameters of the objects' circumscribed circles, and the salient object's least diameter. They are pixels
-# of an image of 128 x 128, and scale with the image, but for the limits below.
+# Range of the diameters of the objects' circumscribed circles, and the minimum diameter of the salient object. The
+# values are pixels of an image of 128 x 128. They scale with the image, down to the limits below.
 DIAMETERS = (4.0, 96.0)
 SALIENT_DIAMETER = 12.0
-# Limits in pixels of any image.
+# Limits in pixels, for images of any size.
 MIN_DIAMETER = 4.0
 MIN_SALIENT_DIAMETER = 6.0
-MIN_PIXELS = 4  # visible pixels of an object; a thin shape of the least diameter has few more
+MIN_PIXELS = 4  # minimum number of visible pixels of an object; the smallest thin shapes have few more pixels
 
-VISIBLE = 0.6  # least visible share of an object's pixels
-NEIGHBOUR = 0.45  # share of the objects that are placed at an earlier object, not anywhere
-TRIES = 20  # places to try for an object
-SHRINK = 0.9  # diameter after a failed try, as a share
+VISIBLE = 0.6  # minimum visible share of an object's pixels
+NEIGHBOUR = 0.45  # share of the objects that are placed next to an earlier object instead of anywhere
+TRIES = 20  # number of places to try for an object
+SHRINK = 0.9  # factor of the diameter after a failed try
 
 Window = tuple[slice, slice]  # rows and columns
 
 
 class Object(NamedTuple):
-    """An object: `cover` holds the share of each pixel of its window, in 0..1, that it covers if nothing hides it."""
+    """An object. `cover`: the share of each pixel of its window, in 0..1, that the object covers unless hidden."""
 
     label: int  # class number
     diameter: float  # pixels
@@ -41,18 +41,18 @@ class Object(NamedTuple):
 def place(rng: np.random.Generator, instances: np.ndarray) -> list[Object]:
     """Place objects from back to front and write their numbers into `instances`, which must be 0.
 
-    Large objects come first. A new object may hide only a part of each earlier one. Where it would hide more, a smaller
-    object is tried at another place. An object without a place after all tries is left out, which is rare. The largest
-    object has nothing to hide, so it always finds a place.
+    Large objects come first. A new object may hide only a part of each earlier object. If it would hide more, try a
+    smaller object at another place. Leave out an object if all tries fail, which is rare. The largest object always
+    finds a place, because there is no earlier object.
     """
     size = len(instances)
     count = int(rng.integers(LEAST_OBJECTS, SLOTS, endpoint=True))
     smallest, largest = max(DIAMETERS[0] * size / SIZE, MIN_DIAMETER), DIAMETERS[1] * size / SIZE
     diameters = log_uniform(rng, smallest, largest, (count,))
-    diameters[0] = log_uniform(rng, _least_salient(size), largest, ())  # one object at least may be salient
+    diameters[0] = log_uniform(rng, _least_salient(size), largest, ())  # at least one object must be large enough
     labels = rng.integers(len(CLASSES), size=count).tolist()
     placed: list[Object] = []
-    # By slot: visible pixels, and the least visible pixels. Both are 0 for slots that are not used yet.
+    # For each slot: the number of visible pixels, and its minimum. Both are 0 for slots that are not used yet.
     visible, least = np.zeros(SLOTS, np.int64), np.zeros(SLOTS, np.int64)
     for diameter, label in zip(np.sort(diameters)[::-1].tolist(), labels, strict=True):
         for _ in range(TRIES):
@@ -77,7 +77,7 @@ def _least_salient(size: int) -> float:
 
 
 def _try(rng: np.random.Generator, label: int, diameter: float, placed: list[Object], size: int) -> Object:
-    """Return an object at a random angle and place, wholly inside the image: anywhere, or at an earlier object."""
+    """Return an object at a random angle and place, wholly inside the image: anywhere, or next to an earlier object."""
     side = math.ceil(diameter) + 2  # room for a soft edge and for a shift by half a pixel
     row, column = rng.uniform(0, size - side, 2)
     if placed and rng.random() < NEIGHBOUR:
@@ -104,5 +104,5 @@ def rotated(window: Window, y: float, x: float, angle: float) -> tuple[np.ndarra
 
 
 def pick_salient(rng: np.random.Generator, objects: list[Object], size: int) -> int:
-    """Return the slot of one of the objects that are large enough. The first object always is."""
+    """Return the slot of a random object that is large enough. The first object always is large enough."""
     return int(rng.choice([slot for slot, o in enumerate(objects) if slot == 0 or o.diameter >= _least_salient(size)]))

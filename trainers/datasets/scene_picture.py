@@ -1,4 +1,4 @@
-"""How `scenes` look: texture, clutter and objects of dull colours around one hue, and a vivid object of another hue."""
+"""Draw `scenes`: texture, clutter and objects of dull colours around one hue, and a vivid object of another hue."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from trainers.datasets.scene_objects import SIZE, Object, rotated
 
 # The values below make the data set hard enough to rank networks. After 12 epochs of 2,500 images, Res2Nets of 7 and 35
 # MMACs name the class of the salient object in 27 and 51 % of the test images.
-# Lengths are pixels of an image of 128 x 128, and scale with the image.
+# Lengths are pixels of an image of 128 x 128. They scale with the image.
 STROKES = (0.75, 28.0, 6.0)  # clutter: least half-length and thickness, greatest half-length, greatest thickness
 STRIPE_PERIODS = (6.0, 40.0)  # range of the period of the background's stripes
 MIN_PERIOD = 3.0  # pixels of any image
@@ -25,9 +25,9 @@ CLUTTER = 16  # line pieces and blobs in each image
 CLUTTER_BRIGHTNESS = (0.0, 1.0)
 OPACITY = 0.5  # opacity of the clutter; the objects are opaque
 DULL_BRIGHTNESS, VIVID_BRIGHTNESS = (0.05, 0.95), (0.3, 0.7)  # of objects; a vivid colour needs room for its tint
-CONTRAST = 0.2  # wanted difference in brightness between an object and all that it touches
+CONTRAST = 0.2  # intended difference in brightness between an object and its surroundings
 CANDIDATES = 16  # random values of brightness to choose from
-DULL_TINT = (0.02, 0.1)  # range of an image's largest tint of anything but the salient object
+DULL_TINT = (0.02, 0.1)  # range of the largest tint in an image, apart from the salient object
 VIVID_TINT = (0.3, 0.42)  # range of the salient object's tint
 DULL_HUES = math.radians(50)  # largest difference from the image's hue
 VIVID_HUES = math.radians(60)  # largest difference from the opposite hue
@@ -58,12 +58,12 @@ def draw(rng: np.random.Generator, objects: list[Object], instances: np.ndarray,
         _paint(seen, placed.cover, known[-1] + tint * direction)
     canvas += np.float32(GRAIN) * rng.standard_normal(canvas.shape, np.float32)
     canvas *= 255
-    canvas += 0.5  # the conversion cuts
+    canvas += 0.5  # rounds, because the conversion to integers truncates
     return np.clip(canvas, 0, 255, out=canvas).astype(np.uint8)
 
 
 def _direction(hue: float) -> np.ndarray:
-    """Return what a tint of 1 adds to a grey [3]. The mean is 0, so that a tint leaves the brightness alone."""
+    """Return the change of a colour by a tint of 1, [3]. Its mean is 0, so a tint does not change the brightness."""
     return np.cos(hue - np.arange(3, dtype=np.float32) * np.float32(2 * np.pi / 3))
 
 
@@ -73,7 +73,10 @@ def _paint(seen: np.ndarray, cover: np.ndarray, colour: np.ndarray) -> None:
 
 
 def _contrasting(rng: np.random.Generator, allowed: tuple[float, float], around: list[float]) -> float:
-    """Return a random brightness: the first of some candidates that is `CONTRAST` away from others, or the farthest."""
+    """Return the first random brightness that differs from all brightnesses in `around` by at least `CONTRAST`.
+
+    If no candidate does, return the candidate that differs most.
+    """
     candidates = uniform(rng, *allowed, (CANDIDATES,))
     if not around:
         return float(candidates[0])
@@ -86,7 +89,7 @@ def _texture(rng: np.random.Generator, hue: float, dull: float, size: int) -> np
     noise = np.zeros((2, CELLS[-1], CELLS[-1]), np.float32)
     for cells in CELLS:
         coarse = rng.standard_normal((2, cells, cells), np.float32) * uniform(rng, 0, CLOUDS, (2, 1, 1))
-        # Every scale's points are among the next scale's. So only the sum must be stretched to the image.
+        # The points of a scale are also points of the next scale. So only the sum must be stretched to the image.
         noise += _stretched(coarse, CELLS[-1])
     brightness = np.clip(rng.uniform(*BACKGROUND) + noise[0], *BACKGROUND)
     tint = np.clip(rng.uniform(0, dull) + noise[1] / 2, 0, dull)

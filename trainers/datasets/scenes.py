@@ -2,7 +2,7 @@
 
 Each image shows 3 to 7 objects of the classes of `shapes`, log-uniform from 4 to 96 pixels at 128 x 128. Large objects
 lie behind small ones. The objects and the clutter share dull colours around one hue. One object, the salient one, has a
-vivid colour of a hue that nothing else in the image has; it may be of any place and of any diameter from 12 pixels.
+vivid colour of a hue that nothing else in the image has. It has any place, and any diameter from 12 pixels.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from trainers.datasets.drawing import CLASSES
 from trainers.datasets.scene_objects import SIZE, SLOTS, Window, pick_salient, place
 from trainers.datasets.scene_picture import draw
 
-POINTS = ("centre", "top left", "top right", "bottom right", "bottom left")  # of a box
-BOX_ERROR = 0.1  # of the given boxes, for key points; a whole object stays within the margin of `BOX_MARGIN`
+POINTS = ("centre", "top left", "top right", "bottom right", "bottom left")  # key points: places of an object's box
+BOX_ERROR = 0.1  # error of the given boxes, for key points; `BOX_MARGIN` still keeps the whole object in the image
 CROP_SIZE = 64  # pixels along a side of an image of one object, for key points
 MIN_SIDE = 32  # pixels along a side; in smaller images, objects of 4 pixels would be large
 SMALL, MEDIUM = 16, 40  # bounds between small, medium and large boxes, in pixels of an image of 128 x 128 (`size_of`)
@@ -53,9 +53,9 @@ class Scenes(DataSet):
     targets = ("class", "mask", "salient", "points", "boxes", "instances")
 
     def classes(self) -> tuple[str, ...]:
-        """Return the names of the classes: the shapes, after the background where a class is that of a pixel or a box.
+        """Return the names of the shapes. Masks, boxes and instances also have the background, as the first class.
 
-        For points: the key points.
+        For points: return the names of the key points.
         """
         names = {"class": CLASSES, "salient": ("object",), "points": POINTS}
         return names.get(self.target, ("background", *CLASSES))
@@ -131,10 +131,12 @@ def _replaced(instances: np.ndarray, values: np.ndarray) -> np.ndarray:
 def crops(scenes: SceneArrays, size: int, seed: int, error: float = BOX_ERROR) -> Split:
     """Return one object of each scene for the target `points`, as `TARGETS` describes it.
 
-    One object a scene, so that no two images of a split show parts of the same scene. size: pixels along a side.
-    error: of the given boxes, as those of a detector have. The centre is off by up to this share of the longer side,
-        and the side is larger by up to three times the share. With exact boxes, the corners of all objects would lie at
-        almost the same places.
+    Each scene gives one object, so that no two images of a split show parts of the same scene.
+
+    size: pixels along a side.
+    error: the error of the given boxes, to imitate a detector. The centre is off by up to this share of the longer
+        side, and the side is longer by up to three times this share. With exact boxes, the corners of all objects would
+        lie at almost the same places.
     """
     n, used = len(scenes.images), scenes.classes > 0
     # The slots in use come first.

@@ -10,7 +10,7 @@ from res2net.errors import UserError
 from trainers.datasets.base import DataSet, Files
 from trainers.datasets.voc_boxes import XML, read_boxes
 
-SIZE = 513  # pixels along a side: DeepLab's, so that images of up to 500 pixels are scored at their own size
+SIZE = 513  # pixels along a side, as for DeepLab: images of up to 500 pixels are scored at their own size
 BOXES_SIZE = 512  # a multiple of 32, the strides of detection heads; images of up to 500 pixels keep their own size
 PLACES = ("", "VOCdevkit/VOC2012", "VOCdevkit/VOC2007")  # below `data_dir`
 IMAGES, MASKS, AUGMENTED, LISTS = "JPEGImages", "SegmentationClass", "SegmentationClassAug", "ImageSets/Segmentation"
@@ -33,13 +33,13 @@ CLASSES = (
 
 
 class Voc(DataSet):
-    """Pascal VOC with a class for each pixel or boxes: 20 classes and the background.
+    """Pascal VOC with a class for each pixel, or with boxes: 20 classes and the background.
 
-    Masks: the training images are those of `trainaug.txt` if this list and the augmented masks exist, else of
-    `train.txt`. The test split is `val.txt`, on which the published protocol scores.
+    Masks: the training split is `trainaug.txt` if this list and the augmented masks exist, else `train.txt`. The test
+    split is `val.txt`, as in the published protocol.
 
-    Boxes: the test split is `test.txt` if all its images have annotations, as in VOC 2007; then the training images
-    are those of `trainval.txt`. Else the test split is `val.txt`, and the training images are those of `train.txt`.
+    Boxes: if all images of `test.txt` have annotations, as in VOC 2007, the test split is `test.txt` and the training
+    split is `trainval.txt`. Otherwise the test split is `val.txt` and the training split is `train.txt`.
 
     A search cuts its validation split from the training images.
     """
@@ -98,7 +98,7 @@ class Voc(DataSet):
         return "train.txt", MASKS if (root / MASKS).is_dir() else AUGMENTED
 
     def _files(self, name: str, masks: str) -> Files:
-        """Return the images of a list. Images or masks that are missing are found when they are decoded."""
+        """Return the images of a list. Missing images or masks are only detected when they are decoded."""
         root = self._root()
         stems = _stems(root / LISTS / name, LAYOUT)
         if not any((root / masks / f"{stem}.png").is_file() for stem in stems):

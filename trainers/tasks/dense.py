@@ -1,10 +1,10 @@
-"""What the tasks have in common whose targets have a place in the image."""
+"""The base class of tasks whose targets are masks, boxes or key points."""
 
 from __future__ import annotations
 
 from trainers.datasets.data import Data
 
-PIXELS = 1 << 20  # pixels of a scored batch
+PIXELS = 1 << 20  # maximum number of pixels of a scored batch
 
 
 class Dense:

@@ -25,7 +25,7 @@ from trainers.tasks.drawing import boxed, painted
 from trainers.tasks.fitting import faster_rcnn_for, mask_rcnn_for
 from trainers.tasks.task import Metric
 
-SHOWN = 0.5  # least score of the objects in pictures, and least probability of a mask's pixels
+SHOWN = 0.5  # minimum score of an object in pictures, and minimum probability of a pixel of its mask
 
 
 class BoxScores(NamedTuple):
@@ -48,7 +48,7 @@ class BoxScores(NamedTuple):
 
 
 class MaskScores(NamedTuple):
-    """The loss and the metrics on a data split: as `BoxScores`, by the overlap of masks, and last the AP of boxes."""
+    """The loss and the metrics on a data split: as in `BoxScores`, but for masks, and then the AP of boxes."""
 
     loss: float
     mask_ap: float
@@ -68,7 +68,7 @@ def _metrics(kind: str, label: str) -> tuple[Metric, ...]:
 class Detection(Dense):
     """The task with boxes of objects. A network returns the objects of each image (`RcnnHead`).
 
-    Labels are `[B, M, 6]`, see `TARGETS`. In training, a network is given the targets and returns its losses.
+    Labels are `[B, M, 6]`, see `TARGETS`. In training mode, a network takes the targets and returns its losses.
     """
 
     name = "detect"
@@ -98,7 +98,7 @@ class Detection(Dense):
 
     def targets(self, x: Tensor, labels: Tensor, size: int, config: Config, step: int) -> tuple[Tensor, Any]:
         """Return the batch and the objects that train it. Mixup and CutMix are not applied."""
-        # torchvision draws the trained proposals from the global generator.
+        # torchvision samples proposals with the global generator, so seed it here.
         torch.manual_seed((config.seed << 32) + step)
         return x, objects.trained(self.objects(labels))
 
@@ -163,7 +163,7 @@ class Instances(Detection):
 
 
 class DetectionMeter:
-    """The objects of all images, found and true, as lists on the host."""
+    """The predicted and the true objects of all images, as lists on the host."""
 
     def __init__(self, task: Detection, classes: int, sizes: Sequence[float]) -> None:
         task.check()
@@ -187,7 +187,7 @@ class DetectionMeter:
 
 
 def _listed(image: objects.Objects) -> dict[str, Any]:
-    """Return an image's objects as lists, with run-length encoded masks. Found masks are probabilities."""
+    """Return an image's objects as lists, with run-length encoded masks. Predicted masks are probabilities."""
     out: dict[str, Any] = {name: values.tolist() for name, values in image.items() if name != "masks"}
     if "masks" in image:
         masks = image["masks"]

@@ -9,9 +9,9 @@ from PIL import Image, ImageDraw
 
 from trainers.datasets.base import VOID
 
-OPACITY = 0.6  # of a colour over the image
+OPACITY = 0.6  # opacity of a colour over the image
 DOT = 0.02  # radius of a dot, as a share of the longer side of the image
-GOLDEN = 0.618034  # neighbouring classes get hues that are far apart
+GOLDEN = 0.618034  # the golden ratio, as the step between the hues of two classes, gives neighbours distant hues
 
 
 def colours(count: int) -> np.ndarray:
@@ -51,6 +51,6 @@ def boxed(image: np.ndarray, rows: np.ndarray) -> np.ndarray:
     palette = colours(int(rows[:, 4].max(initial=0)) + 1)
     for x1, y1, x2, y2, label, crowd in rows.tolist():
         if label > 0 and not crowd:
-            # Pillow's right and lower edges are within the outline.
+            # In Pillow, the right and the lower edge belong to the outline.
             draw.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=tuple(palette[int(label)].tolist()))
     return np.asarray(canvas)

@@ -10,19 +10,19 @@ from res2net.heads.cost import Map
 from res2net.kinds import kind_of
 from res2net.layer_cost import down
 
-OUTPUT_STRIDE = 16  # in training and scoring, as in Table 7 of the paper
-SHARE = 8  # DeepLab v3+ and SimpleBaseline have 256 channels over ResNet-50's 2048
-DSS_SHARE = 16  # DSS has 128 channels at its finest maps
-LEAST = 16  # channels
-DEEPLAB_LEAST = 32  # with 16, a network cannot even learn the classes of 16 images by heart (`studies/LOG.md`)
-LOW_SHARE = 3 / 16  # DeepLab v3+ has 48 channels of the finer map beside 256
-RATES = (6, 12, 18)  # dilations for a map of `RATES_SIZE` pixels along a side, that of images of 513 pixels
+OUTPUT_STRIDE = 16  # of DeepLab, in training and scoring, as in Table 7 of the paper
+SHARE = 8  # ratio of the last map's channels to the head's: 2048 / 256 for DeepLab v3+ and SimpleBaseline on ResNet-50
+DSS_SHARE = 16  # the same for DSS: 2048 / 128, the channels of its finest maps
+LEAST = 16  # minimum number of channels
+DEEPLAB_LEAST = 32  # the same for DeepLab: with 16, a network cannot even overfit 16 images (`studies/LOG.md`)
+LOW_SHARE = 3 / 16  # ratio of the finer map's channels to the other channels of the decoder: 48 / 256 in DeepLab v3+
+RATES = (6, 12, 18)  # dilations for a map of `RATES_SIZE` pixels along a side, as of images of 513 pixels
 RATES_SIZE = 33
-HIDDEN_SHARE = 4  # Faster R-CNN has 1024 features of a proposal over 256 channels
-PROPOSAL_PIXELS = 256  # of an image, for each proposal
-PROPOSALS = (32, 1000)  # least and most; Faster R-CNN has 1000
-ANCHOR = 8  # pixels of the map, as published
-ANCHOR_SHARE = 5 / 8  # side of the largest anchor over that of the image: 512 pixels in images of about 800
+HIDDEN_SHARE = 4  # ratio of a proposal's features to the channels: 1024 / 256 in Faster R-CNN
+PROPOSAL_PIXELS = 256  # pixels of the image per proposal
+PROPOSALS = (32, 1000)  # minimum and maximum number of proposals; Faster R-CNN has 1000
+ANCHOR = 8  # maximum side of an anchor in pixels of the map, as published
+ANCHOR_SHARE = 5 / 8  # maximum side of an anchor as a share of the image's: 512 pixels in images of about 800
 
 
 def deeplab_for(arch: BaseArch, image_size: int) -> DeepLab:
@@ -32,7 +32,7 @@ def deeplab_for(arch: BaseArch, image_size: int) -> DeepLab:
     """
     maps = _own_maps(arch)
     own = maps[-1].stride
-    # Only a Res2Net can trade strides for dilation.
+    # Only `Res2Net` can replace strides by dilation.
     lower = [m.stride for m in maps if m.stride <= OUTPUT_STRIDE] if isinstance(arch, Arch) else []
     stride = max(lower, default=own)
     channels = max(DEEPLAB_LEAST, maps[-1].channels // SHARE)

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from res2net.heads.value import HEAT_STRIDE
 
-SIGMA, SIGMA_SIDE = 2, 64  # pixels of a heat map: standard deviation of a point, for a map of 64 pixels along a side
+SIGMA, SIGMA_SIDE = 2, 64  # standard deviation of a point in pixels, for a heat map of 64 pixels along a side
 
 
 def sigma_of(side: int) -> float:
-    """Return the standard deviation of a point in a heat map of `side` pixels along a side, in its pixels."""
+    """Return the standard deviation of a point, in pixels of a heat map of `side` pixels along a side."""
     return max(1.0, SIGMA * side / SIGMA_SIDE)
 
 
@@ -37,7 +37,7 @@ def peaks(maps: Tensor) -> tuple[Tensor, Tensor]:
     """Return the highest point of each heat map [B, K, H, W]: x and y in pixels of the image [B, K, 2], and its height.
 
     As published, a point lies a quarter of a pixel from the highest pixel towards its higher neighbour, along each
-    axis. A pixel at the border has one neighbour only, and stays.
+    axis. A pixel at the border has only one neighbour, so its point is not moved.
     """
     height, width = maps.shape[2:]
     flat = maps.flatten(2)

@@ -46,7 +46,7 @@ class Scores(NamedTuple):
 class Keypoints(Dense):
     """The task with a point for each key point. Outputs are heat maps `[B, K, H / 4, W / 4]`.
 
-    Labels are `[B, K + 1, 3]`, see `TARGETS`. Hidden key points count as visible ones, unlabelled ones for nothing.
+    Labels are `[B, K + 1, 3]`, see `TARGETS`. Hidden key points count like visible ones. Unlabelled ones are ignored.
     """
 
     name = "keypoints"
@@ -76,9 +76,9 @@ class Keypoints(Dense):
     def loss(self, outputs: Tensor, targets: Tensor, config: Config) -> Tensor:
         """Return the mean loss of the labelled key points' heat maps.
 
-        The loss of a map is the mean squared error of its pixels: the published loss without its factor of 1/2. It is
-        small, about 0.003 for a map without a peak. Yet a larger factor would make trainings diverge at the rates of
-        our recipes: with a factor of 3, a head of 256 channels does at a rate of 0.05.
+        The loss of a map is the mean squared error of its pixels: the published loss without its factor of 1/2. This
+        loss is small, about 0.003 for a map without a peak. But with a larger factor, trainings would diverge at the
+        learning rates of our recipes. With a factor of 3, a head of 256 channels diverges at a rate of 0.05.
         """
         total, count = errors(outputs, targets)
         return total / count.clamp(min=1)
@@ -88,7 +88,7 @@ class Keypoints(Dense):
         return (outputs.float() - teacher.float()).square().mean()
 
     def predicted(self, outputs: Tensor) -> Tensor:
-        """Return the points of heat maps in the form of labels. All are visible, and the last row is 0."""
+        """Return the points of heat maps in the form of labels. All points are visible, and the last row is 0."""
         points = heatmaps.peaks(outputs.float())[0]
         found = torch.cat([points, torch.full_like(points[..., :1], 2)], 2)
         return torch.cat([found, torch.zeros_like(found[:, :1])], 1)
@@ -112,7 +112,7 @@ def errors(outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class KeypointMeter:
-    """The sums of losses and of near points, and a row for each object. They stay on the device."""
+    """The sum of losses, the number of points predicted within `NEAR`, and a row for each object, all on the device."""
 
     def __init__(self, device: torch.device, classes: tuple[str, ...]) -> None:
         oks.need_coco_eval(KEYPOINTS.name)
@@ -123,7 +123,7 @@ class KeypointMeter:
     def add(self, outputs: Tensor, labels: Tensor) -> None:
         """Add a batch of heat maps `[B, K, h, w]` and labels `[B, K + 1, 3]` without a wait for the device."""
         points, height = heatmaps.peaks(outputs.float())
-        height = height.nan_to_num(0)  # a training may diverge: the loss shows it, and faster-coco-eval refuses NaN
+        height = height.nan_to_num(0)  # faster-coco-eval refuses NaN; the loss shows that a training diverged
         truth, (area, box, scale) = labels[:, :-1], labels[:, -1].unbind(1)
         distance = (points - truth[..., :2]).norm(dim=2)
         near = (distance <= NEAR * (box.sqrt() * scale)[:, None]) & (truth[..., 2] > 0)

@@ -1,4 +1,4 @@
-"""The metrics that may score a network on a data split: those of the tasks, or a user's own function.
+"""The metrics that may score a network on a data split: a task's metrics, or a user's own function.
 
 To add a metric, add an entry to `METRICS`. For classification, users pass a function `(logits, labels) -> value` as
 `my_package:NAME`.
@@ -37,7 +37,7 @@ class Score:
     name: the setting's value; the score's key is `val_` and the last part of the name.
     label: the name in tables.
     task: the task whose scores hold the metric in the field `field`.
-    chance: a function of the number of classes: the value (%) of a guess.
+    chance: a function of the number of classes that returns the metric's value for a guess, in %.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Score:
     def of(self, scores: Scores) -> float:
         """Return the metric's value of a split in %.
 
-        Raise `TrainingFailed` for a number outside 0 to 100. NaN is a number: a training may diverge.
+        Raise `TrainingFailed` for a value outside 0 to 100. NaN is accepted, because a training may diverge.
         """
         value = getattr(scores, self.field)
         if not (math.isnan(value) or 0 <= value <= 100):
@@ -63,7 +63,7 @@ class Score:
 
 
 def balanced(logits: Tensor, labels: Tensor) -> float:
-    """Return the balanced accuracy in %: the mean, over the classes that occur, of the share that is recognised."""
+    """Return the balanced accuracy in %: the mean recall of the classes that occur."""
     hit = (logits.argmax(1) == labels).double()
     count = torch.bincount(labels, minlength=logits.shape[1])
     right = torch.zeros_like(count, dtype=torch.float64).index_add_(0, labels, hit)
@@ -121,7 +121,7 @@ METRICS: dict[str, Score] = {
     "balanced": Score(
         "balanced", "balanced accuracy", WithFunction("balanced", balanced), "own", lambda classes: 100 / classes
     ),
-    # A guess of nothing but background has at most one class right.
+    # A guess of only background has at most one class right.
     "miou": Score("miou", "mIoU", SEGMENTATION, "miou", lambda classes: 100 / classes),
     # The score of a guess depends on the share of the background, which differs between data sets.
     "pixels": Score("pixels", "pixel accuracy", SEGMENTATION, "pixels", lambda classes: 0.0),
@@ -134,7 +134,7 @@ METRICS: dict[str, Score] = {
 
 @lru_cache
 def metric_of(name: str) -> Score:
-    """Return the metric of a name, or of an import path; raise `UserError` if there is none."""
+    """Return the metric of a name or an import path. Raise `UserError` if there is no such metric."""
     if name in METRICS:
         return METRICS[name]
     found = load_object(name, "metric", known=METRICS)

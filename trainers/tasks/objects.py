@@ -1,7 +1,7 @@
 """The objects of images as lists, and their average precision (AP), computed by faster-coco-eval.
 
-An image's objects are a dict, as torchvision has them: `boxes` [n, 4] (x1, y1, x2, y2 in pixels), `labels` [n] from 1,
-for truths `crowd` [n], for predictions `scores` [n], and with masks `masks` [n, H, W].
+An image's objects are a dict, as in torchvision: `boxes` [n, 4] (x1, y1, x2, y2 in pixels) and `labels` [n] from 1.
+True objects also have `crowd` [n], predicted objects `scores` [n]. Objects with masks also have `masks` [n, H, W].
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from torch import Tensor
 from trainers.datasets.base import OBJECTS
 
 Objects = dict[str, Tensor]
-LARGEST = 1e10  # area in pixels that no object reaches
+LARGEST = 1e10  # area in pixels, larger than any object's
 
 
 class Precision(NamedTuple):
     """The AP in %, overall and for objects of one size. NaN without such an object.
 
-    ap: the mean over the thresholds 0.5, 0.55, ..., 0.95 of the intersection over union. ap50, ap75: at two of them.
+    ap: the mean over the thresholds 0.5, 0.55, ..., 0.95 of the intersection over union (IoU).
+    ap50, ap75: the AP at the thresholds 0.5 and 0.75.
     """
 
     ap: float
@@ -52,7 +53,7 @@ def of_instances(labels: Tensor) -> list[Objects]:
 
 
 def tight(masks: Tensor) -> Tensor:
-    """Return the boxes [n, 4] around masks [n, H, W], which have a pixel each."""
+    """Return the boxes [n, 4] around masks [n, H, W]. Each mask must have at least one pixel."""
     ends = []
     for lines in (masks.any(1), masks.any(2)):  # columns, then rows
         count = lines.shape[1]
@@ -84,7 +85,8 @@ def precision(
 ) -> Precision:
     """Return the AP of predictions.
 
-    found, truths: a dict for each image, as above, of lists. Masks are run-length encoded.
+    found, truths: predicted and true objects of each image: dicts as described above, but with lists instead of
+        tensors. Masks are run-length encoded.
     classes: number of classes, with the background. kind: `bbox` or `segm`.
     sizes: bounds between small, medium and large objects: square roots of the areas of their boxes.
     """
@@ -105,7 +107,7 @@ def precision(
             )
             results.append(entry | shape)
     categories = [{"id": i, "name": str(i)} for i in range(1, classes)]
-    # The sizes of images have no part in the overlap of boxes or of encoded masks, but faster-coco-eval reads them.
+    # faster-coco-eval requires the sizes of images, but they do not change the overlap of boxes or of encoded masks.
     images = [{"id": i, "height": 1, "width": 1} for i in range(1, len(truths) + 1)]
     known = COCO({"images": images, "annotations": objects, "categories": categories})
     coco = COCOeval_faster(known, known.loadRes(results), kind)

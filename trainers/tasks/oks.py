@@ -28,12 +28,15 @@ COCO_SIGMAS = {
     "left_ankle": 0.089,
     "right_ankle": 0.089,
 }
-OTHER_SIGMA = 0.05  # of the key points of other data sets
+OTHER_SIGMA = 0.05  # sigma of the key points of other data sets
 PACKAGE = "faster_coco_eval"
 
 
 class Precision(NamedTuple):
-    """The AP in %: the mean over the thresholds 0.5, 0.55, ..., 0.95 of OKS, and at two of them. NaN without truth."""
+    """The AP in %: the mean over the thresholds 0.5, 0.55, ..., 0.95 of OKS, and the AP at 0.5 and at 0.75.
+
+    NaN without labelled objects.
+    """
 
     ap: float
     ap50: float
@@ -63,12 +66,12 @@ def precision(
     need = np.flatnonzero((truth[..., 2] > 0).any(1)).tolist()
     if not need:
         return Precision(*[float("nan")] * 3)
-    # Boxes are given: each object is an image of its own, with one truth and one prediction.
+    # The boxes are given, so pass each object as a separate image with one true object and one prediction.
     shared: list[dict[str, Any]] = [{"id": i + 1, "image_id": i + 1, "category_id": 1} for i in need]
     objects = [
         entry
         | {"keypoints": truth[i].ravel().tolist(), "num_keypoints": int((truth[i, :, 2] > 0).sum())}
-        | {"area": float(areas[i]), "bbox": [0.0, 0.0, 1.0, 1.0], "iscrowd": 0}  # the box has no part in the similarity
+        | {"area": float(areas[i]), "bbox": [0.0, 0.0, 1.0, 1.0], "iscrowd": 0}  # the box is not used
         for entry, i in zip(shared, need, strict=True)
     ]
     ones = np.ones((len(guesses), guesses.shape[1], 1))

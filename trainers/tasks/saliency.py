@@ -1,4 +1,4 @@
-"""The task of salient objects: a mask of what stands out, scored by the largest F and the mean absolute error (MAE)."""
+"""The task of salient objects: a mask of the objects that stand out, scored by max F and mean absolute error (MAE)."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from trainers.tasks.drawing import painted
 from trainers.tasks.fitting import dss_for
 from trainers.tasks.task import Metric
 
-LEVELS = 256  # thresholds: those of a map that is stored as bytes
-BETA2 = 0.3  # weighs precision against recall
+LEVELS = 256  # number of thresholds: the values of a byte
+BETA2 = 0.3  # weight of recall in the F measure, as in the DSS paper
 
 
 class Scores(NamedTuple):
@@ -43,8 +43,8 @@ class Scores(NamedTuple):
 class Saliency(Dense):
     """The task with one probability for each pixel. Outputs are logits `[B, maps, H, W]`, labels are `[B, H, W]`.
 
-    The first map is the prediction. Further maps, which a head puts out in training only, are supervised alike. Labels
-    are 1 on salient pixels and 0 elsewhere. Pixels of the label `VOID` (255) count for nothing.
+    The first map is the prediction. In training mode, a head outputs more maps, which learn from the same labels.
+    Labels are 1 on salient pixels and 0 elsewhere. Pixels of the label `VOID` (255) are ignored.
     """
 
     name = "saliency"
@@ -69,7 +69,7 @@ class Saliency(Dense):
     def distilled(self, outputs: Tensor, teacher: Tensor) -> Tensor:
         """Return the mean binary cross-entropy of a pixel against the teacher's probabilities.
 
-        Each map learns from the teacher's map of the same place. A teacher in eval mode has one map for all.
+        Each map learns from the teacher's map of the same index. A teacher in eval mode has only one map, for all maps.
         """
         if teacher.shape[1] != 1:
             teacher = teacher[:, : outputs.shape[1]]
@@ -102,7 +102,7 @@ def entropy(outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class SaliencyMeter:
-    """Sums over the images: precision and recall of each threshold, errors, losses, and what they are divided by."""
+    """Sums over the images: precision and recall of each threshold, errors, losses, and their divisors."""
 
     def __init__(self, device: torch.device) -> None:
         # Use one tensor, so that one transfer to the host reads all sums.
@@ -112,7 +112,7 @@ class SaliencyMeter:
         """Add a batch of logits `[B, maps, H, W]` and labels `[B, H, W]` without a wait for the device."""
         known, salient = labels != VOID, labels == 1
         likely = outputs[:, 0].float().sigmoid()
-        # NaN, from a training that diverged, would be no index. The loss shows it.
+        # NaN is not a valid index. The loss already shows that a training has diverged.
         levels = (likely.nan_to_num(0) * (LEVELS - 1)).round().long()
         hits, guesses = _counts(levels, known & salient), _counts(levels, known)
         relevant = (known & salient).sum((1, 2))
@@ -131,7 +131,7 @@ class SaliencyMeter:
         counted, error, images, loss, pixels = sums[2 * LEVELS :].tolist()
         precision, recall = (sums[: 2 * LEVELS] / counted).view(2, LEVELS)
         f = (1 + BETA2) * precision * recall / (BETA2 * precision + recall)
-        # At a threshold with no hit in any image, F is 0 / 0, and counts 0.
+        # At a threshold without a hit in any image, F would be 0 / 0: count 0.
         maxf = f.nan_to_num(0).max().item() if counted else float("nan")
         return Scores(loss / max(pixels, 1), 100 * maxf, error / max(images, 1))
 

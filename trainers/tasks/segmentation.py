@@ -25,8 +25,9 @@ class Scores(NamedTuple):
     """The loss and the metrics on a data split. Metrics are in %.
 
     loss: mean cross-entropy of a pixel.
-    miou: mean over the classes of the intersection over union: of the pixels that have the class or are predicted to
-        have it, the share of those where both agree. A class that neither occurs nor is predicted does not count.
+    miou: mean over the classes of the intersection over union. The intersection is the pixels of a class that are
+        predicted right. The union is the pixels of the class, and the pixels that are predicted as the class. Classes
+        with an empty union are ignored.
     pixels: share of pixels whose likeliest class is right.
     """
 
@@ -38,7 +39,7 @@ class Scores(NamedTuple):
 class Segmentation(Dense):
     """The task with one class for each pixel. Outputs are logits `[B, classes, H, W]`, labels are `[B, H, W]`.
 
-    Class 0 is the background. Pixels of the label `VOID` (255) count for nothing.
+    Class 0 is the background. Pixels of the label `VOID` (255) are ignored.
     """
 
     name = "segment"

@@ -17,7 +17,7 @@ from trainers.datasets.data import Data
 from trainers.ddp import Group
 from trainers.recipes import Config
 
-EVAL_BATCH = 500  # images; scoring without gradients needs little memory, and larger batches are no faster
+EVAL_BATCH = 500  # images; scoring needs little memory, because it has no gradients; larger batches are not faster
 Scores = Any  # a task's named tuple: `loss`, then one value for each metric, in the order of the metrics
 
 
@@ -30,7 +30,7 @@ class Metric:
     unit: unit of the values, such as `%`.
     quantity: measured quantity, such as `accuracy`. TensorBoard groups metrics by quantity.
     digits: digits after the point in texts.
-    larger: whether larger values are better. The metric that ranks networks must have this.
+    larger: whether larger values are better. This must be True for the metric that ranks networks.
     """
 
     name: str
@@ -86,7 +86,7 @@ class Task(Protocol):
 
     @property
     def detects(self) -> bool:
-        """Whether networks find objects: in training, they are given the targets and return their losses."""
+        """Whether networks detect objects. In training mode, they then take the targets and return their losses."""
         ...
 
     @property
