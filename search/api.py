@@ -46,10 +46,10 @@ if TYPE_CHECKING:  # matplotlib takes a second to import
 # that reports take at most REPORT_SHARE of the driver's time.
 REPORT_SECONDS = 30.0
 REPORT_SHARE = 0.03
-# Seconds of the setting `time` that are kept for the last tables, plots and `best/`, by executor. Ray takes two more to
-# shut down.
+# Seconds of the setting `time` that are reserved for the last tables, plots and `best/`, by executor. Ray needs two
+# more seconds to shut down.
 RESERVE = {"local": 2.0, "tune": 4.0}
-# The dashboard's plot shows only the front and the last SHOWN trials: each 2 KB of the plot cost one transaction.
+# The dashboard's plot shows only the front and the last SHOWN trials: each 2 KB of the plot costs a transaction.
 SHOWN = 500
 
 
@@ -114,7 +114,7 @@ def search(
 ) -> Result:
     """Search a space as the settings say, and return the result.
 
-    out: the run's folder. None makes a new one under `runs/`; the folder of an earlier search resumes that search.
+    out: the run's folder. None creates a folder under `runs/`. The folder of an earlier search resumes that search.
     progress: the display of the search; None shows nothing.
     work: the function that workers run for each job; None takes the evaluator's function.
     sampler: a factory `seed -> sampler` in place of the settings' sampler. A resumed search must pass it again.
@@ -162,7 +162,7 @@ def plan_of(
 
 
 def _timetable(ready: Prepared, folder: Path, begun: float) -> Timetable:
-    """Return the timetable: the last session's, if that session left the time that is given, else a new one."""
+    """Return the last session's timetable if it left at least this session's time, else a new timetable."""
     settings, space, data, networks = ready.settings, ready.space, ready.data, ready.networks
     resumes = (folder / runs.RUN_FILE).exists()
     books = Ledger.of(settings.rules, runs.records_of(folder) if resumes else [])
@@ -241,7 +241,7 @@ class _Session:
         trials, books = self._report(), self.driver.ledger
         self._export_best()
         seconds = time.monotonic() - self.begun
-        # A search that ends by itself has used its time, also the seconds that were too few for a further network.
+        # A search that ends by itself has used all its time: the rest was too short for another network.
         spent = seconds if interrupted else max(seconds, self.settings.budget.time or 0.0)
         runs.note_spent(self.folder, self.number, spent)
         return Result(
@@ -259,7 +259,7 @@ class _Session:
         )
 
     def _export_best(self) -> None:
-        """Export the best trial with weights in this folder. Other drivers keep weights in folders of their own."""
+        """Export the best trial whose weights are in this folder. Other drivers store weights in their own folders."""
         for record in self.driver.ledger.best:
             if runs.weights_path(self.folder, record.number).is_file():
                 export(self.folder, str(record.number), self.folder / "best")

@@ -23,8 +23,8 @@ def resolved(
 ) -> tuple[Settings, list[str]]:
     """Return the settings with their relative limits as numbers, and a line of text for each.
 
-    Without a baseline, limits are shares of the dearest network of the space over the setting `base` or the data's
-    usual base. That base is then fixed. A relative limit on the latency stays until the latency table is there.
+    Without a baseline, limits are shares of the cost of the space's dearest network. The space then has the base of the
+    setting `base`, or the usual base of the data. A relative limit on the latency stays until there is a latency table.
     image_size: the side, in pixels, of the images for which costs are counted; None takes the base's size.
     """
     scope = settings.scope
@@ -43,7 +43,7 @@ def resolved(
             continue
         whole = objective.range(space)[1] if arch is None else objective.of(arch, size)
         bound = share * whole
-        if of in COSTS:  # counts: rounded towards the inside
+        if of in COSTS:  # round counts so that the limit does not become looser
             bound = (math.floor if side == "max" else math.ceil)(bound)
         changes[name] = bound
         whose = f"{scope.baseline}'s" if arch is not None else f"the dearest network's of base {space.base}"
@@ -60,7 +60,7 @@ def baseline_of(
 ) -> BaseArch | None:
     """Return the network of the setting `baseline`, for the data and the task; None without a baseline.
 
-    Raise `UserError` for an unknown name, and for other files.
+    Raise `UserError` for an unknown name, and for a file without a network.
     """
     item = settings.scope.baseline
     if item is None:

@@ -36,17 +36,17 @@ from trainers.train import Trainer
 
 MEASURED = 5  # networks whose speed is measured, evenly spread over the levels
 STEPS = 3  # timed steps of each network
-WARM = 2  # steps before them, which allocate memory and choose kernels
-BUSY = 1.2  # seconds of an epoch with its validation and beside other workers, over those of its steps alone
-OVERHEAD = 1.0  # seconds of a trial beside its epochs
+WARM = 2  # untimed steps before them, which allocate memory and choose kernels
+BUSY = 1.2  # ratio of an epoch's time, with validation and beside other workers, to the time of its steps alone
+OVERHEAD = 1.0  # seconds of a trial outside its epochs
 
 
 def measure(chosen: Sequence[Member], data: Data, settings: Settings) -> Pace:
     """Return the pace of this machine, measured on a few of the networks for a few steps each.
 
-    The time of a step is fitted as a sum of two shares, of the network's activations and of its cost: on a CPU,
-    networks of equal cost differ by a factor of two. chosen: by rising cost.
-    The measurement takes seconds: the time of a search is short.
+    The time of a step is fitted as a weighted sum of the network's activations and its cost, because on a CPU, networks
+    of equal cost differ by a factor of two. The measurement takes only seconds of the search's time.
+    chosen: the networks of the plan, by rising cost.
     """
     config = settings.scoring.train_config(settings.scope.seed)
     picked = sorted({round(i * (len(chosen) - 1) / (MEASURED - 1)) for i in range(MEASURED)})
@@ -117,8 +117,8 @@ def timetable(
 ) -> Timetable:
     """Return the timetable of a new plan.
 
-    left: seconds until the training must end. session: the session that makes the plan. networks: those that the search
-    starts from. If some are trained, each network of the plan contains one of them.
+    left: seconds until the training must end. session: the session that makes the plan.
+    networks: the networks that the search starts from. If some are trained, each network of the plan contains one.
     Raise `UserError` if the time does not suffice for the cheapest network, and if networks cannot grow but should.
     """
     begun = time.monotonic()
@@ -163,7 +163,7 @@ def timetable(
 
 
 def _origins(networks: Sequence[Included], settings: Settings) -> list[Included]:
-    """Return the networks from which others may grow."""
+    """Return the trained networks from which other networks may grow."""
     return [n for n in networks if n.weights is not None and settings.evaluator.grows]
 
 

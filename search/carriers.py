@@ -17,7 +17,7 @@ from space import Space
 from space.dimensions import Params, combinations, dimension_of
 
 FITTED = 12  # random members on which the overhead and the factor are fitted
-SEED = 20_260_101  # of these members; studies draw theirs with other seeds
+SEED = 20_260_101  # the seed that draws these members; studies use other seeds
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +25,9 @@ class Plan:
     """The networks to time, and what a table must cover.
 
     needed: all pieces of the space, and of the networks that the user adds.
-    first: networks that must be timed: those that the user adds.
-    others: members of the space, but short. Those at the start differ most: any number of them spreads over the space.
+    first: the networks that the user adds, which must be timed.
+    others: shortened members of the space. They are in an order in which any number of the first ones spreads over the
+        space.
     whole: members that are timed as a whole, for the fit.
     """
 
@@ -42,12 +43,12 @@ class Plan:
         return self.first + self.others
 
     def covered(self, archs: Iterable[Arch]) -> bool:
-        """Return whether pieces that are not in these networks can be interpolated."""
+        """Return whether all needed pieces are in these networks or can be interpolated."""
         known = {p for arch in archs for p in sequence(arch, self.image_size)}
         return not missing(_table_of(known, self.image_size), self.needed)
 
     def least(self) -> int:
-        """Return the least number of `archs`, from the start, that cover the space."""
+        """Return the smallest n for which the first n `archs` cover the space."""
         low, high = max(1, len(self.first)), len(self.archs)
         while low < high:
             middle = (low + high) // 2
@@ -76,10 +77,10 @@ def missing(table: LatencyTable, needed: Iterable[Piece]) -> list[Piece]:
 
 
 def short(arch: Arch) -> Arch:
-    """Return the network with at most two blocks in a stage: it has the same pieces.
+    """Return the network with at most two blocks in each stage. It has the same pieces.
 
-    A block takes as long in a short network: with two and with four blocks in a stage, blocks differed by 0 to 3.3 %
-    (one network of each base micro, cifar and imagenet; optimized, one thread).
+    A block takes about the same time in a shortened network: between two and four blocks in a stage, the times differed
+    by 0 to 3.3 % (one network of each base micro, cifar and imagenet; optimized, one thread).
     """
     return replace(arch, stages=tuple(replace(s, depth=min(s.depth, 2)) for s in arch.stages))
 
@@ -103,7 +104,7 @@ def spread(points: Sequence[Sequence[float]]) -> list[int]:
 
 
 def work(arch: Arch, image_size: int) -> int:
-    """Return the multiply-accumulates of a network, by which the time of a run is estimated."""
+    """Return the multiply-accumulates of a network, an estimate of the time of a run."""
     count, _, _ = cost(arch, image_size)
     return count
 
@@ -123,10 +124,10 @@ def _deepest(space: Space, combination: Params) -> Arch:
 
 
 def _place(arch: Arch) -> list[float]:
-    """Return where a network lies among the combinations, for `spread`.
+    """Return the coordinates of a network among the combinations, for `spread`.
 
-    Blocks of one split, and networks with and without squeeze-and-excitation, are not interpolated between each other.
-    So they lie apart.
+    There is no interpolation between blocks of one split and blocks of several splits, and none between networks with
+    and without squeeze-and-excitation. So these have distant coordinates.
     """
     s = arch.stages[-1]  # the widest stage, where repair changes the width least
     return [math.log(s.width), math.log(s.scale), math.log(s.cardinality), 2.0 * (s.scale == 1), 4.0 * arch.se]
@@ -142,6 +143,6 @@ def _random_members(space: Space, count: int) -> tuple[Arch, ...]:
 
 
 def _table_of(known: Iterable[Piece], image_size: int) -> LatencyTable:
-    """Return a table of unknown times, which tells what it covers."""
+    """Return a table of these pieces with arbitrary times, to ask which pieces a table would cover."""
     entries = tuple((p.key, 1.0, 0.0) for p in known)
     return LatencyTable("", "", "", 1, 1, image_size, (), entries)

@@ -1,4 +1,7 @@
-"""Children of the front: new networks where the front is thin or steep, a step or two from a network that is there."""
+"""Children of the front: new networks that differ from a known network in one or two choices.
+
+They are placed where the front has few networks or is steep.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,9 @@ from search.timetable import Member
 from space import Space
 from space.dimensions import Params
 
-BROOD = 3  # children of one parent that are tried together; the scheduler stops the worse ones early
-NEAR = 3  # parents that are tried, those of the nearest cost
-TRIED = 400  # changes of a parent that are tried
+BROOD = 3  # children in the same gap, one after the other; the scheduler stops the worse ones early
+NEAR = 3  # number of parents to try, from the dearest below the gap's upper end
+TRIED = 400  # number of changes of a parent to try
 
 
 class Gap(NamedTuple):
@@ -31,8 +34,8 @@ def gaps(terms: Terms, front: Sequence[tuple[float, float]]) -> list[Gap]:
     """Return the gaps of a front, from the least cost to the greatest.
 
     A gap's worth is its octaves times the rise of the accuracy over it. Above the front, the rise is a prediction.
-    front: the cost and the accuracy (0 to 1) of its networks. With several cost objectives, this is the first cost, and
-        networks that are on the front for another cost are left out.
+    front: the cost and the accuracy (0 to 1) of each network on the front. With several cost objectives, use the first
+        cost. Networks that are on the front only because of another cost are left out.
     """
     rising: list[tuple[float, float]] = []
     for cost, quality in sorted(front):
@@ -60,7 +63,8 @@ def child(
 ) -> Params | None:
     """Return a new network in a gap, or None if none is allowed.
 
-    The gap is drawn by its worth. Its children differ from a parent of about its cost in one or two choices.
+    The gap is drawn with probabilities in proportion to the worth. The new network differs in one or two choices from a
+    parent of about the gap's cost.
     grows: whether a child must contain its parent, so that it can grow from it.
     turn: the number of the child; the same numbers give the same children, and `BROOD` of them share a gap.
     """
@@ -79,7 +83,7 @@ def child(
 
 
 def changed(space: Space, objective: Objective, parent: Member, rng: random.Random) -> Iterator[Member]:
-    """Yield members with one choice changed, then with two, each in random order, `TRIED` at most."""
+    """Yield up to `TRIED` members: first those with one choice changed, then with two. Both are in random order."""
     single = [(k, v) for k, values in space.parameters.items() for v in values if v != parent.params[k]]
     double = [pair for pair in itertools.combinations(single, 2) if pair[0][0] != pair[1][0]]
     rng.shuffle(single)

@@ -18,13 +18,13 @@ from search.study.trials import AGAIN, INFEASIBLE, ORPHAN, SCORED, Record
 from search.timetable import Awaited, Member, Timetable
 from space.dimensions import Params
 
-CONFIRMING = 0.3  # share of the time that is kept for training networks which shared weights have estimated
+CONFIRMING = 0.3  # share of the time that is reserved for confirming estimates by training
 
 
 class Choice:
     """The choice of the next trial, from the ledger, the plan and the sampler's proposals.
 
-    lineage: the networks from which others may grow. included: those that are to be enqueued.
+    lineage: the networks from which others may grow. included: the networks that the search starts from.
     timetable: the plan of a planned search.
     why_stopped: the reason why no further trial starts, in words; empty while trials may start.
     """
@@ -59,10 +59,10 @@ class Choice:
         return new or self._confirmation(left) or self._again(left) or self._suspect(running, left)
 
     def _enqueue_included(self, started: bool) -> None:
-        """Enqueue the networks that the search starts from, unless an earlier session did, once.
+        """Enqueue the networks that the search starts from. Enqueue each once, over all sessions.
 
-        started: whether the first network of a plan, which gives the first front, has begun. Before that, only networks
-        whose scores are reused are enqueued. A plan has levels of its own that grow from trained networks.
+        started: whether the first network of a plan, which gives the first front, has begun. Before that, enqueue only
+        networks whose scores are reused. For a plan, do not enqueue other trained members: its levels grow from them.
         """
         before = {r.attrs.get("included") for r in self.study.records() if r.outcome != INFEASIBLE}
         now = [network for network in self.included if started or network.reused]
@@ -75,7 +75,7 @@ class Choice:
                 self.study.enqueue(params or {}, included=network.name, given=given)
 
     def _runs_alone(self, running: Mapping[int, Running]) -> bool:
-        """Return whether a suspect runs alone, or waits until this driver's trials end. Then no other trial may start.
+        """Return whether no trial may start, because a suspect runs or waits until this driver's trials end.
 
         A suspect waits only if a driver was killed between enqueuing the suspect and starting it.
         """
@@ -83,7 +83,7 @@ class Choice:
         return bool(running) and (waits or any(t.accepted.proposal.alone for t in running.values()))
 
     def _new(self, left: float | None) -> Accepted | None:
-        """Return the next new network; None without such a network, budget or time."""
+        """Return the next new network. Return None if there is none, or if no budget or time is left for it."""
         under_way = [*self.study.running(), *self.ledger.suspects.values()]
         searching = sum("confirms" not in r.attrs and "again" not in r.attrs for r in under_way)
         nothing = self.why_stopped and not self.study.waiting()  # another driver may have enqueued a retry
@@ -98,7 +98,7 @@ class Choice:
     def _planned(self, timetable: Timetable, running: Mapping[int, Running], left: float) -> Accepted | None:
         """Return the plan's next network. After its last one, return a child of the front or a sampler's proposal.
 
-        The two take turns. A proposal that is too long for the time left is followed by a child that is not.
+        Children and proposals alternate. If a proposal is too long for the time left, return a shorter child instead.
         """
         ends, too_long = time.monotonic() + left, False
         while (left := ends - time.monotonic()) > 0:
@@ -146,7 +146,7 @@ class Choice:
         return child(space, scope.cost, found, parents, grows, allowed, turn, scope.seed)
 
     def _timed(self, timetable: Timetable, accepted: Accepted, left: float) -> Accepted | None:
-        """Return a proposal with its epochs. End its trial and return None if the time left is too short for it."""
+        """Return a proposal with its epochs. If the time left is too short, end its trial and return None."""
         proposal = accepted.proposal
         if proposal.budget is not None or self.lineage.reused(proposal.number) is not None:
             return accepted
@@ -159,7 +159,7 @@ class Choice:
         return replace(accepted, proposal=replace(proposal, budget=epochs))
 
     def _accepted(self, found: Accepted | str) -> Accepted | None:
-        """Return a found network. A text is the reason why there is none."""
+        """Return a found network. For a text, which is the reason why there is none, record it and return None."""
         if isinstance(found, str):
             self.why_stopped = found
             return None
@@ -183,7 +183,7 @@ class Choice:
 
     @property
     def reserve(self) -> float:
-        """The seconds of a planned search that are kept to train its front with further seeds."""
+        """The seconds of a planned search that are reserved for training its front with more seeds."""
         budget = self.settings.budget
         return (1 - 1 / budget.repeat) * (budget.time or 0.0) if self.timetable is not None else 0.0
 
@@ -203,9 +203,9 @@ class Choice:
         return None
 
     def _seeds(self) -> Iterator[tuple[Record, int]]:
-        """Yield what is to be trained again: the first trial and the number of the seed, ancestors of a network first.
+        """Yield the next trainings with another seed: the network's first trial and the number of the seed.
 
-        A network whose parent is still being trained with this seed is left out for now.
+        The ancestors of a network come first. Skip a network whose parent is still being trained with this seed.
         """
         scored = {r.number: r for r in self.ledger.history if r.outcome == SCORED}
         tried = [r for r in self.study.records() if "again" in r.attrs and r.outcome not in (ORPHAN, "waiting")]
@@ -231,7 +231,7 @@ class Choice:
                 return None
             if not self.study.waiting():
                 self.study.enqueue(suspects[0].params, retry_of=suspects[0].number, alone=True)
-                self.proposals.refresh()  # drops the network from the suspects: `ask` ends their trials
+                self.proposals.refresh()  # drops the network from the suspects: `ask` would end its trial
             if (accepted := self.proposals.ask()) is not None:
                 return accepted
 

@@ -39,16 +39,16 @@ OPTIONS = ("time", "evaluator", "recipe", "executor", "workers", "cpus_per_trial
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What is known of a space before a search.
+    """The description of a space before a search.
 
-    costs: for each member, or each drawn one, its value of each objective.
+    costs: the value of each objective, for each member or for each drawn member.
     exact: whether `costs` holds every combination of the space.
     distinct: the number of different networks among them.
     ranges: the least and the greatest value of each objective, over the whole space.
-    within: for each limit that is set, and for all together, the share of combinations that meets it.
-    moves: for each dimension, the factor (a median) by which its greatest choice costs more than its least.
+    within: for each limit that is set, and for all limits together, the share of combinations within it.
+    moves: for each parameter, the median ratio of the cost at its greatest choice to the cost at its least choice.
     members: named networks that are members, with their costs.
-    others: the number of named networks that are not.
+    others: the number of named networks that are not members.
     """
 
     space: Space
@@ -96,13 +96,13 @@ def _archs(space: Space, exact: bool, seed: int) -> Iterator[Arch]:
 
 
 def _met(costs: Mapping[str, np.ndarray], name: str, bound: float, objective: Objective) -> np.ndarray:
-    """Return which members meet one bound. name: of its setting (`max_macs`)."""
+    """Return which members meet one bound. name: the setting of the bound (`max_macs`)."""
     values = costs[objective.name]
     return values <= bound if name.startswith("max_") else values >= bound
 
 
 def _moves(space: Space, objectives: Sequence[Objective], seed: int) -> dict[str, dict[str, float]]:
-    """Return for each parameter, by what factor each objective grows from its least to its greatest choice."""
+    """Return, for each parameter, the median ratio of each objective at its greatest and at its least choice."""
     rng, rows = random.Random(seed), {}
     drawn = [space.sample(rng) for _ in range(MOVED // len(space.parameters) + 1)]
     for name, values in space.parameters.items():
@@ -115,7 +115,7 @@ def _moves(space: Space, objectives: Sequence[Objective], seed: int) -> dict[str
 
 
 def _named(space: Space, objectives: Sequence[Objective]) -> tuple[dict[str, dict[str, float]], int]:
-    """Return the named networks that are members, and how many are not. Their classes are those of the space."""
+    """Return the named networks that are members, with the space's number of classes, and how many are not members."""
     rows: dict[str, dict[str, float]] = {}
     for name in names():
         arch = named(name)
@@ -162,7 +162,7 @@ def lines(found: Description) -> Iterator[str]:
 
 
 def _limits(found: Description) -> Iterator[str]:
-    """Yield a line for each limit: the share of combinations that meets it, or the nearest value that some meet."""
+    """Yield a line for each limit: the share of combinations that meet it, or the nearest limit that any can meet."""
     values = {name: (bound, o) for name, bound, o in found.limits.bounds}
     for name, share in found.within.items():
         if name not in values:
@@ -195,7 +195,7 @@ def _histogram(values: np.ndarray, objective: Objective) -> Iterator[str]:
 
 
 def _known(found: Description) -> Iterator[str]:
-    """Yield where the named networks lie."""
+    """Yield the lines about the named networks."""
     if not found.members:
         yield f"named networks (python -m res2net): none of the {found.others} is a member"
         return
@@ -207,7 +207,7 @@ def _known(found: Description) -> Iterator[str]:
 
 
 def build_parser() -> Parser:
-    """Return the command's options: those that choose a space, and those of a plan."""
+    """Return the command's parser, with the options that choose a space and the options of a plan."""
     parser = Parser(
         prog="python -m search.describe",
         description="Describe a space before anything is trained: its size, its costs, its limits, and a plan.",

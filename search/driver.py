@@ -36,8 +36,9 @@ class Driver:
 
     on_scored: called before a trial's score is recorded, with the job and the trained weights (None without any).
     checkpoints: the newest checkpoint of each trial that may still resume, by trial number.
-    trunks: the weights from which larger networks grow, by trial number. included: the networks that it starts from.
-    timetable: what to train and for how long, if the search is planned. ends: the time (`time.monotonic`) of its end.
+    trunks: weights to grow from, by trial number. included: the networks that the search starts from.
+    timetable: the networks to train and the epochs of each, if the search is planned.
+    ends: the time (`time.monotonic`) at which the search ends.
     session: this session's index in `run.json`. Each trial records the index, to find the hardware and the commit.
     """
 
@@ -83,7 +84,7 @@ class Driver:
         """The seconds until the end of the search's time; None without a limit."""
         return None if self.ends is None else self.ends - time.monotonic()
 
-    # ---- What to run next ------------------------------------------------------------------------------------------
+    # ---- The next job ----------------------------------------------------------------------------------------------
 
     def next_job(self) -> Job | None:
         """Return the next job, or None if nothing can start now."""
@@ -98,7 +99,7 @@ class Driver:
             return None
 
     def _reuse(self, accepted: Accepted, known: Included) -> None:
-        """Score a network as an earlier run did, without a training. Its trial does not count against `trials`."""
+        """Give a network the score of an earlier run, without a training. Its trial does not count against `trials`."""
         number, training = accepted.proposal.number, known.training
         self.on_scored(self.evaluator.job(number, accepted.arch), known.weights)
         earned = {name: training[name] for name in ("epochs", "inherited", "seconds")}
@@ -133,7 +134,7 @@ class Driver:
     def _grown(self, evaluator: Grow, job: Job, accepted: Accepted) -> Job:
         """Return the job of a network that grows from an origin (`Lineage`), if the network contains one.
 
-        A retry grows from the same trunk as the trial before it. If that trunk is gone, the worker says so.
+        A retry grows from the same trunk as the trial before it. If this trunk is gone, the worker fails the trial.
         """
         if self.timetable is not None and not self.timetable.plan.grown:
             return job
@@ -145,7 +146,7 @@ class Driver:
             attrs = self.study.record(job.number).attrs
         return evaluator.grown(job, attrs["trunk"], self.lineage.weights(attrs))
 
-    # ---- What comes back -------------------------------------------------------------------------------------------
+    # ---- Reports of workers ----------------------------------------------------------------------------------------
 
     def on_report(self, number: int, report: Report) -> bool:
         """Record a trial's report; return whether the trial continues."""
@@ -172,9 +173,9 @@ class Driver:
             return False
         if report.note is not None and len(trial.reports) == 1:
             self.study.annotate(number, {"note": report.note})
-        if report.trunk is not None:  # before the checkpoint, after which the worker does not report it again
+        if report.trunk is not None:  # before the checkpoint: a resume from it does not report the trunk again
             self.lineage.keep(number, report.trunk, {self.study.record(n).attrs.get("parent") for n in self.running})
-        if report.checkpoint is not None:  # before the rung's accuracy: no kill may leave a rung without one
+        if report.checkpoint is not None:  # before the rung's accuracy: after a kill, no rung may lack its checkpoint
             self.checkpoints[number] = report.checkpoint
             self._drop_checkpoints(*trial.earlier)
         self.study.report(number, report.epoch, report.quality)
@@ -216,7 +217,7 @@ class Driver:
         if self.timetable is not None and not trial.earlier:
             self.timetable.note(trial.cost, trial.budget, time.monotonic() - trial.begun)
         attrs = self._earned(0 if trial.estimate else trial.budget, report)
-        self.on_scored(trial.job, report.weights)  # before the score: no kill may leave a score without weights
+        self.on_scored(trial.job, report.weights)  # before the score: after a kill, no score may lack its weights
         again = trial.accepted.proposal.again is not None
         outcome = ESTIMATED if trial.estimate else AGAIN if again else SCORED
         self.study.complete(number, (report.quality, *trial.accepted.costs), outcome, **attrs)
@@ -311,8 +312,8 @@ class Driver:
         """End orphaned trials, and enqueue their networks again.
 
         Without Ray, a network can kill the driver's process. Such a network must not kill every resume too. So a
-        network that is lost at one epoch more than RETRIES times becomes a suspect, which runs last and alone. A
-        suspect that kills its driver is given up. An innocent network that ran beside the culprit passes this test.
+        network that is lost more than RETRIES times at the same epoch becomes a suspect. Suspects run last, each alone.
+        A suspect that kills its driver is given up. A network that only ran beside the culprit passes this test.
         """
         for orphan in self.study.orphans():
             if orphan.attrs.get("alone") and orphan.key:  # without a key, the driver died before the network ran

@@ -29,7 +29,7 @@ from trainers.recipes import RECIPES
 
 SHARED = "weights that all networks of the space share"
 CALMER = 2  # ratio of two peak learning rates: that of the recipe to that of a trunk
-TRIED = 1_000  # random members among which those that contain a network are looked for
+TRIED = 1_000  # number of random members to check for one that contains a network
 TUNED = 5  # ratio of two peak learning rates: that of the shared weights to that of tuning a slice
 
 
@@ -43,7 +43,7 @@ def trial_seed(seed: int, arch: Arch, sample: int = 0) -> int:
 
 
 def larger(space: Space, small: Arch, seed: int) -> Iterator[Arch]:
-    """Yield members that contain a network, of the largest member and of random ones. The network may be among them."""
+    """Yield members that contain a network, from the largest member and random ones. One may be the network itself."""
     rng = random.Random(seed)
     drawn = (space.arch(space.sample(rng)) for _ in range(TRIED))
     return (arch for arch in itertools.chain([space.largest()], drawn) if contains(arch, small))
@@ -132,7 +132,7 @@ class Grow(Evaluator):
     grows: ClassVar[bool] = True
 
     def lr_of(self, record: Record) -> float:
-        """Return the peak learning rate of a trial. That of a trunk is lower, because it is kept for longer."""
+        """Return the peak learning rate of a trial. A trunk has a lower rate, because it keeps the rate for longer."""
         return self.lr / CALMER if "trunk" in record.attrs else self.lr
 
     def check(self, resources: Resources) -> None:
@@ -159,7 +159,7 @@ class Grow(Evaluator):
         return self._training(number, arch, "grow")
 
     def grown(self, job: Job, trunk: int | None, origin: tuple[Arch, bytes] | None) -> Job:
-        """Return a job with a trunk, and with the network and the weights that it grows from.
+        """Return a job with a trunk, and with its origin: the network and the weights that it grows from.
 
         trunk: the epochs at the peak rate; None takes half of the training.
         """
@@ -270,7 +270,7 @@ EVALUATORS: dict[str, type[Evaluator]] = {"scratch": Evaluator, "grow": Grow, "s
 
 
 def evaluator_class(name: str) -> type[Evaluator]:
-    """Return the evaluator of a name or an import path; raise `UserError` if there is none."""
+    """Return the evaluator class of a name or an import path. Raise `UserError` if there is no such class."""
     if name in EVALUATORS:
         return EVALUATORS[name]
     found = load_object(name, "evaluator", known=EVALUATORS)

@@ -95,7 +95,7 @@ def _main(args: argparse.Namespace) -> None:
 
 
 def _extras(args: argparse.Namespace, record: Record) -> Extras:
-    """Return what the command's options add to an export."""
+    """Return the extras that the command's options add to an export."""
     test = tested(args.run, record, args.data_dir) if args.test else None
     int8 = None
     if args.int8:

@@ -21,7 +21,7 @@ from trainers.tasks import TASKS
 
 TABLE = "front.csv"
 IMAGES = 8  # random images on which an exported network is compared with the trained one
-TOLERANCE = 1e-5  # of their logits, relative to the largest
+TOLERANCE = 1e-5  # largest accepted difference of their logits, relative to the largest logit
 
 
 def export_front(
@@ -30,13 +30,13 @@ def export_front(
     """Write a model folder for each network of a front, and `front.csv`; return the table, cheapest network first.
 
     Each exported network is loaded again, and its logits are compared with those of the trained weights.
-    extras_of: returns what the export of a trial holds beside the network. under: see `search.export.choose`.
+    extras_of: a function that returns the extras of a trial's export. under: see `search.picks.choose`.
     Raise `UserError` for a run without a trained network, and for a folder `to` with other content.
     """
     books = ledger_of(folder)
     records = front_of(folder, books, under)
     for record in records:
-        weights_of(folder, record)  # raises an error if they are gone, before anything is written
+        weights_of(folder, record)  # raises `UserError` for missing weights before anything is written
     _check_replaceable(to)
     objectives = dict.fromkeys((*books.rules.costs, PARAMS))
     task = TASKS[runs.settings_of(folder).scope.task]

@@ -15,7 +15,7 @@ def option(default: Any, text: str, metavar: str | None = None, **more: Any) -> 
 
 
 def check_least(name: str, value: int | None, least: int = 1) -> None:
-    """Raise `UserError` for a value below the least that is accepted; None is accepted."""
+    """Raise `UserError` for a value below `least`. None is accepted."""
     if value is not None and value < least:
         raise UserError(f"`{name}`: {value} is too small; accepted: at least {least}")
 

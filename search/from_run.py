@@ -18,9 +18,9 @@ from trainers.datasets.data import Data
 
 
 def front(settings: Settings, run: Path, first: int, data: Data) -> Iterator[Included]:
-    """Yield the networks on the front of the run in the setting `from_run`; a resumed search takes its copies.
+    """Yield the networks on the front of the run that the setting `from_run` names. A resumed search uses its copies.
 
-    run: the folder of this search. first: the number of the first copy in it.
+    run: the folder of this search. first: the number of the first copy in this folder.
     Raise `UserError` for a folder without a trained front, and for a run on other data.
     """
     if settings.scoring.from_run is None:
@@ -57,8 +57,8 @@ def _included(
 ) -> Included:
     """Return a network of an earlier run with its weights.
 
-    Its score is reused if a trial of this search would be trained on the same images, by the same recipe, and for as
-    many epochs, inherited ones included. The trials of a plan have epochs of their own.
+    Its score is reused if a trial of this search would have the same images, the same recipe and the same number of
+    epochs, including inherited epochs. In a planned search, each trial has its own number of epochs.
     """
     theirs, epochs, inherited = Settings.from_dict(training["settings"]), training["epochs"], training["inherited"]
     a, b = theirs.scoring, settings.scoring

@@ -22,9 +22,9 @@ class Axis(NamedTuple):
 def front(quality: Sequence[float], *costs: Sequence[float]) -> list[int]:
     """Return the indices of the points that no other point dominates, cheapest first.
 
-    A point dominates another if it is at least as good at no more of any cost, and better in one of them. Of equal
+    A point dominates another if it is not worse in quality or in any cost, and better in at least one of them. Of equal
     points, only the one with the lowest index is returned.
-    costs: for each cost, its value for each point. The first one orders the result.
+    costs: for each cost, its value for each point. The first cost orders the result.
     """
     if not len(quality):
         return []
@@ -34,12 +34,13 @@ def front(quality: Sequence[float], *costs: Sequence[float]) -> list[int]:
 
 
 def hypervolume(quality: Sequence[float], *axes: Axis, chance: float = 0.0) -> float:
-    """Return the best quality within the budgets above chance, in %, averaged over budgets in the range of each axis.
+    """Return the mean, over all budgets in the ranges of the axes, of the best quality within the budget, in %.
 
-    This is the volume that the points dominate, with the reference point (`chance`, `high`, ...), divided by the volume
-    of the whole range up to a quality of 100 %. It is 0 if no point costs less than `high`.
+    Quality is counted above chance: chance counts as 0 %, and 100 % stays 100 %. So the result is the volume that the
+    points dominate, with the reference point (`chance`, `high`, ...), divided by the volume of the whole range up to a
+    quality of 100 %. It is 0 if no point costs less than `high`.
     quality: in %.
-    chance: the quality of a guess, in %; points at or below it count 0. With 0, the result is the mean best quality.
+    chance: the quality of a guess, in %. Points at or below chance count as 0.
     """
     if not len(quality) or any(not a.high > a.low or (a.log and a.low <= 0) for a in axes):
         return 0.0
@@ -58,7 +59,7 @@ def _place(values: np.ndarray, axis: Axis) -> np.ndarray:
 def knee(quality: Sequence[float], *places: Sequence[float]) -> int:
     """Return the index of the front's point whose quality, scaled to the front's range, is most above its scaled costs.
 
-    With one cost, it is farthest above the line between the front's ends. With several, their mean counts.
+    With one cost, this point is farthest above the line between the front's ends. Several scaled costs are averaged.
     places: for each cost, the place of each point on the cost's axis (`Objective.axis`).
     """
     points = front(quality, *places)

@@ -128,7 +128,7 @@ class Scope:
 
     @property
     def limits(self) -> Limits:
-        """The hard limits on a network's costs, without those that are relative."""
+        """The hard limits on a network's costs, without relative limits."""
         known = {name: value for name in LIMITS if not isinstance(value := getattr(self, name, None), str)}
         return limits(known, self.latency)
 
@@ -152,9 +152,9 @@ class Scope:
     def get_space(self, num_classes: int, image_size: int | None = None, in_channels: int | None = None) -> Space:
         """Return the space over the setting `base`, with the head of the task.
 
-        By default, the base is the one that suits the data set. With a limit on a count, such as that of parameters, it
-        is the base whose members within the limit span the most octaves (doublings). Raise `UserError` if no base has
-        such a member.
+        By default, the base is the one that suits the data set. With a limit on a count, such as the number of
+        parameters, it is the base whose members within the limit span the most octaves (doublings). Raise `UserError`
+        if no base has a member within the limit.
         image_size: the side, in pixels, of the images for which costs are counted; None takes the base's size.
         """
         known = {"num_classes": num_classes, "image_size": image_size, "in_channels": in_channels}
@@ -168,7 +168,8 @@ class Scope:
         usual = trainers.datasets.data.get(self.data).base(image_size)
         upper = {o: self.limits.of(o).most for o in (*self.costs, *COSTS.values()) if o.name in COSTS}
         cost, most = next(((o, most) for o, most in upper.items() if most is not None), (self.cost, None))
-        if self.base is not None or most is None or self.matching.active:  # matched networks have widths of their own
+        # With matching, the widths are solved for the MACs, so the base's widths do not matter.
+        if self.base is not None or most is None or self.matching.active:
             return over(self.base or usual)
         found = {space.base: space for space in map(over, (usual, *spaces.bases_like(usual)))}
         ranges = {base: cost.range(space) for base, space in found.items()}

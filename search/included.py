@@ -1,7 +1,7 @@
-"""The networks that a search starts from, `--include NAME,arch.json,FOLDER`: named, the user's own, or trained ones.
+"""The networks that a search starts from: `--include NAME,arch.json,FOLDER`.
 
-Named networks and `arch.json` files are trained with the networks of the space, and compared with them. From a trained
-network, a model folder, larger networks grow. The run's folder keeps a copy of each.
+Named networks and `arch.json` files are trained with the networks of the space, and compared with them. A model folder
+holds a trained network, from which larger networks grow. The run's folder keeps a copy of each network.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from trainers.start import build_model, fitted_arch
 from trainers.tasks import TASKS
 from trainers.tasks.task import Task
 
-FOLDER = "included"  # in the run's folder
+FOLDER = "included"  # the folder of the copies, in the run's folder
 SEEN = "; it may have been trained on validation images of this search, and then all scores are too high"
 
 
@@ -38,7 +38,7 @@ class Included:
 
     name: the item of the setting `include`, or the earlier run and the trial.
     weights: its state dict as safetensors, to grow from; None for a network that is only to be trained.
-    epochs: the epochs that its folder records, with inherited ones; 0 if the folder records none.
+    epochs: the epochs that its folder records, including inherited epochs; 0 if the folder records none.
     seen: whether its training may have used validation images of this search. Then the scores of all networks that
         grow from it are too high.
     training: the content of its `training.json`.
@@ -55,7 +55,7 @@ class Included:
 
     @property
     def score(self) -> float:
-        """The score of the weights by the metric of their search: that of the first seed, if several were trained."""
+        """The score of the weights by the metric of their search. With several seeds, the score of the first seed."""
         name = Settings.from_dict(self.training["settings"]).scoring.quality.name
         return (self.training.get(f"{name}_of_seeds") or [self.training[name]])[0]
 
@@ -79,11 +79,10 @@ def items_of(settings: Settings) -> list[str]:
 
 
 def included(settings: Settings, run: Path, space: Space, data: Data) -> tuple[Included, ...]:
-    """Return the networks of the setting `include`. A resumed search takes its copies.
+    """Return the networks of the setting `include`. A resumed search uses its copies.
 
-    The head of a trained network for other classes or another task is replaced by a new one. Raise `UserError` for
-    an unknown name, a missing file, a network that the data does not fit, and a trained network that none can grow
-    from.
+    A trained network for other classes or for another task gets a new head. Raise `UserError` for an unknown name, a
+    missing file, a network that does not fit the data, and a trained network that no member of the space contains.
     """
     found = []
     for i, item in enumerate(items_of(settings)):
@@ -99,7 +98,7 @@ def included(settings: Settings, run: Path, space: Space, data: Data) -> tuple[I
 
 
 def _network(item: str, copy: Path, settings: Settings, data: Data) -> Included:
-    """Return the network of an item. copy: where an earlier session may have copied it."""
+    """Return the network of an item. copy: the folder to which an earlier session may have copied it."""
     path, task = copy if copy.is_dir() else Path(item), TASKS[settings.scope.task]
     if path != copy and item in names():
         return Included(item, _fitted(named(item), data, task))
@@ -140,7 +139,7 @@ def as_res2net(arch: BaseArch) -> Arch:
 
 
 def _check_growth(network: Included, settings: Settings, space: Space) -> None:
-    """Raise `UserError` if nothing can grow from a trained network."""
+    """Raise `UserError` if no network of the search can grow from a trained network."""
     if not settings.evaluator.grows:
         raise UserError(
             f"`include`: {network.name} is trained, but `evaluator` {settings.scoring.evaluator} does not grow "
@@ -180,8 +179,8 @@ def keep(networks: Sequence[Included], run: Path) -> None:
 def seen(training: Mapping[str, Any], settings: Settings, data: str) -> bool:
     """Return whether a training may have used validation images of a search.
 
-    It may if it had the same data, but not the same split. training: the content of its `training.json`. data: the name
-    of the search's data set.
+    This is possible if the training had the same data set, but not the same split.
+    training: the content of its `training.json`. data: the name of the search's data set.
     """
     if training.get("data", {}).get("name", data) != data:
         return False

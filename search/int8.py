@@ -33,7 +33,7 @@ class Int8:
 
     @property
     def text(self) -> str:
-        """The loss of accuracy in words."""
+        """The accuracy in int8 and in fp32, in words."""
         return f"{self.top1:.2f} % in int8, {self.fp32_top1:.2f} % in fp32, on {self.images:,} validation images"
 
     def to_dict(self) -> dict[str, float]:

@@ -49,9 +49,9 @@ def make(
     """Measure the latency table of a space.
 
     form: how networks run, one of `FORMS`.
-    seconds: a bound on the time. Within it, fewer blocks may be measured, and the others are interpolated. None: no
-        bound.
-    networks: more networks whose pieces the table gets. They need not be members.
+    seconds: the time limit. If it is too short for all blocks, some are measured and the others are interpolated. None:
+        no limit.
+    networks: more networks whose pieces the table must have. They need not be members.
     console: shows the estimate and the progress.
 
     Raise `UserError` for a wrong value, and if `seconds` is too short for a table that covers the space.
@@ -71,7 +71,7 @@ def make(
 
 
 def load(path: str | Path) -> LatencyTable:
-    """Return the table of a file. Raise `UserError` if there is none."""
+    """Return the table of a file. Raise `UserError` if the file holds no table."""
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -135,7 +135,7 @@ def build_parser() -> Parser:
 
 
 def _networks(text: str) -> tuple[Arch, ...]:
-    """Return the networks of the option `--networks`. Raise `UserError` for one that is none, or no Res2Net."""
+    """Return the networks of the option `--networks`. Raise `UserError` for an item that is not a Res2Net."""
     found = []
     for item in filter(None, map(str.strip, text.split(","))):
         try:

@@ -20,7 +20,7 @@ from trainers.meta import environment
 
 
 def parse_table(text: str, name: str) -> LatencyTable:
-    """Return the table of a file. Raise `UserError` with the setting's name if there is none."""
+    """Return the table of a file. If the file holds no table, raise `UserError` with the setting's name."""
     try:
         return load(text)
     except UserError as error:
@@ -43,7 +43,7 @@ def table_for(
     networks: Sequence[Arch] = (),
     console: Console | None = None,
 ) -> LatencyTable:
-    """Return the table of this device for batches of 1 on one thread: the one in the user's cache, or a new one.
+    """Return the table of this device for batches of 1 on one thread: from the user's cache, or newly measured.
 
     seconds, networks, console: see `search.latency.make`.
     """
@@ -71,7 +71,7 @@ def _folder() -> Path:
 
 
 def _name(space: Space, form: str, device: str) -> str:
-    """Return the name of a table: the space, and a hash of all that decides its times."""
+    """Return the name of a table: the space, and a hash of all conditions of the measurement."""
     here = environment()
     content = [{**space.to_dict(), "name": ""}, form, device, here["hardware"], here["versions"]]
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]

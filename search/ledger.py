@@ -23,7 +23,7 @@ RETRIES = 2  # how often a network is run again after its trials were lost at th
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """The settings that the ledger needs, beside the records.
+    """The settings that the ledger needs in addition to the records.
 
     costs: the cost objectives. The first one orders the front.
     epochs: the full budget of a trial; None if each trial has its own.
@@ -52,7 +52,7 @@ class Rules:
 class Ledger:
     """The ledger over the records so far. Networks are named by their keys.
 
-    counts: the number of ended trials with each outcome; scores of an earlier run and further seeds apart.
+    counts: the number of ended trials with each outcome. Reused scores and further seeds have their own counts.
     scored, estimated: the record of each network with a score.
     given_up, stopped: for each network that never runs again, the number of the trial that failed or was stopped.
     lost: the number of lost trials for each network and last epoch (`Record.reached`).
@@ -93,7 +93,7 @@ class Ledger:
         self.suspects = {key: r for key, r in self.suspects.items() if r.number not in self.retried}
         for record in ended:
             self._enter(record)
-        lower = any(r.outcome == AGAIN for r in ended)  # a mean may fall, and then dominated networks come back
+        lower = any(r.outcome == AGAIN for r in ended)  # a mean may fall, so that dominated networks return
         for outcome, known in self._fronts.items():
             new = self.history if lower else ended
             points = [*([] if lower else known), *(r for r in new if r.outcome == outcome and self.qualifies(r))]
@@ -208,9 +208,9 @@ class Ledger:
 
     @property
     def maybe(self) -> list[Record]:
-        """The networks that may be on the front too: no network of it is significantly better at no higher cost.
+        """The networks that may be on the front too: no network of the front is significantly better at no higher cost.
 
-        The interval of a difference is that of Student's t at 95 %. Empty without further seeds.
+        Differences are compared with the 95 % interval of Student's t. Empty without further seeds.
         """
         if (noise := self.noise) is None:
             return []
@@ -235,7 +235,7 @@ class Ledger:
         return records[knee(quality, *places(self.rules.costs, costs))]
 
     def hypervolume(self, *ranges: tuple[float, float]) -> float:
-        """Return the front's hypervolume. ranges: of each cost, the least and the greatest budget."""
+        """Return the front's hypervolume. ranges: the least and the greatest budget of each cost."""
         quality, *costs = self._columns(self.front)
         found = zip(costs, ranges, self.rules.costs, strict=True)
         return hypervolume(quality, *(Axis(values, *ends, o.log) for values, ends, o in found))

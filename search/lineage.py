@@ -12,15 +12,15 @@ from search.included import Included
 from search.study.study import Study
 from search.study.trials import AGAIN
 
-KEPT = 64  # trunks that a run keeps, the newest ones; the largest networks grow from the newest
+KEPT = 64  # a run keeps only its newest trunks; the largest networks grow from the newest
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """A network whose weights are there to grow from.
+    """A network whose weights are available, so that larger networks can grow from it.
 
-    epochs: the epochs behind its weights, with those of its ancestors.
-    attrs: the attributes that name it in the record of a trial that grows from it.
+    epochs: the epochs that trained its weights, including its ancestors' epochs.
+    attrs: the attributes of a trial that grows from this origin. They name the origin.
     """
 
     arch: Arch
@@ -31,7 +31,7 @@ class Origin:
 class Lineage:
     """The origins of a search.
 
-    trunks: the trunk of each trial that has one, by trial number. A driver reads only its own.
+    trunks: the trunk of each trial that has one, by trial number. A driver reads only its own trunks.
     included: the networks that the search starts from.
     cost: a network's value on the cost axis.
     """
@@ -47,7 +47,7 @@ class Lineage:
 
     @property
     def origins(self) -> list[Origin]:
-        """All networks whose weights are there."""
+        """All networks whose weights are available."""
         records = [self.study.record(number) for number in self.trunks]
         out = [
             Origin(r.arch, r.attrs.get("inherited", 0) + r.attrs["trunk"], {"parent": r.number})
@@ -59,7 +59,8 @@ class Lineage:
     def of(self, arch: Arch) -> dict[str, Any]:
         """Return the attributes of a trial that trains this network: its origin, and the epochs that it inherits.
 
-        The origin is the dearest that the network contains, and of equal ones the longest trained. It may have none.
+        The origin is the dearest one that the network contains. Of equally dear origins, take the longest trained one.
+        A network that contains no origin inherits 0 epochs.
         """
         fits = [origin for origin in self.origins if contains(arch, origin.arch)]
         best = max(fits, key=lambda origin: (self.cost(origin.arch), origin.epochs), default=None)
@@ -68,7 +69,8 @@ class Lineage:
     def again(self, attrs: Mapping[str, Any]) -> dict[str, Any]:
         """Return the attributes of a trial that trains a network with another seed. It repeats the whole lineage.
 
-        attrs: those of the trial. If the first trial grew from a trunk, this one grows from the trunk of the same seed.
+        attrs: the attributes of the trial. If the network's first trial grew from a trunk, this trial grows from the
+            parent's trunk with the same seed.
         """
         first = self.study.record(attrs["again"]).attrs
         out = {name: first[name] for name in ("origin", "inherited") if name in first}
@@ -79,9 +81,9 @@ class Lineage:
         return out
 
     def weights(self, attrs: Mapping[str, Any]) -> tuple[Arch, bytes] | None:
-        """Return the network and the weights that `of` chose; None for a trial without origin.
+        """Return the network and the weights that `of` chose. Return None for a trial without an origin.
 
-        The weights are empty if they are gone. The worker then fails the trial with the reason.
+        If the weights are gone, return empty bytes: the worker then fails the trial with this reason.
         """
         if "parent" in attrs:
             return self.study.record(attrs["parent"]).arch, self.trunks.get(attrs["parent"], b"")
@@ -89,7 +91,7 @@ class Lineage:
         return next(((n.arch, n.weights or b"") for n in found), None)
 
     def reused(self, number: int) -> Included | None:
-        """Return the network of an earlier run whose score a trial gets without a training, or None."""
+        """Return the included network whose score the trial reuses, or None if the trial is to be trained."""
         name = self.study.record(number).attrs.get("included") if self.included else None
         return next((network for network in self.included if network.reused and network.name == name), None)
 

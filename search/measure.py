@@ -95,7 +95,7 @@ def measure(
 
 
 def _shown(table: LatencyTable | None, forms: Sequence[str], batches: Sequence[int]) -> str:
-    """Return the column for the plots: the one that a search by latency predicted, if it was measured."""
+    """Return the column for the plots: the latency that the search predicted, if it was measured, else `SHOWN`."""
     if table is not None and table.form in forms and table.batch_size in batches:
         return column(table.form, table.batch_size)
     return column(SHOWN if SHOWN in forms else forms[0], batches[0])
@@ -120,7 +120,7 @@ def _values(
             median, spread = measured(runner(model, form, images, threads), threads)
             yield f"{column(form, batch)}_iqr", spread
             yield column(form, batch), median
-    # In a process of its own, memory that earlier networks left free does not hide what this network needs.
+    # Use a new process: memory that earlier networks have freed would hide the memory that this network needs.
     what = weights_of(folder, record), record.arch, str(device), max(batches), size
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         yield MEMORY, pool.submit(peak_of, *what).result()

@@ -1,4 +1,4 @@
-"""What `python -m search.measure` found, in a run's folder: a row of values for each network of the front."""
+"""The results of `python -m search.measure` in a run's folder: a row of values for each network of the front."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ def column(form: str, batch_size: int) -> str:
 class Measured:
     """The values that were measured on one device.
 
-    device: the device, its hardware and the threads, in words. versions, date: of the measurement.
+    device: the device, its hardware and the threads, in words.
+    versions: the versions of packages in the measurement. date: the date of the measurement.
     shown: the column that plots show.
     rows: for each network's key, its values by column. Spreads have the column's name and `_iqr`.
     """

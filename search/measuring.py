@@ -40,13 +40,13 @@ from trainers.device import device_of
 from trainers.meta import environment
 
 PROFILE = 1.2  # seconds to write and read a profile of ONNX Runtime, and to run without it
-TRIED = 5  # networks whose time the estimate is made from
-Times = dict[str, list[tuple[float, float]]]  # by a piece's key: the median and the spread in ms, in each network
+TRIED = 5  # networks that are timed to estimate the pace
+Times = dict[str, list[tuple[float, float]]]  # by a piece's key: the median and the spread in ms, for each network
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What is measured: how networks run, and on which device."""
+    """The conditions of a measurement: how networks run, and on which device."""
 
     form: str
     device: torch.device
@@ -55,7 +55,7 @@ class Target:
 
     @classmethod
     def of(cls, form: str, device: str, batch_size: int, threads: int) -> Target:
-        """Return the target. Raise `UserError` for a wrong value and for a device that is not there."""
+        """Return the target. Raise `UserError` for a wrong value and for a missing device."""
         for name, value in (("batch_size", batch_size), ("threads", threads)):
             if value < 1:
                 raise UserError(f"`{name}`: {value} is too small; accepted: at least 1")
@@ -90,12 +90,13 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How long it takes to time networks.
+    """The speed of timing networks.
 
-    build, run: seconds to prepare a network, and of one run: a constant, and factors for the multiply-accumulates and
-        the activations. Grouped and narrow convolutions take long for few multiply-accumulates.
-    profile: further seconds of a network that is timed piece by piece.
-    export: further seconds to prepare a network that is timed as a whole.
+    build, run: formulas for the seconds to prepare a network, and for the seconds of one run. Each has a constant, a
+        factor for the multiply-accumulates, and a factor for the activations, because grouped and narrow convolutions
+        take long for few multiply-accumulates.
+    profile: additional seconds of a network that is timed piece by piece.
+    export: additional seconds to prepare a network that is timed as a whole.
     """
 
     build: tuple[float, float, float]
@@ -121,7 +122,7 @@ class Pace:
 
     @staticmethod
     def _tried(target: Target, arch: Arch, size: int) -> tuple[float, float]:
-        """Return the seconds to prepare a network, and those of one run. Of two tries, the faster one counts."""
+        """Return the seconds to prepare a network, and the seconds of one run. Of two tries, the faster one counts."""
         start = time.perf_counter()
         run = target.runner(arch, size, quick=True)
         run()
@@ -145,13 +146,13 @@ class Pace:
 
 
 def _terms(arch: Arch, size: int) -> tuple[float, float, float]:
-    """Return what a network's time depends on: a constant, multiply-accumulates, activations."""
+    """Return the terms of a network's time: 1 for the constant, multiply-accumulates, activations."""
     products, _, activations = cost(arch, size)
     return 1.0, float(products), float(activations)
 
 
 def _fitted(terms: Sequence[Sequence[float]], seconds: Sequence[float]) -> tuple[float, float, float]:
-    """Return factors of at least 0 for the terms, with the least squares of relative errors."""
+    """Fit factors of at least 0 for the terms, by least squares of relative errors."""
     rows = np.array(terms)
     scale, times = rows.max(0), np.array(seconds)
     constant, products, activations = (nnls(rows / scale / times[:, None], np.ones(len(times)))[0] / scale).tolist()
@@ -161,9 +162,9 @@ def _fitted(terms: Sequence[Sequence[float]], seconds: Sequence[float]) -> tuple
 def timed(found: Plan, target: Target, pace: Pace, late: float | None, console: Console) -> tuple[Times, list[float]]:
     """Return the times of pieces, and the latencies of the plan's `whole` networks in ms.
 
-    Whole networks are timed between the others, so that a clock rate that drifts changes both alike.
-    late: when the work must end, in seconds of `time.monotonic`. If the time is too short for all networks, the last
-        ones are left out.
+    Whole networks are timed between the others, so that a drift of the clock rate affects both in the same way.
+    late: the time (`time.monotonic`) by which the work must end. If it is too short for all networks, the last ones are
+        left out.
     """
     size, archs, whole = found.image_size, found.archs, list(found.whole)
     least = len(archs) if late is None else found.least()
@@ -197,7 +198,7 @@ def timed(found: Plan, target: Target, pace: Pace, late: float | None, console: 
 
 
 def table_of(target: Target, size: int, times: Times) -> LatencyTable:
-    """Return the table without a fit. A piece of several networks has the median of its times."""
+    """Return the table without a fit. A piece that was timed in several networks gets the median of its times."""
     env = environment()
     known = {"torch": env["versions"]["torch"]}
     if target.form in ONNX_FORMS:

@@ -38,7 +38,7 @@ SHOWN = (MACS.name, PARAMS.name)  # costs on the model card and in `training.jso
 
 @dataclass(frozen=True, slots=True)
 class Extras:
-    """What an export holds beside the network.
+    """The additional content of an export.
 
     test: the score (%) on the test split, by the task's first metric, for the records; None if it was not read.
     onnx: whether to write `model.onnx`, which accepts any batch size and images of the training size.
@@ -109,7 +109,7 @@ def training_of(run: dict[str, Any], record: Record, extras: Extras = Extras()) 
 
 
 def card(record: Record, run: dict[str, Any], training: dict[str, Any], extras: Extras, caution: str = "") -> str:
-    """Return the model card: the network, its score, its training and its use. caution: follows its origin."""
+    """Return the model card: the network, its score, its training and its use. caution: a text after the origin."""
     data, tested = run["data"], extras.test
     settings = Settings.from_dict(run["settings"])
     metric = TASKS[settings.scope.task].metrics[0]

@@ -33,8 +33,8 @@ class Objective:
     label: the label of the objective's axis in plots.
     unit: the unit that follows a value in text.
     log: whether the objective's axis is logarithmic.
-    measure: a function `(arch, image_size) -> value`, for costs that need no training. It is asked again and again, so
-        it must not change.
+    measure: a function `(arch, image_size) -> value`, for costs that need no training. It must return the same value in
+        each call.
     additive: whether the measure is a sum over the stages of a network. Then its range over a space is exact.
     format: a function that writes a value as text.
     parse: a function `(text, field name) -> value` that reads a value as people write it.
@@ -56,9 +56,9 @@ class Objective:
         return self.measure(arch, image_size)
 
     def check(self, space: Space) -> None:
-        """Raise `UserError` if the measure returns no number, none on the axis, or another one when it is asked again.
+        """Raise `UserError` if the measure returns an invalid value, or different values in two calls.
 
-        The two ends of a space are tried.
+        A valid value is a finite number, above 0 if the axis is logarithmic. The two ends of a space are tried.
         """
         for params in (space.cheapest()[0], space.dearest()[0]):
             arch = space.arch(params)
@@ -92,7 +92,7 @@ class Objective:
 
 
 def places(objectives: Sequence[Objective], columns: Sequence[Sequence[float]]) -> list[list[float]]:
-    """Return columns of values as places on the objectives' axes."""
+    """Convert columns of values to positions on the objectives' axes."""
     return [[o.axis(value) for value in column] for o, column in zip(objectives, columns, strict=True)]
 
 
@@ -119,12 +119,12 @@ NAMES = (*COSTS, LATENCY.name)
 
 
 def latency_by(table: LatencyTable) -> Objective:
-    """Return the latency by a table."""
+    """Return the latency objective whose measure is a table."""
     return replace(LATENCY, label=f"latency, {table.text} (ms)", measure=table.of)
 
 
 def cost_objectives(names: str, table: LatencyTable | None = None) -> tuple[Objective, ...]:
-    """Return the cost objectives of a list of names with commas, each as `cost_objective` reads it."""
+    """Return the cost objectives of names that are separated by commas. See `cost_objective`."""
     found = tuple(cost_objective(name.strip(), table) for name in names.split(","))
     twice = next((o.name for i, o in enumerate(found) if o.name in [other.name for other in found[:i]]), None)
     if twice is not None:
@@ -135,7 +135,7 @@ def cost_objectives(names: str, table: LatencyTable | None = None) -> tuple[Obje
 def cost_objective(name: str, table: LatencyTable | None = None) -> Objective:
     """Return the cost objective of a name, or of an import path `my_package:NAME`.
 
-    table: measures `latency`; None while it is not made yet.
+    table: the measure of `latency`, or None while there is no table yet.
     """
     if name in COSTS:
         return COSTS[name]
@@ -156,7 +156,7 @@ class Limit:
     most: float | None = None
 
     def violations(self, value: float) -> list[float]:
-        """Return by how much the value breaks each set bound, relative to the bound; above 0 is a violation."""
+        """Return the excess of the value over each set bound, relative to the bound. Above 0 is a violation."""
         out = []
         if self.most is not None:
             out.append(value / self.most - 1)
@@ -166,7 +166,7 @@ class Limit:
 
     @property
     def bounds(self) -> list[tuple[str, float]]:
-        """The name of the setting and the value of each bound that is set."""
+        """The bounds that are set: for each, the name of its setting and its value."""
         named = ((f"max_{self.objective.name}", self.most), (f"min_{self.objective.name}", self.least))
         return [(name, value) for name, value in named if value is not None]
 
@@ -178,7 +178,7 @@ class Limits:
     limits: tuple[Limit, ...] = ()
 
     def violations(self, arch: Arch, image_size: int) -> list[float]:
-        """Return by how much a network breaks each set bound, relative to the bound; above 0 is a violation."""
+        """Return the excess of a network's costs over each set bound, relative to the bound. Above 0 is a violation."""
         return [v for limit in self.limits for v in limit.violations(limit.objective.of(arch, image_size))]
 
     def allow(self, arch: Arch, image_size: int) -> bool:
@@ -191,7 +191,7 @@ class Limits:
 
     @property
     def bounds(self) -> list[tuple[str, float, Objective]]:
-        """The name of the setting, the value and the objective of each bound that is set."""
+        """The bounds that are set: for each, the name of its setting, its value and its objective."""
         return [(name, value, limit.objective) for limit in self.limits for name, value in limit.bounds]
 
     def check_order(self) -> None:
@@ -221,7 +221,7 @@ class Limits:
 
 
 def limits(bounds: Mapping[str, float | None], table: LatencyTable | None = None) -> Limits:
-    """Return the limits of settings such as `{"max_macs": 20e6, "min_macs": None}`. table: measures `latency`."""
+    """Return the limits of settings such as `{"max_macs": 20e6, "min_macs": None}`. table: the measure of `latency`."""
     objectives = [cost_objective(name, table) for name in NAMES]
     found = (Limit(o, bounds.get(f"min_{o.name}"), bounds.get(f"max_{o.name}")) for o in objectives)
     return Limits(tuple(limit for limit in found if limit.bounds))
@@ -246,7 +246,7 @@ class Matching:
         return space.at_macs(params, self.macs) if self.macs else space.arch(params)
 
     def check(self, space: Space, limits: Limits, seed: int) -> None:
-        """Raise `UserError` if no shape reaches the MACs, or if every shape that does breaks a limit."""
+        """Raise `UserError` if no shape can have the MACs, or if every shape with these MACs breaks a limit."""
         if not self.macs:
             return
         (narrow, least), (wide, most) = space.match_range()

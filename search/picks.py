@@ -37,7 +37,7 @@ def choose(folder: Path, pick: str, under: Sequence[float] = ()) -> Record:
 
 
 def front_of(folder: Path, books: Ledger, under: Sequence[float]) -> list[Record]:
-    """Return the front of a run, cheapest first. under: see `choose`. Raise `UserError` if no network is there."""
+    """Return the front of a run, cheapest first. under: see `choose`. Raise `UserError` if it is empty."""
     if not books.trained:
         raise UserError(f"run folder {str(folder)!r}: no trial has its full budget yet; accepted: a run that has one")
     within = [r for r in books.front if not under or all(a <= b for a, b in zip(books.costs(r), under, strict=True))]
@@ -49,7 +49,7 @@ def front_of(folder: Path, books: Ledger, under: Sequence[float]) -> list[Record
 
 
 def bounds_of(folder: Path, text: str | None) -> tuple[float, ...]:
-    """Return the values of the option `under`: one for each cost objective of a search, with commas."""
+    """Return the values of the option `under`: one for each cost objective of a search, separated by commas."""
     if text is None:
         return ()
     objectives, items = ledger_of(folder).rules.costs, text.split(",")

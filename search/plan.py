@@ -1,4 +1,4 @@
-"""The values of a plan: what a time buys. A plan is made by `search.planner`."""
+"""The values of a plan: the networks to train in a given time. `search.planner` makes plans."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ LEAST_EPOCHS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """The expected error of a network, from 0 (all right) to 1 (chance). It depends on size and length of training.
+    """The expected error of a network, from 0 (no error) to 1 (chance), by its size and the length of its training.
 
-    An endless training leaves the error `floor + room * 2 ** (-decay * octaves)`, where octaves are the doublings of
-    multiply-accumulates above the least network's. A training of some passes over `images` training images adds
-    `short * (1 + growth * octaves) * passes ** -power`.
+    After an endless training, the error is `floor + room * 2 ** (-decay * octaves)`. The octaves are the doublings of
+    multiply-accumulates above the smallest network's. After some passes over `images` training images, the error is
+    larger by `short * (1 + growth * octaves) * passes ** -power`.
 
-    most: passes after which networks only learn their training images by heart.
+    most: the number of passes after which networks only overfit.
     """
 
     floor: float
@@ -39,7 +39,7 @@ class Curve:
         return self.floor + self.room * 2 ** (-self.decay * octaves)
 
     def lack(self, octaves: float) -> float:
-        """Return what a training of one pass adds to the error."""
+        """Return the additional error after a training of only one pass."""
         return self.short * (1 + self.growth * max(0.0, octaves))
 
 
@@ -53,7 +53,10 @@ CURVES = {"classification": CLASSES}  # by task; others take `PIXELS`
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A network that a plan may train. cost: on the cost axis. seconds: of one epoch on one worker. most: epochs."""
+    """A network that a plan may train.
+
+    cost: the value of the first cost objective. seconds: seconds of one epoch on one worker. most: maximum of epochs.
+    """
 
     params: Mapping[str, int]
     cost: float
@@ -79,12 +82,12 @@ class Level:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a time buys.
+    """The networks to train in a given time.
 
     seconds: the time for training. workers: concurrent trials.
     levels: the networks in their order of start.
-    explore: how many further networks the sampler may propose.
-    volume: the expected volume in %, `idle` the expected share of the workers' time without work.
+    explore: the number of further networks that the sampler may propose.
+    volume: the expected volume in %. idle: the expected share of the workers' time without work.
     grown: whether each network grows from a cheaper one.
     """
 
@@ -116,7 +119,7 @@ class Pace:
     """The measured speed of training.
 
     costs, seconds: for each network of a plan, its cost and the seconds of one epoch on one worker, by rising cost.
-    overhead: seconds of a trial beside its epochs.
+    overhead: seconds of a trial outside its epochs.
     """
 
     costs: tuple[float, ...]
@@ -137,13 +140,13 @@ class Pace:
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What a plan is for.
+    """The inputs of a plan, apart from the time and the pace.
 
     low, high: the range of costs of the volume.
     images: training images of one epoch.
     known: cost and accuracy above chance (0 to 1) of networks that are on the front already.
-    sizes: for some costs, by rising cost, the doublings of multiply-accumulates above the least network's. They decide
-        the expected accuracy. Empty if the cost is the number of multiply-accumulates.
+    sizes: pairs of a cost and the doublings of multiply-accumulates above the smallest network's, by rising cost. The
+        doublings determine the expected accuracy. Empty if the cost is the number of multiply-accumulates.
     curve: the expected errors of the task.
     """
 
@@ -155,7 +158,7 @@ class Terms:
     curve: Curve = CLASSES
 
     def octaves(self, cost: float) -> float:
-        """Return the doublings of cost above the least cost."""
+        """Return the doublings of the cost above the least cost."""
         return math.log2(cost / self.low)
 
     def size(self, cost: float) -> float:
@@ -167,12 +170,12 @@ class Terms:
 
     @property
     def pass_share(self) -> float:
-        """The share of a pass of the curve that an epoch is."""
+        """The ratio of an epoch to a pass of the curve."""
         return self.images / self.curve.images
 
     @property
     def most_epochs(self) -> float:
-        """The epochs after which networks only learn their training images by heart."""
+        """The number of epochs after which networks only overfit."""
         return self.curve.most / self.pass_share
 
 

@@ -1,7 +1,8 @@
 """Plan a search from its time: which networks to train, how long each, and in which order. Pure functions.
 
 The planner maximizes the front's expected volume: the mean, over budgets on the cost axis, of the best accuracy within
-the budget. Few levels of cost are trained in a short time, more levels and more networks a level in a longer one.
+the budget. In a short time, a plan has few levels of cost. In a longer time, it has more levels, and more networks per
+level.
 The expected accuracies come from a formula (`expected`); the seconds come from a measurement on the machine (`Pace`).
 """
 
@@ -19,9 +20,9 @@ from search.plan import LEAST_EPOCHS, Candidate, Level, Pace, Plan, Terms, volum
 from search.timing import grown, independent
 
 MOST_LEVELS = 14
-SOON = 40.0  # seconds after which the first front should be there
+SOON = 40.0  # seconds after which there should be a first front
 ETA = 3  # candidates of a level per survivor
-LEAST_GAIN = 1e-3  # points of volume; a change of a plan must gain more
+LEAST_GAIN = 1e-3  # a change of a plan must gain more points of volume than this
 
 Way: TypeAlias = Callable[[Sequence[Candidate], float, Sequence[float], Terms, float], Plan | None]
 
@@ -37,8 +38,8 @@ def plan(
     """Return the best plan for the time. candidates: by rising cost.
 
     ways: how networks may be trained: `independent`, or `grown` if each candidate contains the cheaper ones. The plan
-        takes the way of the largest expected volume.
-    If its first score would come late, either a preview comes first, or the cheapest network's training is shorter.
+        uses the way with the largest expected volume.
+    If the first score would come late, the plan starts with a preview, or shortens the cheapest network's training.
     The plan has no levels if not even the cheapest network can be trained for one epoch.
     """
     plans = [_soon(way, candidates, seconds, workers, terms, overhead) for way in ways]
@@ -48,7 +49,7 @@ def plan(
 def _soon(
     way: Way, candidates: Sequence[Candidate], seconds: float, workers: int, terms: Terms, overhead: float
 ) -> Plan:
-    """Return the best plan of a way to train, with a first score soon."""
+    """Return the best plan of one way to train, with an early first score."""
     idle = [0.0] * workers
     best = _best(way, candidates, seconds, idle, terms, overhead)
     if not best.levels or best.first <= SOON:
@@ -113,7 +114,7 @@ def _preview(seconds: float, cheapest: Candidate, overhead: float) -> Level | No
 
 
 def _with_exploration(found: Plan, overhead: float) -> Plan:
-    """Return the plan with the number of further networks that suit the time which its levels leave."""
+    """Return the plan with the number of further networks that can be trained in the time after its levels."""
     if not found.levels:
         return found
     left = found.idle * found.seconds * found.workers
@@ -130,12 +131,12 @@ def retimed(
     pace: Pace,
     inherits: float | None = None,
 ) -> Level | None:
-    """Return the level to start now, with the epochs that suit the time that is left, or None if no level fits.
+    """Return the level to start now, with epochs that suit the time left. Return None if no level fits.
 
-    levels: those not started. free: for each worker, the seconds until it is free; a worker is free now.
+    levels: the levels that are not started. free: for each worker, the seconds until it is free. One is free now.
     inherits: if networks grow, the sum of the epochs of the trunk so far, each times its cost.
-    The dearest levels are dropped while the time does not suffice for all. A preview keeps its planned epochs, and no
-    other level that gives the first front gets more than planned.
+    If the time does not suffice for all levels, the dearest levels are dropped. A preview keeps its planned epochs.
+    Other levels of the first front get at most their planned epochs.
     """
     if levels and any(level.cost == levels[0].cost for level in levels[1:]):  # the same network follows: a preview
         length = levels[0].epochs * pace.of(levels[0].cost) + pace.overhead
@@ -153,5 +154,5 @@ def retimed(
 
 
 def _most(level: Level, levels: Sequence[Level]) -> float:
-    """Return the most epochs of a level: those planned, if it gives the first front and other levels follow."""
+    """Return the maximum of a level's epochs: the planned ones, if it gives the first front and other levels follow."""
     return level.epochs if level.start + level.seconds <= SOON and len(levels) > 1 else math.inf

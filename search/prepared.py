@@ -1,4 +1,4 @@
-"""Prepare a search: load its data, complete its settings, and check all of it before anything is written."""
+"""Prepare a search: load its data, complete its settings, and check both before anything is written."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from space import Space
 from trainers.datasets.data import Data
 from trainers.tasks import TASKS
 
-LATENCY_SHARE = 0.2  # of the setting `time`, at most, for a latency table
-FORM = "optimized"  # of the networks in a latency table that a search makes
+LATENCY_SHARE = 0.2  # maximum share of the setting `time` for measuring a latency table
+FORM = "optimized"  # the form of the networks in a latency table that a search makes
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """A search that may start.
 
-    settings: those given, with relative limits as numbers and with the latency table, if the search needs one.
-    networks: the networks that it starts from.
+    settings: the given settings, with numbers in place of relative limits, and with the latency table if it is needed.
+    networks: the networks that the search starts from.
     """
 
     settings: Settings
@@ -68,7 +68,7 @@ def prepared(settings: Settings, folder: Path, console: Console | None) -> Prepa
 
 
 def _with_bounds(settings: Settings, data: Data, console: Console | None) -> Settings:
-    """Return the settings with relative limits as numbers, as far as their objectives can be measured; show them."""
+    """Return the settings with numbers in place of relative limits, if their objectives can be measured. Print them."""
     settings, lines = resolved(settings, data.num_classes, data.image_size, data.in_channels)
     for line in lines:
         if console is not None:
@@ -79,9 +79,9 @@ def _with_bounds(settings: Settings, data: Data, console: Console | None) -> Set
 def _with_latency(
     settings: Settings, folder: Path, space: Space, others: list[Any], console: Console | None
 ) -> Settings:
-    """Return the settings with a latency table: the run's own, this device's last one, or a new one.
+    """Return the settings with a latency table: the run's table, this device's last table, or a new table.
 
-    others: networks that may not be members of the space, and whose latency the search needs.
+    others: more networks whose latency the search needs. They need not be members of the space.
     """
     scope, time = settings.scope, settings.budget.time
     table = scope.latency

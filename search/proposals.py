@@ -16,7 +16,7 @@ from search.study.study import Study
 from search.study.trials import INFEASIBLE, ORPHAN, REPEATED, Proposal, Record
 from space import Space
 
-MAX_MISSES = 12  # after so many proposals in a row without a new network, an untried member is drawn
+MAX_MISSES = 12  # after this many proposals in a row without a new network, draw an untried member
 ENUMERABLE = 50_000  # spaces of at most this many combinations are enumerated; larger ones are sampled
 
 
@@ -38,7 +38,7 @@ class Proposals:
     """Ask the study for proposals, and end those that need no training: networks over a limit, and known networks.
 
     refresh: a function that updates the ledger from the study.
-    misses: how many proposals have needed no training since the last one that did.
+    misses: the number of proposals since the last one that needed training.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Proposals:
         self.misses = 0
 
     def count_misses(self, ended: Sequence[Record]) -> None:
-        """Set `misses` to the number of trials at the end of `ended` that needed no training, without orphans."""
+        """Set `misses` to the number of trials without training at the end of `ended`. Orphans do not count."""
         asked = [r.outcome for r in ended if r.outcome != ORPHAN]
         missed = itertools.takewhile(lambda outcome: outcome in (INFEASIBLE, REPEATED), reversed(asked))
         self.misses = sum(1 for _ in missed)
@@ -114,7 +114,7 @@ class Proposals:
             self.study.complete(proposal.number, (earlier.quality, *accepted.costs), REPEATED, **answer)
             return True
         others = (r for r in self.study.running() if r.key == key and r.number != proposal.number)
-        # A plan trains a network again for a longer budget; a sampler does not.
+        # A plan may train a known network again, for a longer budget. A sampler's proposal does not.
         twin = next((r.number for r in others if proposal.budget in (None, r.attrs.get("budget"))), None)
         if twin is not None:
             self.study.fail(proposal.number, REPEATED, f"the same network runs as trial {twin}")

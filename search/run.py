@@ -88,7 +88,7 @@ def settings_of(options: dict[str, Any], out: Path | None) -> Settings:
     """Return the settings: from the options, else from the search in `out`, else the defaults.
 
     `time` limits a single call. A resumed search has no time limit unless the options set a new one. A planned search
-    takes the time that its last call left.
+    has the time that its last call left.
     """
     values = parsed(options, (Scope, Scoring, Budget, Resources))
     if out is None or not (out / runs.RUN_FILE).is_file():

@@ -35,7 +35,7 @@ class Running:
 
     @property
     def trains_trunk(self) -> bool:
-        """Whether the trial has not yet reported the weights from which larger networks grow."""
+        """Whether the trial trains a trunk for larger networks and has not reported it yet."""
         return len(self.reports) < self.job.trunk
 
     @property

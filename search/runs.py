@@ -89,7 +89,7 @@ def space_for(folder: Path, settings: Settings, data: Data) -> Space:
     A resumed search whose YAML file is gone uses the space in `run.json`.
     """
     path = settings.scope.space
-    if settings.scope.base is None and (folder / RUN_FILE).exists():  # its default may have been another one
+    if settings.scope.base is None and (folder / RUN_FILE).exists():  # an earlier session may have had another default
         settings = settings.replace(base=space_of(folder).base)
     if path.endswith((".yaml", ".yml")) and not Path(path).exists() and (folder / RUN_FILE).exists():
         return space_of(folder)
@@ -194,7 +194,7 @@ def disk_watched(folder: Path) -> Iterator[None]:
 def _disk_full(error: BaseException | None, free: int) -> bool:
     """Return whether the error, or an error that caused it, is about a full disk. free: the bytes left on the disk."""
     if isinstance(error, sqlite3.Error):
-        kind = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the primary code is the low byte of an extended one
+        kind = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the low byte of an extended code is the primary code
         # The write-ahead log's shared memory is a file. SQLite reports an I/O error if that file cannot grow.
         return kind == sqlite3.SQLITE_FULL or (kind == sqlite3.SQLITE_IOERR and free < 2**20)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):

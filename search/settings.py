@@ -22,7 +22,7 @@ GROUP_OF: dict[str, str] = {f.name: group for group, cls in GROUPS.items() for f
 
 TRIALS, EPOCHS = 12, 2  # the defaults of a search that is not planned
 TIME = 180.0  # the default time of a search, in seconds
-MOST_EPOCHS = 200  # rungs of planned searches end here
+MOST_EPOCHS = 200  # the last rung of a planned search is below this epoch
 SHARING = ("supernet", "inherit")  # evaluators that train shared weights
 
 # The settings that may change when a search resumes. They say how long and where the search runs, not what it searches
@@ -64,7 +64,7 @@ class Settings:
         chosen = values.get(
             "evaluator", scoring.evaluator if scoring else Scoring.__dataclass_fields__["evaluator"].default
         )
-        chosen = chosen or "scratch"  # the default of each way to plan has the same other defaults
+        chosen = chosen or "scratch"  # both evaluators of a plan have the same defaults for other settings
         scope = values.get("scope")
         task = values.get("task", scope.task if scope else Scope.__dataclass_fields__["task"].default)
         defaults = dict(evaluator_class(chosen).defaults) | task_defaults(task)
@@ -156,10 +156,10 @@ class Settings:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Settings:
-        """Return the settings from a value of `to_dict`, or from the ungrouped settings that version 0.1 wrote.
+        """Return the settings that `to_dict` wrote, or that version 0.1 wrote, whose settings had no groups.
 
-        A missing setting takes its group's default: the version that wrote the value did not have that setting. A
-        missing recipe is that of earlier versions.
+        A missing setting gets its group's default, because the version that wrote the value lacked the setting. A
+        missing recipe is the recipe of earlier versions (`fast`).
         """
         flat = {"recipe": RECIPES["fast"]} | {k: v for k, v in data.items() if k not in GROUPS}
         for group in GROUPS:
@@ -187,7 +187,7 @@ def task_defaults(task: str) -> dict[str, Any]:
 
 
 def _brief(value: Any) -> Any:
-    """Return a setting's value for an error: of a latency table, only what it was measured for."""
+    """Return a setting's value for an error. Shorten a latency table to the conditions of its measurement."""
     if isinstance(value, Mapping) and "entries" in value:
         return f"of {value['hardware']} ({value['form']}, batch {value['batch_size']}, {len(value['entries'])} pieces)"
     return value

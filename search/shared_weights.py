@@ -55,7 +55,7 @@ class TimeUp(Exception):
 
 
 def members_of(space: Space) -> Members:
-    """Return the members that a supernet trains. Random ones are drawn evenly over MACs, not over combinations."""
+    """Return the members that a supernet trains. Random members are drawn evenly over MACs, not over combinations."""
     smallest = space.arch(space.cheapest()[0])
     return Members(space.largest(), smallest, lambda rng: space.arch(space.sample_by_macs(rng)))
 
@@ -217,7 +217,7 @@ def _run(
                 raise TimeUp
             if trainer.group.rank:  # the first process scores and writes
                 continue
-            # These scores are only shown. After the time is up, each would make the search end seconds later.
+            # These scores are only shown. When the time is up, skip them: each would delay the end by seconds.
             scores = [math.nan if ends is not None and time.monotonic() > ends else trainer.scorer(a)[1] for a in archs]
             shown = "".join(f"{s:9.2f}" for s in scores)
             console.print(f"{e.epoch:>2}/{total:<2}  {e.train_loss:7.4f}              {shown}", highlight=False)

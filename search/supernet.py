@@ -53,7 +53,7 @@ def _main(args: argparse.Namespace) -> int:
             text = f"interrupted; the same command resumes after the last whole epoch in {out}"
             console.print(text, highlight=False, markup=False, soft_wrap=True)
             return 130
-    # The command repeats the space, the data set and the seed: a search with others refuses these weights.
+    # Repeat the space, the data set and the seed: a search with other values would refuse these weights.
     search = ["python", "-m", "search.run", "--evaluator", "supernet", "--supernet", str(out)]
     text = f"search with it: {shlex.join([*search, *written(settings.values(), SCOPE)])}"
     console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""The timetable of a planned search: what to train next, and for how long, by the plan and the time that is left."""
+"""The timetable of a planned search: the next network and its epochs, from the plan and the time that is left."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from space.dimensions import Params
 from trainers.recipes import Config, shortened
 
 CHOICES = 8  # members of about equal cost from which a chain is made
-LEVELS = 24  # the costs that a plan may choose from, evenly spread on the cost axis
-LEAST_FIRST = 0.25  # epochs that the first network gets at least
-SAMPLED = 20_000  # spaces of at most this many combinations are enumerated; of larger ones, an eighth as many are drawn
+LEVELS = 24  # number of costs that a plan may choose from, evenly spread on the cost axis
+LEAST_FIRST = 0.25  # minimum number of epochs of the first network
+SAMPLED = 20_000  # spaces of at most this many combinations are enumerated; of larger spaces, draw SAMPLED / 8 members
 
 
 class Awaited(Exception):
@@ -31,7 +31,7 @@ class Awaited(Exception):
 
 
 class Step(NamedTuple):
-    """A network to train now. place: the session that made the plan, and the level's index in it.
+    """A network to train now. place: the session that made the plan, and the index of the level in the plan.
 
     trunk: the epochs at the peak rate after which larger networks grow from this one; 0 without growth.
     """
@@ -50,9 +50,9 @@ class Timetable:
     steps_per_epoch: steps of one epoch of a trial.
     session: the session of the run that made the plan.
     started: indices of the plan's levels that trials have begun.
-    ratios: measured over expected seconds of the trials so far. They correct the pace.
-    inherits: if networks grow, the sum of the epochs of the trunk so far, each times its cost. It starts with those of
-        a trained network that is included.
+    ratios: for each trial so far, the ratio of measured to expected seconds. The ratios correct the pace.
+    inherits: if networks grow, the sum of the epochs of the trunk so far, each times its cost. An included trained
+        network gives the first summand.
     """
 
     plan: Plan
@@ -81,7 +81,7 @@ class Timetable:
         self.ratios.append(training / (epochs * self.pace.of(cost)))
 
     def next(self, left: float, busy: Sequence[float], trunks: Sequence[float] = ()) -> Step | None:
-        """Return the next step, to start now; None if no level is left or fits. Mark its level as started.
+        """Return the next step, to start now, and mark its level as started. Return None if no level is left or fits.
 
         left: seconds until the end. busy: the expected seconds until each running trial ends.
         trunks: the costs of the running networks whose trunk is not trained yet. A larger network waits for it.
@@ -92,7 +92,7 @@ class Timetable:
             return None
         inherits = self.inherits if self.plan.grown else None
         level = retimed([self.plan.levels[i] for i in waiting], left, free, self.terms, self.now, inherits)
-        if level is None and not self.started:  # workers started late: a short training is better than an empty front
+        if level is None and not self.started:  # workers started late; a short training is better than no front
             level = self._shortest(left)
         if level is None:
             return None
@@ -107,7 +107,7 @@ class Timetable:
         return Step(level.params, (self.session, place), epochs, trunk)
 
     def _shortest(self, left: float) -> Level | None:
-        """Return the cheapest level for the time left; None if that is less than a quarter of an epoch."""
+        """Return the cheapest level, shortened to the time left. Return None for less than a quarter of an epoch."""
         cheapest = min(self.plan.levels, key=lambda level: level.cost)
         fits = (left - self.pace.overhead) / self.now.of(cheapest.cost)
         return replace(cheapest, epochs=fits) if fits >= LEAST_FIRST else None
@@ -115,7 +115,7 @@ class Timetable:
     def epochs(self, cost: float, left: float) -> float | None:
         """Return the epochs of a network that the sampler proposes; None if the time left does not suffice.
 
-        They are those of the plan's level of the nearest cost.
+        The network gets the epochs of the plan's level of the nearest cost.
         """
         usual = min(self.plan.levels, key=lambda level: (abs(math.log(level.cost / cost)), -level.epochs)).epochs
         fits = (left - self.pace.overhead) / self.now.of(cost)
@@ -150,10 +150,11 @@ def members(
 ) -> list[Member]:
     """Return members within the limits, by rising cost, at most one for each of `LEVELS` costs.
 
-    Dearer members have more multiply-accumulates than cheaper ones: else they would gain nothing.
-    Each member contains the cheaper ones, so that it can grow from them, unless that leaves out most of the costs.
-    nests: whether it must contain them, however few members that leaves.
-    origins: networks, one of which each member must contain.
+    Dearer members have more multiply-accumulates than cheaper members; otherwise they would gain no accuracy.
+    Each member contains the cheaper members, so that it can grow from them. If this rule would leave out most of the
+    costs, it is dropped.
+    nests: whether to keep this rule even then.
+    origins: each member must contain at least one of these networks.
     """
     grow = (m for m in _all(space, objective, seed) if not origins or any(contains(m.arch, o) for o in origins))
     every = {m.arch.key(): m for m in grow if limits.allow(m.arch, space.image_size)}
@@ -172,7 +173,7 @@ def members(
 
 
 def _larger(found: Sequence[Member], space: Space) -> list[Member]:
-    """Return the members that have more multiply-accumulates than all before them."""
+    """Return the members that have more multiply-accumulates than all members before them."""
     kept, most = [], 0.0
     for member in found:
         size = MACS.of(member.arch, space.image_size)
@@ -183,10 +184,11 @@ def _larger(found: Sequence[Member], space: Space) -> list[Member]:
 
 
 def _chain(places: Sequence[Sequence[tuple[float, Member]]]) -> list[Member]:
-    """Return a chain of members, each of which contains the one before, with at most one of each place.
+    """Return the chain with the largest worth. In a chain, each member contains the member before it.
 
-    places: for each place on the cost axis, its members with their ranks, best first. The chain's worth is the largest:
-    a member is worth 1, less half of what its rank is below the best at its place.
+    A chain has at most one member of each place. A member is worth 1, minus half the difference between its own rank
+    and the best rank at its place.
+    places: for each place on the cost axis, its members with their ranks, best first.
     """
     chains: list[tuple[float, list[Member]]] = []
     for ranked in places:
@@ -201,12 +203,12 @@ def _chain(places: Sequence[Sequence[tuple[float, Member]]]) -> list[Member]:
 
 
 def nested(chosen: Sequence[Member]) -> bool:
-    """Return whether each member contains the one before."""
+    """Return whether each member contains the member before it."""
     return all(contains(b.arch, a.arch) for a, b in itertools.pairwise(chosen))
 
 
 def _all(space: Space, objective: Objective, seed: int) -> Iterable[Member]:
-    """Yield the members of a space, or, if it is large, a sample of them that spreads over the costs."""
+    """Yield all members of a space. For a large space, yield a sample that is spread over the costs."""
     rng = random.Random(seed)
     drawn = (space.sample_by_macs(rng) for _ in range(SAMPLED // 8))
     for params in space.all_params() if space.size <= SAMPLED else (space.cheapest()[0], *drawn):
@@ -215,11 +217,12 @@ def _all(space: Space, objective: Objective, seed: int) -> Iterable[Member]:
 
 
 def _rank(member: Member, space: Space, objective: Objective) -> float:
-    """Return the rank of a member among those of about equal cost: more is better.
+    """Return the rank of a member among members of about equal cost: more is better.
 
-    Short trainings favour scale, and few activations, which set the time of a step, over depth: the factors are a fit
-    in points of accuracy for each doubling, to networks of 1 MMACs (`studies/LOG.md`). Where the cost is another one,
-    such as the latency, multiply-accumulates are worth what the formula of the plan says (`search.plan.expected`).
+    In short trainings, a large scale and few activations gain more accuracy than depth. (Activations determine the time
+    of a step.) The factors are points of accuracy for each doubling, fitted to networks of 1 MMACs (`studies/LOG.md`).
+    For another cost, such as the latency, the rank also counts multiply-accumulates, by the formula of the plan
+    (`search.plan.expected`).
     """
     stages, count = member.arch.stages, len(member.arch.stages)
     scale = sum(math.log2(s.scale) for s in stages) / count

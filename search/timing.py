@@ -1,8 +1,8 @@
-"""Divide a time among networks: the epochs, the order and the workers of a set of networks. Pure functions.
+"""Divide a time among networks: choose the epochs, the order and the workers of a set of networks. Pure functions.
 
-`independent` trains each network from scratch. `grown` lets each network but the first grow from the one before. An
-epoch of an ancestor's trunk counts as much as its cost, relative to the grown network's: as if the ancestor's work had
-been done by the network itself. Measurements agree (`studies/LOG.md`).
+`independent` trains each network from scratch. `grown` lets each network but the first grow from the network before it.
+Epochs of an ancestor's trunk count too, each weighted by the ratio of the ancestor's cost to the grown network's cost.
+Measurements agree with this weight (`studies/LOG.md`).
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from dataclasses import replace
 from search.plan import LEAST_EPOCHS, Candidate, Level, Plan, Terms, expected, volume_of
 
 STEPS = 40  # bisection steps, which find the price of a second
-# Half of a grown network's epochs keep the peak rate: then the next network grows from it, and it is annealed.
+# Share of a grown network's epochs at the peak rate. After them, the next network grows from it, and it is annealed.
 TRUNK = 0.5
-MOST_LONGER = 3.0  # the most by which a network is trained longer, so that no worker idles
-LEAST_GROWN = 2.0  # an epoch at the peak rate, and one that anneals
+MOST_LONGER = 3.0  # maximum factor by which a training is lengthened so that its worker does not idle
+LEAST_GROWN = 2.0  # minimum epochs of a grown network: one at the peak rate, one of annealing
 
 
 def independent(
@@ -26,8 +26,9 @@ def independent(
 ) -> Plan | None:
     """Return the plan that trains these networks for the whole time; None if the time does not suffice.
 
-    The longest training goes first to the worker with the least work. Then each worker divides its time among its
-    networks, so that the last second of each is worth the same. A worker trains its cheapest network first.
+    First, assign the networks to workers: the longest training first, each to the worker with the least work. Then each
+    worker divides its time so that the last second of each of its networks gains the same. A worker trains its cheapest
+    network first.
     """
     worth = _weights(chosen, terms)
     lengths = _divided(list(zip(chosen, worth, strict=True)), sum(seconds - f for f in free), terms, overhead)
@@ -78,13 +79,13 @@ def _divided(
 
 
 def _weights(chosen: Sequence[Candidate], terms: Terms) -> list[float]:
-    """Return the octaves that each network covers: up to the next dearer one, or the end of the range."""
+    """Return the octaves that each network covers: up to the next dearer network, or to the end of the range."""
     edges = [terms.octaves(c.cost) for c in chosen] + [terms.octaves(terms.high)]
     return [max(1e-3, b - a) for a, b in itertools.pairwise(edges)]
 
 
 def _worth(candidate: Candidate, weight: float, price: float, terms: Terms) -> float:
-    """Return the epochs after which another second gains less than its price."""
+    """Return the number of epochs after which another second gains less than `price`."""
     power = terms.curve.power
     short = terms.curve.lack(terms.size(candidate.cost)) * terms.pass_share**-power
     epochs = (weight * short * power / (price * candidate.seconds)) ** (1 / (1 + power))
@@ -99,9 +100,9 @@ def grown(
     overhead: float,
     inherited: float = 0.0,
 ) -> Plan | None:
-    """Return the plan that grows each network from the one before; None if the time does not suffice.
+    """Return the plan that grows each network from the network before it; None if the time does not suffice.
 
-    A network starts when the trunk of the network before is trained, while that network is still annealed.
+    A network starts when the trunk of the previous network is trained, while that network is still being annealed.
     inherited: the sum of the epochs of the trunk from which the first network grows, each times its cost.
     """
 
@@ -138,7 +139,7 @@ def grown(
 def _chained(
     chosen: Sequence[Candidate], epochs: Sequence[float], free: Sequence[float], overhead: float
 ) -> list[tuple[Level, int]]:
-    """Give each network, in order, to the worker that is free first, once the trunk of the one before is trained.
+    """Give each network, in order, to the worker that is free first, once the previous network's trunk is trained.
 
     Return the levels with their workers.
     """
@@ -155,7 +156,7 @@ def _chained(
 def _lengthened(
     levels: Sequence[tuple[Level, int]], chosen: Sequence[Candidate], seconds: float, overhead: float
 ) -> tuple[Level, ...]:
-    """Return the levels, each annealed until its worker's next level starts or the time ends: no worker idles."""
+    """Lengthen each level's annealing until its worker's next level starts or the time ends. So no worker idles."""
     out = []
     for (level, worker), candidate in zip(levels, chosen, strict=True):
         until = min((x.start for x, w in levels if w == worker and x.start > level.start), default=seconds)

@@ -14,7 +14,7 @@ _MS = {"": 1, "ms": 1, "us": 1e-3, "s": 1e3}
 
 
 def parse_count(text: str | int, field: str) -> int:
-    """Return a text's count: 20000000 for `20M`. If the text is no count, raise `UserError` with the field's name."""
+    """Return a text's count: 20000000 for `20M`. Raise `UserError` with the field's name for another text."""
     value = _parse(str(text), _COUNT)
     if value is None or value < 1:
         raise UserError(f"`{field}`: {text!r} is not a count; accepted: a number above 0, with K, M or G (say 300M)")
@@ -22,7 +22,7 @@ def parse_count(text: str | int, field: str) -> int:
 
 
 def parse_seconds(text: str | float, field: str) -> float:
-    """Return a text's seconds: 21600.0 for `6h`. If the text is no time, raise `UserError` with the field's name."""
+    """Return a text's seconds: 21600.0 for `6h`. Raise `UserError` with the field's name for another text."""
     value = _parse(str(text), _TIME)
     if not value:
         raise UserError(f"`{field}`: {text!r} is not a time; accepted: a number above 0, with s, m, h or d (say 90m)")
@@ -47,7 +47,7 @@ def _parse(text: str, units: Mapping[str, float]) -> float | None:
 
 def format_count(value: float) -> str:
     """Return a count as three digits and a unit: `4.16G`, `20.0M`, `512`."""
-    value = float(f"{value:.3g}")  # rounded first: 999,999 is a million
+    value = float(f"{value:.3g}")  # round first, so that 999,999 becomes 1.00M
     for unit, size in (("T", 10**12), ("G", 10**9), ("M", 10**6), ("K", 10**3)):
         if value >= size:
             scaled = value / size

@@ -34,9 +34,9 @@ from trainers.supernet import Scorer
 from trainers.tasks.metrics import metric_of
 from trainers.train import Trainer
 
-FIRST_STEPS = 5  # steps that tell nothing about the pace: they allocate memory and choose kernels
-LOOK_STEPS = 20  # steps between two looks at the time that a training needs
-GAINED = 0.01  # share of the steps left by which a shortened training must be able to grow again
+FIRST_STEPS = 5  # steps that are not representative of the pace: they allocate memory and choose kernels
+LOOK_STEPS = 20  # steps between two checks of the time that a training needs
+GAINED = 0.01  # a shortened training is lengthened again only by more than this share of the steps left
 SAFE = 0.97  # share of the time left that a shortened training plans to use
 
 
@@ -76,7 +76,7 @@ class Job:
 
     @classmethod
     def from_json(cls, text: str, checkpoint: bytes | None = None, weights: bytes | None = None) -> Job:
-        """Return the job of `to_json`. weights: those of its origin."""
+        """Return the job of `to_json`. weights: the weights of its origin."""
         data = json.loads(text)
         origin = None if data["origin"] is None else (Arch.from_dict(data["origin"]), weights or b"")
         read = {"arch": Arch.from_dict(data["arch"]), "config": Config(**data["config"]), "origin": origin}
@@ -155,7 +155,7 @@ def train_trial(job: Job, data: Data, start: Callable[[Arch], nn.Module] | None 
             report = replace(report, weights=weights_bytes(trainer.scored), budget=budget)
         elif e.epoch in job.rungs or e.epoch == job.trunk:
             report = replace(report, checkpoint=_checkpoint(job, trainer, reports))
-        if e.epoch == job.trunk and trainer.keeps_schedule:  # else it is being annealed to end in time
+        if e.epoch == job.trunk and trainer.keeps_schedule:  # otherwise the training already anneals to end in time
             report = replace(report, trunk=weights_bytes(trainer.model))
         yield report
 

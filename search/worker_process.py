@@ -72,7 +72,7 @@ def serve(connection: int, shared: int, sizes: Sequence[int], threads: int) -> N
 
 
 def _run(pipe: Connection, data: Data, work: Work) -> None:
-    """Run one job. A send or a receipt raises an error when the driver's process has ended, which ends this process."""
+    """Run one job. If the driver's process has ended, sending or receiving raises an error, which ends this process."""
     for report in guarded(work, pipe.recv(), data):
         pipe.send(report)
         if not pipe.recv():
@@ -81,5 +81,5 @@ def _run(pipe: Connection, data: Data, work: Work) -> None:
 
 def _end_with_driver() -> None:
     """End this process when the driver's process ends, even by a kill and in the middle of an epoch."""
-    sys.stdin.buffer.read()  # a pipe into which nothing is written: it ends with its only other end
+    sys.stdin.buffer.read()  # nothing is written to this pipe; the read returns when the driver's end is closed
     os._exit(1)

@@ -21,13 +21,13 @@ from search.execute import ray_private, room
 from search.resources import Resources
 from trainers.meta import cores
 
-USAGE_STATS = "RAY_USAGE_STATS_ENABLED"  # off unless the user sets it: no statistics leave the machine
+USAGE_STATS = "RAY_USAGE_STATS_ENABLED"  # set to 0 unless the user sets it, so that Ray sends no statistics
 ANSWER_SECONDS = 5.0  # time limit for a head to accept a connection
 HEALTH_SECONDS = 15.0  # time limit for a head to answer a health check
 
 
 def is_cluster(address: str | None) -> bool:
-    """Return whether the address is that of a running cluster."""
+    """Return whether the address belongs to a running cluster."""
     return address not in (None, "local")
 
 
@@ -85,7 +85,7 @@ def _start(bytes_of_data: int) -> None:
 def _join(address: str) -> None:
     """Join a running cluster. If none answers, raise `UserError` within seconds: Ray itself would try for minutes."""
     try:
-        if "://" in address:  # a Ray client would run Tune, and so the driver, in another process
+        if "://" in address:  # a Ray client would run Tune, and with it the driver, in another process
             raise ValueError("no head's address")
         host, port = ray_private.head_address(address)
         socket.create_connection((host, port), ANSWER_SECONDS).close()
@@ -123,7 +123,7 @@ def _wants_token(address: str) -> bool:
 
 
 def check_room(resources: Resources) -> float:
-    """Return the GPUs of a trial; raise `UserError` if the resources are not there: see `room.check_room`."""
+    """Return the GPUs of a trial. Raise `UserError` if resources are missing: see `room.check_room`."""
     return room.check_room(resources, _nodes(), may_grow=is_cluster(resources.ray_address))
 
 

@@ -1,4 +1,4 @@
-"""End a search whose workers ignore the time. Workers end in time by themselves (`Job.seconds`); this is the net."""
+"""End the workers that ignore the search's time. Usually, workers end in time by themselves (`Job.seconds`)."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from trainers.datasets.data import Data
 
 
 def execute(driver: Driver, data: Data, work: Work) -> None:
-    """Run jobs until the driver has no more."""
+    """Run jobs until the driver has no more jobs."""
     while (job := driver.next_job()) is not None:
         for report in guarded(work, job, data):
             if not driver.on_report(job.number, report):

@@ -40,7 +40,7 @@ def count(resources: Resources) -> int:
 
 
 def execute(driver: Driver, data: Data, work: Work, resources: Resources) -> None:
-    """Run jobs until the driver has no more, `count` at a time. Workers that outlast the driver's time are killed."""
+    """Run the driver's jobs until none is left, `count` at a time. Kill workers that exceed the search's time."""
     with tempfile.TemporaryFile() as file, _started(file, data, work, resources) as workers:
         while _start_jobs(driver, workers) and not is_late(driver):
             wait([worker.connection for worker in workers], seconds_to_wait(driver))
@@ -51,7 +51,7 @@ def execute(driver: Driver, data: Data, work: Work, resources: Resources) -> Non
 
 
 def _start_jobs(driver: Driver, workers: list[_Worker]) -> bool:
-    """Give jobs to idle workers; return whether to wait for a worker's message. Otherwise the search has ended."""
+    """Give jobs to idle workers. Return whether to wait for a worker's message; False if the search has ended."""
     for worker in workers:
         if worker.ready and worker.number is None:
             if (job := driver.next_job()) is None:
@@ -111,7 +111,7 @@ class _Worker:
             )
 
     def start(self, job: Job) -> None:
-        """Send a job. A dead worker is noticed when its next message is awaited."""
+        """Send a job. If the worker is dead, the wait for its next message detects this."""
         self.number = job.number
         with contextlib.suppress(OSError):
             self.connection.send(job)
@@ -124,7 +124,7 @@ class _Worker:
             self.connection.send(continues)
 
     def end(self) -> str:
-        """Kill the process if it lives; return the cause of its end in words."""
+        """Kill the process if it is alive. Return the cause of its end in words."""
         with self._process:  # closes its input, and waits for its end
             self._process.kill()
         self.connection.close()
@@ -138,7 +138,7 @@ class _Worker:
 
 @contextlib.contextmanager
 def _started(file: IO[bytes], data: Data, work: Work, resources: Resources) -> Iterator[list[_Worker]]:
-    """Start the workers, and kill them at the end of the block. file: where the data are written for the workers."""
+    """Start the workers, and kill them at the end of the block. file: the temporary file of the data."""
     n, gpus = count(resources), check_room(resources, this_machine())
     try:
         sizes = write_shared(file, (data, work))
@@ -155,7 +155,7 @@ def _started(file: IO[bytes], data: Data, work: Work, resources: Resources) -> I
 
 
 def visible_gpus(place: int, gpus: float) -> str:
-    """Return the value of `CUDA_VISIBLE_DEVICES` for the worker at a place, empty without GPUs."""
+    """Return `CUDA_VISIBLE_DEVICES` for a worker, empty without GPUs. place: the number of the worker, from 0."""
     if gpus == 0:
         return ""
     known = os.environ.get(VISIBLE)

@@ -1,4 +1,4 @@
-"""The room for trials: how many fit on machines at once, and the environment of the processes that run them."""
+"""The room for trials: how many trials fit on machines at once, and the environment of worker processes."""
 
 from __future__ import annotations
 

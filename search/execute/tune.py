@@ -53,7 +53,7 @@ REPORT_FIELDS = [f.name for f in fields(Report)]
 class TrialActor(tune.Trainable):
     """A worker process. One step is one epoch. Trials reuse the process, because a start takes seconds.
 
-    Its first trial is empty: only when the process is ready, the driver chooses a job for it.
+    Its first trial is empty, so that the driver chooses a job only when the process is ready.
     """
 
     def setup(self, config: dict[str, Any], data: Data, work: Work, threads: int) -> None:
@@ -94,7 +94,7 @@ class _Bytes(bytes):
 
 
 class _Ended(BaseException):
-    """The search has ended. Tune's own end would wait until all workers have answered."""
+    """The search has ended. Raise it to leave Tune's loop: Tune itself would wait until all workers have answered."""
 
 
 class _HeadDied(BaseException):
@@ -137,8 +137,8 @@ class _Head(Callback):
 class _Proposals(_Forgetful, Searcher):
     """Pass the driver's jobs to Tune, as many at a time as fit on the cluster.
 
-    An empty trial starts a worker at each place. A job is asked for when a worker is ready: the job's time counts from
-    then on.
+    An empty trial starts each worker. The driver is asked for a job only when a worker is ready, because the job's time
+    begins then.
     """
 
     def __init__(self, driver: Driver, numbers: dict[str, int], head: _Head) -> None:
@@ -183,7 +183,7 @@ class _Decisions(_Forgetful, FIFOScheduler):
         self._driver, self._numbers = driver, numbers
 
     def choose_trial_to_run(self, tune_controller: Any) -> None:
-        """Choose none: Tune then starts all trials in order.
+        """Return None, so that Tune starts all trials in order.
 
         Tune's own choice would give a ready worker to an empty trial, and discard the worker that starts for it.
         """
@@ -196,7 +196,7 @@ class _Decisions(_Forgetful, FIFOScheduler):
         return TrialScheduler.CONTINUE if continues else TrialScheduler.STOP
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
-        if trial.trial_id not in self._numbers:  # a worker that died before its first job; a job starts another one
+        if trial.trial_id not in self._numbers:  # the worker died before its first job; the next job starts a new one
             return
         # Tune has just written this file; `get_pickled_error` reads a copy that does not exist yet.
         error = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
@@ -217,9 +217,9 @@ class _DropBytes(Callback):
 
 
 def execute(driver: Driver, data: Data, work: Work, resources: Resources) -> None:
-    """Run jobs until the driver has no more: `workers` at a time, or as many as fit on the cluster.
+    """Run jobs until the driver has no more jobs: `workers` at a time, or as many as fit on the cluster.
 
-    Workers that outlast the driver's time are killed.
+    Workers that exceed the search's time are killed.
     If the cluster's head is found dead, release the running trials for a resume, and raise `UserError`. While Tune
     waits for a trial, the head is not checked. If the head dies then, Ray ends this process within about a minute, and
     a resume takes over the trials.

@@ -64,7 +64,7 @@ def pareto_figure(
 ) -> Figure:
     """Draw all scored networks, coloured by scale, with the front, the knee's name, and the limits.
 
-    With several cost objectives, there is a panel for each of them. measured: values of the front for one panel more.
+    With several cost objectives, there is a panel for each of them. measured: measured values, for an additional panel.
     """
     objectives = settings.scope.costs
     count = len(objectives) + (measured is not None)
@@ -84,7 +84,7 @@ def pareto_figure(
 
 
 def _widen(ax: Axes) -> None:
-    """Show at least `LEAST_SPAN` points of quality: networks that are nearly equal look nearly equal."""
+    """Show at least `LEAST_SPAN` points of quality, so that nearly equal networks look nearly equal."""
     low, high = ax.get_ylim()
     if high - low < LEAST_SPAN:
         centre = (low + high) / 2
@@ -157,7 +157,7 @@ def _draw_spreads(ax: Axes, done: pd.DataFrame, objective: Objective) -> None:
 
 
 def _draw_attainment(ax: Axes, ledger: Ledger, objective: Objective) -> None:
-    """Fill the range between the front that all seeds attain and the one that the luckiest attains; draw the median.
+    """Fill the range between the front that all seeds attain and the front that only one seed attains. Draw the median.
 
     These are the empirical attainment surfaces of the networks that were trained with all seeds.
     """
@@ -192,7 +192,7 @@ def _mark_included(ax: Axes, done: pd.DataFrame, objective: Objective) -> None:
 
 
 def _draw_lineage(ax: Axes, done: pd.DataFrame, objective: Objective) -> None:
-    """Draw an arrow from each network to those that grew from its weights."""
+    """Draw an arrow from each network to each network that grew from its weights."""
     points = zip(done[objective.name].astype(float), done.quality, strict=True)
     places = dict(zip(done.number, points, strict=True))
     grown = done.loc[done.parent.isin(list(places))]

@@ -21,7 +21,7 @@ from space import Space
 def write(folder: Path, records: Sequence[Record], ledger: Ledger, space: Space, settings: Settings) -> pd.DataFrame:
     """Write the tables and plots of a run (`curves.png` only with a scheduler); return a row for each trial.
 
-    Values that `python -m search.measure` left in the folder become columns and a further panel.
+    Values that `python -m search.measure` wrote to the folder become columns and an additional panel.
     """
     trials = trials_frame(records, ledger)
     write_atomic(folder / "trials.csv", trials.to_csv(index=False))

@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # plotly takes a second to import: it is imported where a fig
 def interactive_front(
     trials: pd.DataFrame, ledger: Ledger, title: str, settings: Settings, measured: Measured | None = None
 ) -> go.Figure:
-    """Return the figure of the front over all scored networks. measured: values of the front for one panel more."""
+    """Return the figure of the front over all scored networks. measured: measured values, for an additional panel."""
     from plotly.subplots import make_subplots
 
     objectives = settings.scope.costs

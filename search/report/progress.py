@@ -24,7 +24,7 @@ from search.timetable import Timetable
 from search.units import format_seconds
 
 FRONT_ROWS = 12
-QUIET = 25.0  # seconds without a line after which a log shows the state of the search
+QUIET = 25.0  # after this many seconds without a line, a log shows the state of the search
 
 
 class Progress(Protocol):
@@ -48,13 +48,13 @@ class Silent:
 
 
 class Lines:
-    """Print one line for each ended trial, for logs and pipes; after `QUIET` seconds without one, the state."""
+    """Print a line for each ended trial, for logs and pipes. After `QUIET` seconds without a line, print the state."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
 
     def start(self, driver: Driver, title: str) -> None:
-        """Print the title and the plan; trials that ended before are not printed again."""
+        """Print the title and the plan. Trials of earlier sessions are not printed again."""
         self._driver, self._seen = driver, len(driver.ledger.history)
         self._printed, self._ended = time.monotonic(), threading.Event()
         self._print(title)
@@ -70,7 +70,7 @@ class Lines:
             self._print(self._line(record))
 
     def stop(self) -> None:
-        """Print no further state."""
+        """Stop printing."""
         self._ended.set()
 
     def _watch(self) -> None:
@@ -165,21 +165,21 @@ class Display:
         done = spent - self._before + under_way
         guesses = [driver.seconds_left] if driver.seconds_left is not None else []
         to_do = _trials(driver) - self._before - done
-        # No guess for confirmations, which take longer than estimates, nor for a plan, which fills its time.
+        # Make no guess for confirmations, which take longer than estimates, and none for a plan, which fills its time.
         if driver.timetable is None and done > 0.2 and to_do > 0:
             guesses.append(elapsed / done * to_do)
         return f"{format_seconds(min(guesses))} left" if guesses else f"{format_seconds(elapsed)} so far"
 
 
 def _trials(driver: Driver) -> int:
-    """Return the number of trials of a search: those asked for, or those of the plan."""
+    """Return the number of trials of a search: the setting `trials`, or the plan's number."""
     if driver.timetable is None:
         return driver.settings.budget.trials or 0
     return max(driver.ledger.spent + len(driver.running), len(driver.timetable.plan.levels))
 
 
 def _start(driver: Driver) -> list[str]:
-    """Return what a search starts with as lines of text: given networks, and the plan of a planned search."""
+    """Return lines of text about the networks that a search starts from, and about its plan."""
     out = [f"starts with {network.text}" for network in driver.lineage.included]
     return out if driver.timetable is None else out + plan_lines(driver.timetable, driver.settings)
 

@@ -77,7 +77,7 @@ def trials_frame(records: Sequence[Record], ledger: Ledger) -> pd.DataFrame:
 
 
 def front_frame(trials: pd.DataFrame, objective: Objective) -> pd.DataFrame:
-    """Return the front's rows, cheapest first, without columns on a trial's course (`outcome`, `retry_of`, ...)."""
+    """Return the front's rows, cheapest first, without the columns about a trial's history (`outcome`, `retry_of`)."""
     chosen = trials.loc[trials.front].sort_values(by=objective.name).reset_index(drop=True)
     return chosen.drop(
         columns=["state", "outcome", "front", "maybe", "retry_of", "repeat_of", "confirms", "again", "reason", "note"]
@@ -85,14 +85,14 @@ def front_frame(trials: pd.DataFrame, objective: Objective) -> pd.DataFrame:
 
 
 def cost_range(objective: Objective, space: Space, settings: Settings) -> tuple[float, float]:
-    """Return the hypervolume's range of a cost: the space's within the limits, or that of networks at equal MACs."""
+    """Return a cost's range for the hypervolume: the space's range within the limits, or the range at equal MACs."""
     matched = settings.scope.matching.range()
     if matched and objective == MACS:
         return matched
     low, high = objective.range(space)
     limit = settings.scope.limits.of(objective)
     high = min(high, limit.most or high)
-    # A little more, because the hypervolume leaves out networks that cost exactly the upper end.
+    # Raise the upper end a little, because the hypervolume leaves out networks that cost exactly the upper end.
     return max(low, limit.least or 0), high + 1 if objective.name in COSTS else high * (1 + 1e-6)
 
 

@@ -23,9 +23,9 @@ Factory = Callable[[int], BaseSampler]  # seed -> sampler
 
 
 class Bounded(BaseSampler):
-    """A sampler over a bounded view of the study, so that a proposal takes no longer as the study grows.
+    """A sampler that sees a bounded part of the study, so that the time of a proposal does not grow with the study.
 
-    remembers: it learns from the front and from this many of the last trials.
+    remembers: number of the last trials that the sampler learns from, besides the front.
     """
 
     def __init__(self, sampler: BaseSampler, remembers: int) -> None:
@@ -95,9 +95,9 @@ def make_sampler(make: Factory, seed: int, number: int) -> BaseSampler:
 
 
 def remembered(trials: Sequence[FrozenTrial], front: Sequence[FrozenTrial], count: int) -> list[FrozenTrial]:
-    """Return the trials that a sampler learns from: the front and the last ones, in the order of their numbers.
+    """Return the trials that a sampler learns from: the front and the last trials, in the order of their numbers.
 
-    Networks that are no members of the space have no parameters to learn from.
+    Leave out networks that are not members of the space: they have no parameters to learn from.
     """
     first = max(0, len(trials) - count)
     old = sorted((t for t in front if t.number < first), key=lambda t: t.number)

@@ -30,7 +30,7 @@ CONNECT_SECONDS = 10  # time limit for a connection to a server
 
 
 def check_url(text: str) -> None:
-    """Raise `UserError` for another URL than PostgreSQL's, or for a password in the URL: `run.json` would show it."""
+    """Raise `UserError` unless the URL is PostgreSQL's. Refuse a password in the URL, which `run.json` would show."""
     try:
         url = urlsplit(text)
         known = url.scheme in ("postgresql", "postgresql+psycopg") and url.path.strip("/")

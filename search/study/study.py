@@ -35,7 +35,7 @@ def own() -> Iterator[None]:
 
 
 class Study:
-    """A study in SQLite, whose one driver has locked its folder, or in PostgreSQL, shared by several drivers.
+    """A study, either in SQLite, where one driver locks its folder, or in PostgreSQL, where several drivers share it.
 
     directions: `maximize` or `minimize` for each objective, quality first.
     sampler: a factory `seed -> sampler`.
@@ -75,7 +75,7 @@ class Study:
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Keep other drivers from deciding during the block, so that this driver decides on current trials."""
+        """Lock out other drivers' decisions during the block, so that this driver decides with current trials."""
         if self._turns is None:
             yield
             return
@@ -90,7 +90,7 @@ class Study:
         """Return the next proposal. The study alone gives the sampler's seed, so a resumed search proposes the same."""
         self._read()
         waiting = sum(self._trials[n].state == TrialState.WAITING for n in self._open)
-        # The seed ignores orphans, whose networks run again, so that later proposals are the same as without them.
+        # The seed does not count orphans, because their networks run again. So orphans do not change later proposals.
         sampler = make_sampler(self._sampler, self._seed, len(self._trials) - waiting - self._orphans)
         if isinstance(sampler, Bounded):
             known = remembered(self._trials, self._front, sampler.remembers)
@@ -191,7 +191,7 @@ class Study:
             del self._live[number]
 
     def forget(self, number: int) -> None:
-        """Remove from this driver's trials a trial that another driver has taken over."""
+        """Remove a trial that another driver has taken over from this driver's trials."""
         self._live.pop(number, None)
 
     def adopt(self, number: int) -> None:

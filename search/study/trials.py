@@ -43,8 +43,9 @@ class Proposal:
     alone: whether its driver may run nothing else meanwhile, because its network is a suspect (`Ledger.suspects`).
     plan: the session that made the plan, and the index of the plan's level that this trial trains.
     budget: the trial's epochs, if the plan sets them. trunk: see `search.worker.Job`, if the plan sets it.
-    again: the trial whose network this one trains with another seed. sample: the number of the seed, from 1.
-    given: the network as `Arch.to_dict` writes it, if `--include` brings it and it is no member of the space.
+    again: the first trial of the network, if this trial trains it with another seed.
+    sample: the number of that seed, from 1.
+    given: the network as `Arch.to_dict` writes it, if `--include` gives it and it is not a member of the space.
     """
 
     number: int

@@ -1,6 +1,6 @@
 """Drivers that share a study in PostgreSQL take turns, and see which drivers are alive, by advisory locks.
 
-A lock ends with the connection that holds it, however a driver ends. So no clocks are compared to tell who is alive.
+A lock ends with its connection, however a driver ends. So drivers need not compare clocks to see who is alive.
 """
 
 from __future__ import annotations
