@@ -25,7 +25,7 @@ def check_positive(args: argparse.Namespace, *names: str) -> None:
 
 @contextlib.contextmanager
 def threads(count: int) -> Iterator[None]:
-    """Compute with `count` threads of PyTorch inside the block; restore the former number after it."""
+    """Compute with `count` threads of PyTorch inside the block. Restore the former number after it."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

@@ -1,9 +1,9 @@
-"""Architectures screened per second: `res2net.cost`, against building each network and counting its operations.
+"""Compare the speed of `res2net.cost` with the speed of building each network and counting its operations.
 
     python -m studies.bench_cost --space scale_card_depth_width --per-stage
 
-Both are timed in one run, on one core, on architectures drawn with the same seed. Times are CPU seconds, so that other
-programs on the machine do not count.
+Both ways are timed in one run, on one core, on architectures drawn with the same seed. Times are CPU seconds, so that
+other programs on the machine do not count. Speeds are architectures per second.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def screen(allowed: Space, n: int, seed: int, limit: int) -> tuple[float, int, i
     for _ in range(n):
         arch = allowed.arch(allowed.sample(rng))
         within += res2net.cost(arch, allowed.image_size).macs <= limit
-        seen.add(hash(arch))  # the hash only: keeping the networks would also time memory allocation
+        seen.add(hash(arch))  # store only the hash: with the networks, the time would include memory allocation
     return time.process_time() - start, within, len(seen)
 
 

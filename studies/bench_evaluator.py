@@ -2,10 +2,10 @@
 
     python -m studies.bench_evaluator --seeds 3 --out studies/results/evaluators-shapes
 
-For each seed, two searches train shared weights and score members with these weights. Then the first search trains a
-few networks of the front from scratch; the second tunes them from their slices. A third search trains every network
-from scratch, for the wall time of the slower of the other two searches. The hypervolumes compare trained networks only,
-on the validation split.
+For each seed, there are three searches. The first two train shared weights and score members with these weights. Then
+the first search trains a few networks of its front from scratch, and the second tunes them from their slices. The third
+search trains every network from scratch, for the wall time of the slower one of the first two searches. The
+hypervolumes are those of trained networks only, on the validation split.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def build_parser() -> Parser:
 
 
 def _row(name: str, seed: int, seconds: float, result: Result) -> dict[str, object]:
-    """Return a search's line of the table."""
+    """Return a search's row of the table."""
     found = result.front
     return {
         "search": name,

@@ -1,12 +1,12 @@
-"""Overhead of the executors: seconds per trial without training, over a study on disk.
+"""Measure the overhead of the executors: seconds per trial without training, with a study on disk.
 
     python -m studies.bench_executor --trials 10 1000 5000 --sampler random
 
 A trial is proposed, screened, run, written to SQLite with its attributes and `arch.json`, and told to Optuna. One
-search runs for each executor. At each size in `--trials` it prints a row: the seconds of the last tenth of the trials,
-and the driver's memory. Rows leave out each worker's first trial, because starting Ray and workers has its own columns.
-With both executors, a line has the ratio of their seconds per trial at the largest size. With several objectives,
-further lines have the ratios to the first one.
+search runs for each executor. At each size of the study (`--trials`), it prints a row: the seconds of the last tenth of
+the trials, and the driver's memory. Rows leave out each worker's first trial, because the starts of Ray and of workers
+have their own columns. With both executors, an additional line shows the ratio of their seconds per trial at the
+largest size. With several objectives, additional lines show the ratios to the first objective.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ def tune(settings: Settings, workers: int, sizes: list[int]) -> Row:
 def measure(
     executor: str, settings: Settings, execute: Execute, workers: int, ray_seconds: float, sizes: list[int]
 ) -> Row:
-    """Run the trials in a temporary folder, print a row at each size, and return the last one."""
+    """Run the trials in a temporary folder, print a row at each size, and return the last row."""
     ended: list[float] = []
     objective = settings.scope.objective
     rows: list[Row] = []

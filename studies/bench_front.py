@@ -3,12 +3,12 @@
     python -m studies.bench_front --data cifar10 --data-dir DIR --time 90s 15m --seeds 0 1 2 --out FOLDER
 
 An entry is a command. `ours` is the search with `--time` alone, and other entries change one part of it. `peer` is
-stock Ray Tune with Optuna's TPE and ASHA over the same space. The runs follow one another, each in a process of its
-own, and need the machine for themselves. A run that the folder holds is not run again.
+stock Ray Tune with Optuna's TPE and ASHA over the same space. The runs follow one another, each in a new process. No
+other work may run on the machine. Runs that are already in the folder are not repeated.
 
 The volume is the best accuracy within a budget of MACs, averaged over budgets on a logarithmic axis. It is scaled from
-chance (0) to an accuracy of 100 % at every budget (1). Volumes over time are by validation accuracy. After a run, the
-test split is read once: the test volume takes the networks of the validation front with their test accuracies.
+chance (0) to an accuracy of 100 % at every budget (1). Volumes over time use validation accuracies. After a run, the
+test split is read once. The test volume uses the test accuracies of the networks on the validation front.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def span_of(args: argparse.Namespace) -> Span:
 
 
 def cases_of(args: argparse.Namespace) -> list[Case]:
-    """Return the cases in their order: for each time and seed, every entry. So a stop leaves entries to compare."""
+    """Return the cases in their order: for each time and seed, all entries. So a stopped benchmark can be compared."""
     entries = entries_of(args.entries, args.entry)
     times = [parse_seconds(text, "time") for text in args.time]
     shared = {"space": args.space, "data": args.data, "data-dir": args.data_dir, "max-macs": args.max_macs}
@@ -104,12 +104,12 @@ def cases_of(args: argparse.Namespace) -> list[Case]:
 
 
 def run_all(cases: Sequence[Case], args: argparse.Namespace, span: Span, say: Callable[[str], object]) -> list[Run]:
-    """Return the runs of all cases that succeed. Measure the missing ones; write the tables after each.
+    """Return the runs of all cases that succeed. Measure the missing runs, and write the tables after each run.
 
-    Each run is tested right after it, once: its record then holds the result.
+    After a run, test its networks once. The run's record stores the test accuracies.
     """
     for case in cases:
-        recorded(case, args.out)  # raises for another command before anything is run
+        recorded(case, args.out)  # raises `UserError` for a record of another command, before anything is run
     runs: list[Run] = []
     for i, case in enumerate(cases, 1):
         run = recorded(case, args.out)
@@ -119,7 +119,7 @@ def run_all(cases: Sequence[Case], args: argparse.Namespace, span: Span, say: Ca
         if run is None:
             continue
         if run.test_top1 is None:
-            record(run, args.out)  # an interrupted test then costs no second run
+            record(run, args.out)  # record the run before its test, so that an interrupted test does not repeat the run
             run = tested(run, args.data, args.data_dir, args.out)
             record(run, args.out)
         runs.append(run)

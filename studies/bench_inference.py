@@ -3,7 +3,7 @@
     python -m studies.bench_inference --batches 1 8 --rounds 15
 
 "plain" is `studies/plain.py`: NCHW, fp32, eager. "ours" is `res2net.optimize` in fp32; "bf16" is the same in bf16. Each
-round runs every network once in every way, so that a ratio compares times measured close together. The last column is
+round runs every network once in every way, so that a ratio compares times of about the same moment. The last column is
 our fp32 time divided by our fp32 time of the first network. A training step is a forward pass, a backward pass and SGD.
 Our step is the trainer's: channels last, with the crop and the flip of the images. The plain step gets a ready batch.
 
@@ -190,7 +190,7 @@ def difference(runs: Mapping[tuple[str, str], Run], name: str) -> float:
 
 
 def training(name: str, model: res2net.Res2Net, data: Data, rounds: int) -> dict[tuple[str, str], Run]:
-    """Return one training step for each way; the trainer's schedule covers `rounds` and the two untimed rounds."""
+    """Return one training step for each way. The trainer's schedule covers `rounds` and the two untimed rounds."""
     plain = plain_of(model).train()
     optimizer = torch.optim.SGD(plain.parameters(), LR, momentum=0.9, weight_decay=5e-4, nesterov=True)
     x, y = images(len(data.train.labels), data.image_size), torch.from_numpy(data.train.labels)

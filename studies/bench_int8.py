@@ -3,8 +3,9 @@
     python -m studies.bench_int8 --models resnet50 res2net50_26w_4s exported/ --rounds 15
 
 A model is a name (random weights, batch-norm statistics of noise), or a model folder. Each round runs every network
-once in every form, so that a ratio compares times measured close together. The fp32 time of `res2net.optimize` stands
-beside them. Calibration images and test images are noise: `search.export --int8` measures the loss on real images.
+once in every form, so that a ratio compares times from about the same moment. The table also has the fp32 time of
+`res2net.optimize`. Calibration images and test images are noise: `search.export --int8` measures the loss on real
+images.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from studies.bench_inference import images, network, ratio, time_all
 from trainers.meta import environment
 
 PROG = "python -m studies.bench_int8"
-CALIBRATION = 32  # images
+CALIBRATION = 32  # number of calibration images
 
 
 def main(argv: Sequence[str] | None = None) -> int:

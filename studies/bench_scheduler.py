@@ -1,4 +1,4 @@
-"""Epochs that a scheduler saves: replay recorded learning curves under pareto-asha, asha and none.
+"""Measure the epochs that a scheduler saves: replay recorded learning curves under pareto-asha, asha and none.
 
     python -m studies.bench_scheduler studies/results/rank-shapes-long --out studies/results/scheduler-shapes
 

@@ -1,12 +1,12 @@
-"""Cost of a growing study: ms of a proposal and of a trial without training, seconds of its report.
+"""Measure the cost of a growing study: ms of a proposal, ms of a trial without training, seconds of a report.
 
     python -m studies.bench_study --trials 10 1000 5000
 
 A driver fills one study on disk with random proposals, in a space so large that repeats are rare. At each size, the
 benchmark prints the medians of the last trials. Then a copy of the study is opened, continued by TPE and written as a
-report. The last line is the ratio of the medians at the largest and the smallest size. Memory is that of the process,
-after a first report has loaded the libraries: only the growth from then on counts. CPU time has a column of its own,
-because the clock says little on a busy machine.
+report. The last line is the ratio of the medians at the largest and the smallest size. Memory is the growth of the
+process's memory after a first report, which loads the libraries. CPU time has a separate column, because wall time says
+little on a busy machine.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     python -m studies.compare_fronts runs/by-latency runs/by-macs --latency table.json --out FOLDER
 
-Both searches' networks are placed on both axes: MACs, and the latency by one table. `fronts.png` shows both fronts on
-both axes. `fronts.csv` has, for some accuracies, the least cost at which each search reaches them, and the ratio of the
-second search's cost to the first one's: above 1, the first search's networks are cheaper at equal accuracy.
+The networks of both searches get both costs: MACs, and the latency by one table. `fronts.png` shows both fronts on both
+axes. For some accuracies, `fronts.csv` has the least cost at which each search reaches the accuracy, and the ratio of
+the second search's cost to the first search's cost. Above 1, the first search's networks are cheaper at equal accuracy.
 All accuracies are on the validation split.
 """
 
@@ -54,7 +54,7 @@ def points(folder: Path, objectives: Sequence[Objective]) -> pd.DataFrame:
 
 
 def at_equal_accuracy(first: pd.DataFrame, second: pd.DataFrame, objective: Objective) -> pd.DataFrame:
-    """Return the least cost at which each search reaches some accuracies, up to the lower of the two best ones."""
+    """Return the least cost at which each search reaches some accuracies, up to the highest that both reach."""
     fronts = [part.iloc[front(part.quality.tolist(), part[objective.name].tolist())] for part in (first, second)]
     low, high = min(part.quality.min() for part in fronts), min(part.quality.max() for part in fronts)
     levels = np.linspace(low, high, LEVELS)

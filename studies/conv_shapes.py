@@ -1,4 +1,4 @@
-"""Find convolutions that crash oneDNN or get wrong results: every shape of the named spaces, and thin ones.
+"""Find convolutions that crash oneDNN or give wrong results: every shape of the named spaces, and thin shapes.
 
     python -m studies.conv_shapes                  # about five minutes on two cores
     python -m studies.conv_shapes --plain          # PyTorch's own classes instead of ours: shows the known crash
@@ -43,7 +43,7 @@ MACHINES: dict[str, dict[str, str]] = {"as it is": {}, "AVX2": AVX2}
 IMAGE_SIZES = {"micro": (8, 32), "thin": (16, 32), "cifar": (4, 32), "imagenet": (17, 64)}
 BATCHES = (2, 32)
 TOLERANCE = 1e-3  # relative to the largest value; the rounding of fp32 reaches 1e-5
-CRASH_REPEATS = 20  # repeats of a shape while bisecting: a corrupted heap may survive a few steps
+CRASH_REPEATS = 20  # repeats of a shape during bisection: a process with a corrupted heap may survive a few steps
 CHUNK_TIMEOUT = 300  # seconds; oneDNN#6035 can hang a subprocess instead of crashing it
 
 
@@ -88,7 +88,7 @@ class Shape:
         )
 
 
-# ---- Which shapes --------------------------------------------------------------------------------------------------
+# ---- The shapes to try ---------------------------------------------------------------------------------------------
 
 
 def shapes_of(arch: Arch, image_sizes: Iterable[int]) -> set[Shape]:
@@ -112,8 +112,8 @@ def shapes_of(arch: Arch, image_sizes: Iterable[int]) -> set[Shape]:
 def space_shapes(bases: Iterable[str]) -> set[Shape]:
     """Return the shapes of all networks of the named spaces over some bases.
 
-    Every combination of scale, cardinality and width is built, with at most two blocks in a stage: more blocks repeat
-    the second one's shapes.
+    Every combination of scale, cardinality and width is built, with at most two blocks in a stage, because later blocks
+    have the shapes of the second block.
     """
     found: set[Shape] = set()
     for base in bases:
@@ -182,7 +182,7 @@ def difference(shape: Shape, batch: int, repeats: int, plain: bool) -> float:
 
 
 def try_shapes(text: str) -> None:
-    """Run the shapes of a JSON text in this process; print each shape's number before it runs and its result after."""
+    """Run the shapes of a JSON text in this process. Print a shape's number before its run, and its result after it."""
     task = json.loads(text)
     torch.set_num_threads(task["threads"])
     for number, values in enumerate(task["shapes"]):
@@ -205,7 +205,7 @@ class Findings:
     runs: int = 0
     crashes: list[Shape] = field(default_factory=list)
     wrong: list[tuple[Shape, float]] = field(default_factory=list)
-    unexplained: int = 0  # chunks that crashed once, and not again while bisected
+    unexplained: int = 0  # chunks that crashed once, but not again during bisection
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The rival of `bench_front`: a search scripted with stock Ray Tune, as a user of its documentation would.
+"""The peer in `bench_front`: a search with stock Ray Tune, written as Ray's documentation shows.
 
     python -m studies.front_peer --data cifar10 --data-dir DIR --max-macs 20M --time 15m --out FOLDER
 
@@ -43,7 +43,7 @@ from trainers.datasets.data import Data, Split
 
 PROG = "python -m studies.front_peer"
 LR, BATCH, MOMENTUM, DECAY = 0.1, 64, 0.9, 5e-4
-EVAL_BATCH = 500  # images
+EVAL_BATCH = 500  # images per scored batch
 WEIGHTS = "model.pt"  # the file of a checkpoint
 
 

@@ -29,11 +29,11 @@ from search.study.trials import SCORED as TRAINED
 from trainers.evaluate import EvaluateConfig, evaluate_folder
 from trainers.meta import environment
 
-PEER = "peer"  # the entry that is no search of ours
+PEER = "peer"  # the entry of stock Ray Tune
 SCORED, NETWORKS = "scored.json", "networks"  # in the peer's folder: its accuracies, and model folders of its front
 PROGRESS_SECONDS = 20.0
-STOP_SECONDS = 20.0  # an interrupted run may take so long to end in good order
-# The known entries: the words that each adds to the command of a search, and those of the peer.
+STOP_SECONDS = 20.0  # time limit for an interrupted run to end by itself
+# The known entries: the options that each adds to the command of a search, and the options of the peer.
 ENTRIES: dict[str, str] = {
     "ours": "",
     PEER: "--epochs 10",
@@ -168,9 +168,9 @@ def volume_over_time(scored: Sequence[Scored], span: Span) -> list[tuple[float, 
 
 
 def entries_of(names: Sequence[str], added: Sequence[str]) -> dict[str, str]:
-    """Return the words of each entry to run: the named ones, then the added ones.
+    """Return the options of each entry to run: first the named entries, then the added entries.
 
-    added: texts such as `NAME=--executor local`. A known name gets these words in place of its own.
+    added: texts such as `NAME=--executor local`. For a known name, these options replace the known ones.
     """
     own = {}
     for text in added:
@@ -216,9 +216,9 @@ def record(run: Run, out: Path) -> None:
 
 
 def measure(case: Case, out: Path, say: Callable[[str], object]) -> Run | None:
-    """Run a case's command in a process of its own and return the run; return None if the command fails.
+    """Run a case's command in a new process and return the run. Return None if the command fails.
 
-    An unfinished run of an earlier benchmark is deleted first: a resumed search would have another time.
+    First delete an unfinished run of an earlier benchmark, because a resumed search would have more time.
     say: prints a line.
     """
     folder, log = case.path(out), case.path(out, ".log")
@@ -241,7 +241,7 @@ def _run(command: Sequence[str], log: Path, label: str, say: Callable[[str], obj
     """Run a command, write its output to `log`, report its progress, and return its exit code."""
     start = time.monotonic()
     with log.open("wb") as output:
-        # In a session of its own: Ctrl-C reaches the command once, from here, and not from the terminal too.
+        # Use a new session, so that Ctrl-C reaches the command only from this process, and not also from the terminal.
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
@@ -256,7 +256,7 @@ def _run(command: Sequence[str], log: Path, label: str, say: Callable[[str], obj
 
 
 def _stop(process: subprocess.Popen) -> None:
-    """End a process that still runs: in good order, else by force, with all processes of its session."""
+    """End a process that still runs: first by an interrupt, then by a kill of all processes of its session."""
     if process.poll() is not None:
         return
     process.send_signal(signal.SIGTERM)
@@ -268,7 +268,7 @@ def _stop(process: subprocess.Popen) -> None:
 
 
 def _last_line(log: Path) -> str:
-    """Return the last line of a log that holds a letter or a digit; the peer's tables have frames."""
+    """Return the last line of a log that holds a letter or a digit. Skip the frames of the peer's tables."""
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if re.search(r"\w", line)]
     return lines[-1] if lines else ""
 
@@ -276,7 +276,7 @@ def _last_line(log: Path) -> str:
 def read_search(folder: Path) -> list[Scored]:
     """Return the trained networks of a search that may be on its front. `seconds` is the time since the epoch (Unix).
 
-    Estimates by shared weights do not count: no network was trained for them.
+    Leave out estimates by shared weights, because their networks were not trained.
     """
     url = sqlite_url(folder)
     study = optuna.load_study(study_name=optuna.get_all_study_names(url)[0], storage=url)

@@ -1,12 +1,12 @@
-"""Compare grown networks with networks trained from scratch, in pairs of one seed.
+"""Compare grown networks with networks trained from scratch, in pairs with the same seed.
 
     python -m studies.growth --data cifar10 --data-dir ~/data --seeds 3 --out studies/results/growth-cifar10
 
-A trunk grows along a chain of networks, each of which contains the one before. At some of them the trunk is annealed
-for the network's score, as `--evaluator grow` does it. Each such network is also trained from scratch, twice: for as
-many epochs as its whole lineage had, and for the epochs that cost as many MACs as its whole lineage did.
-All accuracies are on the validation split. `growth.csv` is written after each seed, and the same command trains only
-the seeds that are missing there.
+A trunk grows along a chain of networks, each of which contains the network before it. For some networks, the trunk is
+annealed to get the network's score, as in `--evaluator grow`. Each of these networks is also trained from scratch,
+twice: once with the epochs of its whole lineage, and once with the MACs of its whole lineage.
+All accuracies are on the validation split. `growth.csv` is written after each seed. The same command trains only the
+seeds that are missing in the file.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ PROG = "python -m studies.growth"
 BASE = "thin"
 # Scale, cardinality, depth and width of each network of the chain: 0.32, 0.48, 0.70, 0.92 and 1.86 MMACs at 32 pixels.
 CHAIN = ((1, 8, 1, 64), (2, 8, 1, 64), (3, 4, 1, 64), (3, 1, 1, 64), (6, 1, 1, 64))
-SCORED = (2, 4)  # the places in the chain of the networks that are compared
+SCORED = (2, 4)  # indices in the chain of the networks to compare
 GROWN, EPOCHS, COSTS = "grown", "scratch, equal epochs", "scratch, equal MACs"
 
 
 def chain(data: Data) -> list[Arch]:
-    """Return the networks, each of which contains the one before."""
+    """Return the networks of the chain. Each contains the network before it."""
     whole = spaces.get("scale_card_depth_width", BASE, num_classes=data.num_classes, image_size=data.image_size)
     names = ("scale", "cardinality", "depth", "width")
     return [whole.arch(dict(zip(names, values, strict=True))) for values in CHAIN]
@@ -105,7 +105,7 @@ def _scratch(seed: int, arch: Arch, epochs: float, data: Data) -> float:
 def _row(
     seed: int, arch: Arch, macs: float, way: str, epochs: float, total: float, top1: float, begun: float
 ) -> dict[str, object]:
-    """Return a row of the table. total: the MACs of one image at every step of the lineage, summed over epochs."""
+    """Return a row of the table. total: the MACs of one image, summed over all epochs of the lineage."""
     seconds = round(time.monotonic() - begun)
     known = {"seed": seed, "arch": str(arch), "macs": macs, "way": way, "own_epochs": round(epochs, 2)}
     return known | {"mmac_epochs": round(total / 1e6, 2), "val_top1": top1, "seconds": seconds}

@@ -1,6 +1,6 @@
 """Count parameters and MACs of each head over published networks: `python -m studies.heads`.
 
-The sizes are those of each method's paper. Published figures stand beside ours where a paper prints them.
+The image sizes and numbers of outputs are those of each method's paper. The table also shows published figures.
 """
 
 from __future__ import annotations

@@ -2,12 +2,12 @@
 
     python -m studies.latency_table --base micro --form optimized --batch-sizes 1 8 --members 40 --out DIR
 
-For each batch size, the study measures the latency table of a space, then draws random members and times
-each of them end to end, twice, in two passes. No drawn member is one of the networks on which the table was fitted. The
-study prints, and writes as `latency.csv`: the median absolute error in %, Kendall's tau between the table and the
-measurements (the mean of both passes), tau between both passes, and the seconds to make the table. `members.csv` has a
-row for each member. `latency.png` shows predicted against measured latencies. Tables and measurements are written as
-they are made, and the same command does not make them again.
+For each batch size, the study measures the latency table of a space. Then it draws random members and times each of
+them end to end, in two passes. It draws no network on which the table was fitted. The study prints and writes to
+`latency.csv`: the median absolute error in %, Kendall's tau between the table and the measurements (the mean of both
+passes), tau between both passes, and the seconds to make the table. `members.csv` has a row for each member.
+`latency.png` shows predicted against measured latencies. Each table and each measurement is written at once, and the
+same command does not repeat it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from trainers.meta import environment
 PROG = "python -m studies.latency_table"
 SPACE = "scale_card_depth_width"
 TIMES = ("arch", "pass", "ms")  # columns of the measurements
-TABLE_PASS, PASSES = 0, (1, 2)  # pass 0 has the time to make the table
+TABLE_PASS, PASSES = 0, (1, 2)  # the row of pass 0 holds the time to make the table
 
 
 def parser() -> Parser:

@@ -3,9 +3,10 @@
     python -m studies.object_size --seeds 3 --epochs 20 --out studies/results/object-size
 
 ResNet (one split) and Res2Nets of 2, 4 and 8 splits have equal MACs: the width is solved for each scale, as in the
-paper. Each is trained by the same recipe on all training images, and the test split is read once, at the end. An
-object's IoU compares its visible pixels with the pixels that the network gives to its class, in the object's box grown
-by a quarter on each side. The table has the mean over small, medium and large objects, as Table 6 has the AP.
+paper. Each network is trained by the same recipe on all training images. The test split is read once, at the end. An
+object's IoU compares its visible pixels with the pixels that are predicted as its class. It counts only pixels in the
+object's box, enlarged by a quarter on each side. The table has the mean IoU of small, medium and large objects, as
+Table 6 of the paper has the AP.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ def ious(guess: np.ndarray, truth: SceneArrays) -> np.ndarray:
         rows = slice(max(0, int(y1 - dy)), min(size, math.ceil(y2 + dy)))
         columns = slice(max(0, int(x1 - dx)), min(size, math.ceil(x2 + dx)))
         own = truth.instances[i, rows, columns] == slot + 1
-        # The class's pixels on another object of the same class are that object's.
+        # Pixels that are predicted as this class on another object of the class belong to the other object.
         other = (truth.instances[i, rows, columns] > 0) & ~own
         given = (guess[i, rows, columns] == truth.classes[i, slot]) & ~other
         found[i, slot] = (own & given).sum() / (own | given).sum()

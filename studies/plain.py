@@ -48,7 +48,7 @@ class PlainBlock(nn.Module):
         return self.relu(out)
 
     def splits(self, x: Tensor) -> Tensor:
-        """Return the joined splits by the paper's equation 1. As in the authors' code, the last is not convolved."""
+        """Return the joined splits by the paper's equation 1. As in the authors' code, do not convolve the last."""
         parts = torch.split(x, self.width, 1)
         outs: list[Tensor] = []
         y = parts[0]

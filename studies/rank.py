@@ -1,9 +1,9 @@
-"""How well cheap scores rank networks: shared weights, brief tuning, MACs, parameters, a training-free proxy.
+"""Measure how well cheap scores rank networks: shared weights, brief tuning, MACs, parameters, a training-free proxy.
 
     python -m studies.rank --data shapes --out studies/results/rank-shapes
 
 Members of a space are trained stand-alone with one recipe and two seeds. The accuracies of the first seed are the truth
-to predict. Their correlation with the second seed's accuracies is the ceiling: noise allows no higher one. Rank
+to predict. Their correlation with the second seed's accuracies is the ceiling: noise allows no higher correlation. Rank
 correlations (Kendall's tau-b, Spearman's rho) have 95 % bootstrap intervals over the members. The folder keeps every
 finished training, so the same command resumes after a stop.
 """
@@ -127,7 +127,7 @@ def correlations(members: pd.DataFrame) -> pd.DataFrame:
 def synflow(model: nn.Module, image_size: int) -> float:
     """Return the log SynFlow score: sum of |weight x gradient| for an image of ones and absolute weights.
 
-    float64, because products over many layers overflow float32.
+    Compute in float64, because products over many layers overflow float32.
     """
     model = model.double().eval()
     with torch.no_grad():
@@ -137,7 +137,7 @@ def synflow(model: nn.Module, image_size: int) -> float:
     return math.log(sum((p * p.grad).abs().sum().item() for p in model.parameters() if p.grad is not None))
 
 
-# ---- Trainings, in processes of one thread each -----------------------------------------------------------
+# ---- Trainings in worker processes of one thread each -----------------------------------------------------
 
 _state: dict[str, object] = {}
 
@@ -206,7 +206,7 @@ class Study:
     ) -> None:
         """Compute the missing values of a column; write the tables after each value.
 
-        The largest members come first: a large one that started last would leave the other processes idle.
+        Start with the largest members: if a large member started last, the other processes would be idle.
         """
         if column not in self.frame:
             self.frame[column] = math.nan

@@ -35,8 +35,8 @@ choices:
 defaults:
   width: 64
 """
-TOP, HALF_WAY = 95.0, 2e6  # accuracy limit in % as MACs grow; MACs with half of it
-NOISE = 1.0  # half-width in % of the spread of networks with equal MACs
+TOP, HALF_WAY = 95.0, 2e6  # limit of the accuracy in % for large MACs; MACs at which the accuracy is half this limit
+NOISE = 1.0  # largest deviation in % between networks of equal MACs and their mean
 
 
 def accuracy(arch: Arch, epoch: int, image_size: int = 32, seed: int = 0) -> float:
@@ -68,13 +68,13 @@ class Synthetic:
 
 
 def latency_table(space: Space, networks: Sequence[Arch] = ()) -> LatencyTable:
-    """Return a latency table of a space, and of more networks, by a formula: splits are slow, whatever their MACs."""
+    """Return a latency table of a space, and of more networks, by a formula in which splits are slow."""
     needed = sorted(plan(space, networks).needed, key=lambda piece: piece.key)
     entries = tuple((piece.key, 0.1 + 0.2 * piece.scale + 0.001 * piece.width, 0.0) for piece in needed)
     return LatencyTable("cpu", "formula", "optimized", 1, 1, space.image_size, (("torch", "1"),), entries, 0.05, 1.1)
 
 
 def no_images() -> Data:
-    """Return the data of a work that reads no images: one blank image."""
+    """Return a data set of one blank image, for work that reads no images."""
     empty = Split(np.zeros((1, 3, 32, 32), np.uint8), np.zeros(1, np.int64))
     return Data("shapes", tuple("0123456789"), empty, empty, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))

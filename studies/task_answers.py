@@ -1,4 +1,4 @@
-"""Trivial answers to each task: outputs without a network, from the training targets alone.
+"""Trivial answers to each task: outputs without a network, computed only from the training targets.
 
 To add a task, write a function that takes the data and returns an `Answer`, and name it in `ANSWERS`.
 """
@@ -18,7 +18,7 @@ from trainers.datasets.base import OBJECTS, VOID, Data, Split
 from trainers.tasks import heatmaps
 
 Answer = Callable[[int], Any]  # number of images -> the outputs of a head for these images
-LEAST_SHARE = 1e-6  # shares of 0 and 1 have no logit
+LEAST_SHARE = 1e-6  # keeps shares away from 0 and 1, which have no logit
 
 
 class Trivial(nn.Module):
@@ -52,7 +52,7 @@ def mean_mask(data: Data) -> Answer:
 def mean_points(data: Data) -> Answer:
     """Answer with the mean place of each labelled key point: heat maps [B, K, H / 4, W / 4] with a peak there.
 
-    The meter reads a point from a heat map to a quarter of its pixel, as it does for a network.
+    The meter reads a point from a heat map with a precision of a quarter of a pixel, as for a network.
     """
     places, seen = targets(data)[:, :-1, :2], targets(data)[:, :-1, 2:] > 0
     mean = (places * seen).sum(0, dtype=np.float64) / seen.sum(0).clip(min=1)

@@ -1,4 +1,4 @@
-"""The images of `scenes` for `studies.tasks`: those to train on, those to score, and targets without small objects."""
+"""The images of `scenes` for `studies.tasks`: training images, scored images, and targets without small objects."""
 
 from __future__ import annotations
 
@@ -44,13 +44,12 @@ def read_test_images(task: Task, data: Data, args: argparse.Namespace) -> Split:
 
 
 def without_small(part: Split, target: str, least: int, pool: tuple[int, int]) -> Split:
-    """Return a data split in which small objects count for nothing.
+    """Return a data split in which the metrics ignore small objects.
 
-    An object is small if the square root of the area of its box is below `least` pixels. Its pixels become `VOID`
-    ("mask"), its flag becomes that of a crowd ("boxes"), its number becomes that of a crowd ("instances"). Other
-    targets stay as they are.
+    An object is small if the square root of the area of its box is below `least` pixels. For the target "mask", its
+    pixels become `VOID`. For "boxes" and "instances", it becomes a crowd. Other targets are not changed.
 
-    pool: number and seed of the generated images that hold the split.
+    pool: number and seed of the generated images that contain the split.
     Raise `UserError` if no object is left.
     """
     if not least or target not in ("mask", "boxes", "instances"):
@@ -79,7 +78,7 @@ def sides(boxes: np.ndarray) -> np.ndarray:
 def _mask(part: Split, least: int, pool: tuple[int, int]) -> np.ndarray:
     """Return masks [N, S, S] with `VOID` in place of the classes of small objects."""
     truth = scenes.generate(*pool, part.image_size)
-    # Masks do not tell the objects of one class apart, so find each image among the generated ones.
+    # A mask does not separate objects of the same class. So find each image among the generated images, with its boxes.
     places = {image.tobytes(): i for i, image in enumerate(truth.images)}
     rows = [places[image.tobytes()] for image in part.images]
     small = np.pad(sides(truth.boxes[rows]) < least, ((0, 0), (1, 0)))  # by number in `instances`

@@ -1,19 +1,19 @@
-"""What each task's network reaches on `scenes`, beside an untrained backbone and an answer without a network.
+"""Train a network for each task on `scenes`. Compare it with an untrained backbone, and with a trivial answer.
 
     python -m studies.tasks --epochs 20 --out studies/results/tasks
     python -m studies.tasks --task segment --overfit 16 --least 16 --epochs 200 --out overfit
 
-Each task trains a small network with its head and its default recipe, and scores it on the validation split after each
-epoch. Beside it stand:
+For each task, the study trains a small network with the task's head and default recipe, and scores it on the validation
+split after each epoch. It compares this network with two others:
 
-- The same head, trained equally long on an untrained backbone: the batches are the same, but no weight outside the head
-  is trained. Batch norms keep their running statistics as usual. No block starts as its shortcut (`zero_init_last`), as
-  it could not become more.
+- The same head, trained equally long on an untrained backbone. The batches are the same, but no weight outside the head
+  is trained. Batch norms update their running statistics as usual. `zero_init_last` is off, because a block that starts
+  as its shortcut would remain its shortcut.
 - A trivial answer without a network (`studies.task_answers`), scored by the same meter.
 
-All three are scored on the test split, which is read once for each task, after its trainings. With `--overfit N`, N
-images without crops and mirroring are the training images and the scored ones. The validation and the test split are
-then not scored, the backbone is always trained, and the table says whether the aims of `AIMS` are met.
+All three are scored on the test split, which is read once for each task, after its trainings. With `--overfit N`, the
+same N images, without crops and mirroring, are trained on and scored. Then the validation and the test split are not
+scored, the backbone is always trained, and the table says whether the aims of `AIMS` are met.
 
 The same command on the same folder trains only the tasks that it has not finished yet.
 """
@@ -64,7 +64,7 @@ PROG = "python -m studies.tasks"
 BASE, MEMBER = "thin", {"scale": 4, "cardinality": 1, "depth": 2}  # the default network, in the space scale_card_depth
 TRAINED, UNTRAINED, TRIVIAL = "trained", "untrained backbone", "trivial"  # the column `answer`
 OVERFITTED, VALIDATION, TEST = "training", "validation", "test"  # the column `split`
-# What a network reaches on a few images that it has seen, by metric. Values in %, but for the MAE (0 to 1).
+# The metric values that a network should reach on a few images that it has seen. In %, except the MAE (0 to 1).
 AIMS = {"miou": 90.0, "maxf": 90.0, "mae": 0.05, "ap50": 90.0, "box_ap50": 90.0, "mask_ap50": 90.0}
 FREE = ("tasks", "out", "threads")  # options that may differ between the calls that fill one folder
 Say = Callable[[str], object]
@@ -84,7 +84,7 @@ def tasks_of(names: Sequence[str] | None) -> list[Task]:
 
 
 def network(args: argparse.Namespace) -> BaseArch:
-    """Return the network of the option `arch`, or the default one. Its head and its inputs do not fit a task yet."""
+    """Return the network of the option `arch`, or the default network. Its head and inputs are not yet a task's."""
     if args.arch is not None:
         return read_arch(args.arch)[0]
     return spaces.get("scale_card_depth", BASE).arch(MEMBER)
@@ -100,7 +100,7 @@ def config_of(task: Task, args: argparse.Namespace) -> Config:
 
 
 def freeze_backbone(model: nn.Module) -> None:
-    """Keep every weight outside the head as it is in a training."""
+    """Freeze every weight outside the head."""
     for name, weight in model.named_parameters():
         weight.requires_grad_(name.startswith(HEADS))
 
@@ -109,7 +109,7 @@ def trained(
     task: Task, arch: BaseArch, data: Data, config: Config, answer: str, say: Say
 ) -> tuple[nn.Module, list[Epoch]]:
     """Train a network from its initial weights. Return it and its epochs. answer: TRAINED or UNTRAINED."""
-    # The seed alone draws the initial weights, so that both answers start from the same ones, but for zeroed norms.
+    # Only the seed draws the initial weights. So both answers start from the same weights, except for zeroed norms.
     model = build_model(arch, data, task, True, config.seed, config.zero_init_last and answer == TRAINED)[0]
     if answer == UNTRAINED:
         freeze_backbone(model)
@@ -169,7 +169,7 @@ def row_of(task: Task, answer: str, epoch: int, split: str, scores: Scores, seco
 
 
 def lines(rows: pd.DataFrame) -> list[str]:
-    """Return the table: for each task and split, the first and the last epoch, the untrained backbone, the trivial."""
+    """Return the table: for each task and split, the first epoch, the last epoch, and the two other answers."""
     out = [f"{'task':11}{'split':12}{'answer':20}metrics"]
     for name, split in dict.fromkeys(zip(rows.task, rows.split, strict=True)):
         part = rows.loc[(rows.task == name) & (rows.split == split)]
@@ -225,7 +225,7 @@ def picture(rows: pd.DataFrame, title: str) -> bytes:
 def held(args: argparse.Namespace) -> tuple[list[Row], dict[str, Any]]:
     """Return the rows and the descriptions of the tasks that the folder holds.
 
-    Raise `UserError` if they were made with other options, or if the file is not one of this study.
+    Raise `UserError` if they were made with other options, or if the file was not written by this study.
     """
     path = args.out / "about.json"
     if not path.exists():
