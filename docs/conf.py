@@ -28,7 +28,7 @@ autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
 python_use_unqualified_type_names = True
 
-highlight_language = "text"  # of commands; Python is marked
+highlight_language = "text"  # for commands; code blocks of Python name their language
 
 html_theme = "furo"
 html_title = f"{project} {release}"

@@ -11,7 +11,7 @@ from sphinx.util.docutils import SphinxDirective
 from res2net.options import describe, fields_of
 from search.evaluators import EVALUATORS
 
-CHOICES = {"evaluator": tuple(EVALUATORS)}  # names that a field's metadata cannot hold, because of an import circle
+CHOICES = {"evaluator": tuple(EVALUATORS)}  # choices that a field's metadata cannot name, because of a circular import
 
 
 class OptionTable(SphinxDirective):

@@ -68,7 +68,7 @@ def marked(text: str) -> str:
     """Return a text as reStructuredText: code in double backquotes, other characters of markup escaped."""
     parts = re.split(r"`+([^`]+)`+", text)
     for i, part in enumerate(parts):
-        if i % 2:  # code, which ends only before a space or punctuation: an escaped space is one, and is not shown
+        if i % 2:  # code; reStructuredText ends it only before a space or punctuation, so add a space that is not shown
             parts[i] = f"``{part}``" + ("\\ " if parts[i + 1][:1].isalnum() else "")
         else:
             parts[i] = re.sub(r"[\\*|]|_(?!\w)", r"\\\g<0>", part)
