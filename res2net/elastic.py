@@ -239,7 +239,7 @@ class ElasticRes2Net(nn.Module):
             for j, block in enumerate(self._blocks(i)[: stage.depth]):
                 for parts in (block.whole(), block.sliced(stage, statistics), block.gates(arch.se)):
                     out |= {f"layer{i}.{j}.{name}": value for name, value in parts}
-        # `state_dict` includes the statistics. The modules of `_plain` have none in training mode, so drop them then.
+        # `state_dict` also includes the statistics. Drop them if they are not wanted: training modules have none.
         return out if statistics else {k: v for k, v in out.items() if not k.endswith(BUFFERS)}
 
     @torch.no_grad()

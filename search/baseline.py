@@ -82,6 +82,6 @@ def _baseline(item: str) -> BaseArch:
     except UserError as error:
         raise UserError(f"`baseline`: {error}") from None
     raise UserError(
-        f"`baseline`: {item!r} is no network and no file; accepted: a name (python -m res2net), an {ARCH_FILE} file, a "
-        "model folder, or the folder of a search"
+        f"`baseline`: {item!r} is neither a network nor a file; accepted: a name (python -m res2net), an {ARCH_FILE} "
+        "file, a model folder, or the folder of a search"
     )

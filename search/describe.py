@@ -151,7 +151,7 @@ def lines(found: Description) -> Iterator[str]:
     yield from _histogram(found.costs[objectives[0].name], objectives[0])
     if found.moves:
         yield ""
-        yield "from a dimension's least to its greatest choice, others as they are, costs grow by a factor of (median)"
+        yield "median factor by which costs grow from a dimension's least to its greatest choice, with others fixed"
         names = max(map(len, found.moves))
         yield f"  {'':<{names}}" + "".join(f"{o.unit:>13}" for o in objectives)
         first = objectives[0].name

@@ -68,14 +68,14 @@ class Scope:
     max_latency: float | str | None = limit("max_latency", "N of latency (5ms, 800us, 60%")
     latency: LatencyTable | None = option(  # noqa: RUF009  (`option` returns a field)
         None,
-        "the latency table (default: measured first, or the one of this device's last search)",
+        "the latency table (default: this device's last table, or a new one, measured first)",
         "FILE",
         parse=parse_table,
     )
     baseline: str | None = option(
         None,
-        "the network of which a limit is a share: a name (python -m res2net), an arch.json file, a model folder, or a "
-        "run for its best (default: the space's dearest network)",
+        "the network to which relative limits refer: a name (python -m res2net), an arch.json file, a model folder, or "
+        "a run for its best network (default: the space's dearest network)",
         "NAME",
     )
     match_macs: int | None = option(

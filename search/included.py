@@ -104,8 +104,8 @@ def _network(item: str, copy: Path, settings: Settings, data: Data) -> Included:
         return Included(item, _fitted(named(item), data, task))
     if not path.exists():
         raise UserError(
-            f"{item!r} is no network and no file; accepted: a name (python -m res2net), an {ARCH_FILE} file, or a "
-            "model folder"
+            f"{item!r} is neither a network nor a file; accepted: a name (python -m res2net), an {ARCH_FILE} file, or "
+            "a model folder"
         )
     if path.is_file() or (path == copy and not (copy / WEIGHTS_FILE).exists()):
         return Included(item, _fitted(load_arch(path), data, task))

@@ -156,7 +156,7 @@ class Settings:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Settings:
-        """Return the settings that `to_dict` wrote, or that version 0.1 wrote, whose settings had no groups.
+        """Return the settings that `to_dict` wrote. Also read settings of version 0.1, which have no groups.
 
         A missing setting gets its group's default, because the version that wrote the value lacked the setting. A
         missing recipe is the recipe of earlier versions (`fast`).

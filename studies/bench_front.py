@@ -73,7 +73,7 @@ def build_parser() -> Parser:
         action="append",
         default=[],
         metavar="NAME=WORDS",
-        help="one more entry, or other words of a known one",
+        help="an additional entry, or other options for a known one",
     )
     out.add_argument("--low", default="0.3125M", metavar="N", help="the volume's least budget in MACs")
     out.add_argument("--high", metavar="N", help="the volume's greatest budget in MACs (default: --max-macs)")

@@ -177,7 +177,7 @@ def entries_of(names: Sequence[str], added: Sequence[str]) -> dict[str, str]:
         name, equals, words = text.partition("=")
         if not equals or not re.fullmatch(r"\w[\w.]*", name):
             raise UserError(
-                f"`entry`: {text!r} is no entry; accepted: NAME='words of its command', with a name of letters, "
+                f"`entry`: {text!r} is no entry; accepted: NAME='options of its command', with a name of letters, "
                 "digits, _ and ."
             )
         own[name] = words

@@ -68,7 +68,7 @@ class TestShares:
             resolved(make_settings(max_macs=300_000, baseline="resnet50"), 10, 32)
 
     def test_an_unknown_baseline_is_refused(self, make_settings: Callable[..., Settings], tmp_path: Path) -> None:
-        with pytest.raises(UserError, match=r"^`baseline`: 'resnet5' is no network and no file; accepted: a name"):
+        with pytest.raises(UserError, match=r"^`baseline`: 'resnet5' is neither a network nor a file; accepted: a"):
             resolved(make_settings(max_macs="60%", baseline="resnet5"), 10, 32)
         (tmp_path / "arch.json").write_text("{")
         with pytest.raises(UserError, match=r"^`baseline`: .*arch.json"):

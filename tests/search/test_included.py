@@ -221,7 +221,7 @@ class TestRefusals:
         assert not (tmp_path / "run").exists()
 
     def test_no_folder(self, make_settings: Callable, loaded: Data, tmp_path: Path) -> None:
-        with pytest.raises(UserError, match=r"`include`: '.*none' is no network and no file; accepted"):
+        with pytest.raises(UserError, match=r"`include`: '.*none' is neither a network nor a file; accepted"):
             search(make_settings(include=str(tmp_path / "none")), tmp_path / "run")
         assert not (tmp_path / "run").exists()
 

@@ -56,9 +56,9 @@ BROKEN = [
     ("boxes", _set(0, iscrowd=2), "annotations[0]", "iscrowd 2; accepted: 0, 1"),
     ("boxes", lambda c: c["annotations"].append(7), "annotations[", "no image_id in 7"),
     ("instances", _set(0, segmentation=[]), "annotations[0]", "an empty segmentation"),
-    ("instances", _set(0, segmentation=[[1, 2, 3, 4]]), "annotations[0]", "a polygon of other than 3 or more points"),
-    ("instances", _set(0, segmentation=[["a"] * 6]), "annotations[0]", "a polygon of other than 3 or more points"),
-    ("instances", _set(0, segmentation="a"), "annotations[0]", "a segmentation that is no list"),
+    ("instances", _set(0, segmentation=[[1, 2, 3, 4]]), "annotations[0]", "a polygon that is not 3 or more points"),
+    ("instances", _set(0, segmentation=[["a"] * 6]), "annotations[0]", "a polygon that is not 3 or more points"),
+    ("instances", _set(0, segmentation="a"), "annotations[0]", "a segmentation that is neither a list"),
     ("instances", _set(0, segmentation={"size": [4, 4], "counts": [16]}), "annotations[0]", "of an image of 60 x 44"),
     ("instances", _set(0, segmentation={"size": [44, 60], "counts": [16]}), "annotations[0]", "runs do not fill"),
     (

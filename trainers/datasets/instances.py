@@ -47,7 +47,8 @@ def outline(value: int, given: Any, height: int, width: int) -> Outline:
     if isinstance(given, list):
         return Outline(value, _polygons(given, height, width))
     if not isinstance(given, dict) or given.get("size") != [height, width]:
-        raise ValueError(f"a segmentation that is no list, and no runs of an image of {width} x {height}; {ACCEPTED}")
+        size = f"{width} x {height}"
+        raise ValueError(f"a segmentation that is neither a list nor runs of an image of {size}; {ACCEPTED}")
     counts = given.get("counts")
     whole = isinstance(counts, list) and all(type(n) is int and 0 <= n <= height * width for n in counts)
     runs = _unpacked(counts) if isinstance(counts, str) else np.array(counts if whole else [], np.int64)
@@ -64,7 +65,7 @@ def _polygons(given: list[Any], height: int, width: int) -> tuple[np.ndarray, ..
         except (ValueError, TypeError, OverflowError):
             points = np.empty(0)
         if points.ndim != 1 or len(points) < 6 or len(points) % 2 or not np.isfinite(points).all():
-            raise ValueError(f"a segmentation with a polygon of other than 3 or more points; {ACCEPTED}")
+            raise ValueError(f"a segmentation with a polygon that is not 3 or more points; {ACCEPTED}")
         # Clip points far outside the image: drawing a line to them would need much memory. COCO draws points that lie a
         # little outside, so keep them.
         found.append(np.clip(points.reshape(-1, 2), (-width, -height), (2 * width, 2 * height)).ravel())
