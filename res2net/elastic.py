@@ -108,7 +108,7 @@ class ElasticBlock(nn.Module):
         if self.se is None or not reduction:
             return
         hidden = se_channels(self.bn3.num_features, reduction)
-        axis = {"fc1.weight": 0, "fc1.bias": 0, "fc2.weight": 1}  # of hidden channels; `fc2.bias` has no such axis
+        axis = {"fc1.weight": 0, "fc1.bias": 0, "fc2.weight": 1}  # axis of hidden channels; `fc2.bias` has none
         for name, value in self.se.named_parameters():
             yield f"se.{name}", leading(value, axis[name], hidden) if name in axis else value
 

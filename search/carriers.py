@@ -22,7 +22,7 @@ SEED = 20_260_101  # the seed that draws these members; studies use other seeds
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The networks to time, and what a table must cover.
+    """The networks to time, and the pieces that a table must cover.
 
     needed: all pieces of the space, and of the networks that the user adds.
     first: the networks that the user adds, which must be timed.

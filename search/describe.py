@@ -1,6 +1,6 @@
 """Describe a space before anything is trained: `python -m search.describe --space scale_card_depth`.
 
-The costs are those of a search: of one image of the data set. No image is read, unless `--time` asks for a plan.
+Costs are counted for one image of the data set, as in a search. No image is read, unless `--time` asks for a plan.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from trainers.tasks import TASKS
 ENUMERATED = 20_000  # spaces of at most this many combinations are enumerated; of larger ones, `DRAWN` are drawn
 DRAWN = 10_000
 MOVED = 500  # random members in which one dimension is moved from end to end
-BINS, BAR = 10, 40  # of a histogram: its rows, and the length of its longest bar
-OPTIONS = ("time", "evaluator", "recipe", "executor", "workers", "cpus_per_trial", "gpus_per_trial")  # of the plan
+BINS, BAR = 10, 40  # rows of a histogram, and the length of its longest bar
+OPTIONS = ("time", "evaluator", "recipe", "executor", "workers", "cpus_per_trial", "gpus_per_trial")  # for the plan
 
 
 @dataclass(frozen=True, slots=True)

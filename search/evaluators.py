@@ -28,9 +28,9 @@ from trainers.datasets.data import Data
 from trainers.recipes import RECIPES
 
 SHARED = "weights that all networks of the space share"
-CALMER = 2  # ratio of two peak learning rates: that of the recipe to that of a trunk
+CALMER = 2  # ratio of the recipe's peak learning rate to a trunk's
 TRIED = 1_000  # number of random members to check for one that contains a network
-TUNED = 5  # ratio of two peak learning rates: that of the shared weights to that of tuning a slice
+TUNED = 5  # ratio of the shared weights' peak learning rate to the rate for tuning a slice
 
 
 def trial_seed(seed: int, arch: Arch, sample: int = 0) -> int:

@@ -1,4 +1,4 @@
-"""Export every network of a search's front, each into a model folder of its own, with one table over all."""
+"""Export every network of a search's front as a model folder, and write a table of all of them."""
 
 from __future__ import annotations
 

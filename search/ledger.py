@@ -158,7 +158,7 @@ class Ledger:
 
     @property
     def spent(self) -> int:
-        """The number of trials that count against `trials`: stopped and failed ones, and those of `Rules.counted`."""
+        """The number of trials that count against `trials`: stopped, failed, or with the outcome `Rules.counted`."""
         return sum(self.counts[outcome] for outcome in (self.rules.counted, STOPPED, FAILED))
 
     def qualifies(self, record: Record) -> bool:
@@ -226,7 +226,7 @@ class Ledger:
                     return True
             return False
 
-        known = {r.key: r for r in reversed(self.best)}  # of several trials of a network, the best
+        known = {r.key: r for r in reversed(self.best)}  # the best trial of each network
         return [r for r in known.values() if r.number not in numbers and r.seeds and not beaten(r)]
 
     def knee(self, records: Sequence[Record]) -> Record:

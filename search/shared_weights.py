@@ -41,7 +41,7 @@ from trainers.train import TrainingFailed
 PROG = "python -m search.supernet"
 ABOUT_FILE, WEIGHTS_FILE = "supernet.json", "supernet.safetensors"
 CHECKPOINT_FILE, EPOCHS_FILE = "checkpoint.pt", "epochs.csv"
-FOLDER = "supernet"  # in the folder of a search that trains its own shared weights
+FOLDER = "supernet"  # name of the folder, in the folder of a search that trains its own shared weights
 # The settings that must match before shared weights may serve a search. The seed chooses the validation split: under
 # another seed, the shared weights were trained on images that the search validates on.
 SERVES = ("data", "task", "train_images", "image_size", "seed")

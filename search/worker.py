@@ -68,7 +68,7 @@ class Job:
     origin: tuple[Arch, bytes] | None = None
 
     def to_json(self) -> str:
-        """Return the job as JSON without its checkpoint and the weights of its origin, which travel beside it."""
+        """Return the job as JSON without its checkpoint and the weights of its origin, which are sent separately."""
         plain = ("number", "evaluator", "metric", "rungs", "seconds", "fits", "trunk")
         values = {name: getattr(self, name) for name in plain} | {"arch": self.arch.to_dict()}
         origin = None if self.origin is None else self.origin[0].to_dict()

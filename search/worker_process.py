@@ -25,8 +25,8 @@ ALIGNMENT = 64  # bytes; arrays in the shared file start at multiples of a cache
 def write_shared(file: IO[bytes], value: Any) -> list[int]:
     """Write a value to a file from which any number of processes map its arrays; return the sizes of its parts.
 
-    The first part is the pickle, without the bytes of arrays; each further part is one array. Raise what `pickle`
-    raises for a value that it cannot write.
+    The first part is the pickle, without the bytes of arrays; each further part is one array. If `pickle`
+    cannot write the value, its error is raised unchanged.
     """
     arrays: list[pickle.PickleBuffer] = []
     parts = [memoryview(pickle.dumps(value, protocol=5, buffer_callback=arrays.append)), *(a.raw() for a in arrays)]

@@ -8,7 +8,7 @@ threads or the worker processes of the `DataLoader`. They run in turns within on
 
 On one shared core of an EPYC, our loader returned 2.3 times as many images per second of processor time from files of
 500 x 375 pixels (84 KB), and 2.1 times as many from files of 2000 x 1500 pixels (1.1 MB), n = 3 epochs each. Decoding
-takes two thirds of our loader's time. Two thirds of the decoding are entropy decoding, which costs both the same.
+takes two thirds of our loader's time. Two thirds of the decoding is entropy decoding, as slow in both loaders.
 """
 
 from __future__ import annotations

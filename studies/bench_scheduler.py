@@ -84,13 +84,13 @@ def replay(curves: Sequence[Curve], scheduler: str, eta: int, min_epochs: int, w
         epoch += 1
         if epoch == epochs:
             full.append(curve)
-        elif _goes_on(reached, curve, epoch, scheduler, eta):
+        elif _continues(reached, curve, epoch, scheduler, eta):
             running.append((curve, epoch))
         values.append(hypervolume([c.top1[-1] for c in full], Axis([c.macs for c in full], low, high)))
     return Replay(np.array(values), tuple(full))
 
 
-def _goes_on(reached: dict[int, list[Curve]], curve: Curve, epoch: int, scheduler: str, eta: int) -> bool:
+def _continues(reached: dict[int, list[Curve]], curve: Curve, epoch: int, scheduler: str, eta: int) -> bool:
     """Return whether a network continues after `epoch`. If the epoch is a rung, add the network to the rung."""
     if epoch not in reached:
         return True

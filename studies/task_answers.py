@@ -100,7 +100,7 @@ def objects(maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def box_of(mask: np.ndarray) -> tuple[int, int, int, int]:
-    """Return the tight box of the pixels of a mask [S, S]: x1, y1, x2, y2, of which x2 and y2 are exclusive."""
+    """Return the tight box of the pixels of a mask [S, S]: x1, y1, x2, y2 (x2 and y2 are exclusive)."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 

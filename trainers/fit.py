@@ -83,7 +83,7 @@ class FitConfig:
     train_images: int | None = _option("data", None, "number of training images to use (default: all)", "N")
     task: str = _option("data", "classification", ", ".join(TASKS))
     recipe: str | None = _option(
-        "how", None, f"{', '.join(RECIPES)}, or a YAML file that changes a recipe (default: that of the task)"
+        "how", None, f"{', '.join(RECIPES)}, or a YAML file that changes a recipe (default: the task's recipe)"
     )
     epochs: int | None = _option("how", None, "epochs; the schedule scales with them (default: the recipe's)", "N")
     batch_size: int | None = _option("how", None, "images per step, over all processes (default: the recipe's)", "N")

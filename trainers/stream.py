@@ -61,7 +61,7 @@ def scored_side(size: int) -> int:
 class Stream:
     """Batches of image files, decoded on demand.
 
-    The labels of images with masks or annotations are those of `TARGETS`. Beside an image, a mask is `VOID`.
+    The labels of images with masks or annotations are those of `TARGETS`. The padding of a mask is `VOID`.
 
     A damaged file is left out of its batch and named on stderr. A training batch without a readable image raises
     `UserError`. A scoring batch without a readable image is skipped.

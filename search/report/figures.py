@@ -119,7 +119,7 @@ def _draw_panel(
 
 
 def _draw_measured(ax: Axes, done: pd.DataFrame, measured: Measured) -> None:
-    """Draw the front over its measured latency, beside the predicted one if the latency was an objective."""
+    """Draw the front over measured latency. If the latency was an objective, also draw it over predicted latency."""
     front = measured.joined(done.loc[done.front]).dropna(subset=measured.shown)
     ax.scatter(front[measured.shown], front.quality, s=60, color="tab:red", zorder=3, label="measured")
     if LATENCY.name in front:

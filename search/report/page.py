@@ -79,7 +79,7 @@ def _add_panel(
 
 
 def _add_measured(figure: go.Figure, column: int, done: pd.DataFrame, measured: Measured) -> None:
-    """Add the front over its measured latency, beside the predicted one if the latency was an objective."""
+    """Add the front over measured latency. If the latency was an objective, also add it over predicted latency."""
     front = measured.joined(done.loc[done.front]).dropna(subset=measured.shown)
     columns = {"measured": measured.shown} | ({"predicted": LATENCY.name} if LATENCY.name in front else {})
     for name, source in columns.items():

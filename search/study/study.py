@@ -87,7 +87,7 @@ class Study:
                 self._stale = True  # other drivers may write from now on
 
     def ask(self) -> Proposal:
-        """Return the next proposal. The study alone gives the sampler's seed, so a resumed search proposes the same."""
+        """Return the next proposal. The sampler's seed depends only on the study, so a resume proposes the same."""
         self._read()
         waiting = sum(self._trials[n].state == TrialState.WAITING for n in self._open)
         # The seed does not count orphans, because their networks run again. So orphans do not change later proposals.
@@ -135,7 +135,7 @@ class Study:
     def describe(self, proposal: Proposal, arch: Arch, costs: Mapping[str, float], violations: list[float]) -> None:
         """Record a trial's network, its costs, and by how much the network breaks each limit.
 
-        The first two costs are attributes of their own, for people who compare trials on the dashboard. The other costs
+        The first two costs are separate attributes, for people who compare trials on the dashboard. The other costs
         are stored with the network.
         """
         shown = dict(list(costs.items())[:2])

@@ -68,7 +68,7 @@ class Record:
     state: Optuna's state of the trial.
     outcome: our outcome of an ended trial, else the state in lower case.
     params: the sampled or enqueued parameters.
-    attrs: the trial's attributes, with the content of `TABLES` as attributes of their own.
+    attrs: the trial's attributes, with the entries of `TABLES` as separate attributes.
     quality: the value of the metric on the validation split in %, once scored. In a ledger, the mean over the seeds.
     epochs: the quality after each epoch.
     seeds: the quality with each seed; the first is the trial's own.

@@ -126,7 +126,7 @@ class Files:
     masks: tuple[str, ...] | None = None  # a PNG for each image, relative to `root`; None for images without masks
     # Number of classes: pixel values are class numbers below it, or `VOID`. None: salient objects are above 127.
     mask_classes: int | None = None
-    annotations: Annotations | None = None  # of each image; None for images with masks or class numbers
+    annotations: Annotations | None = None  # annotations of all images; None for images with masks or class numbers
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -159,7 +159,7 @@ class Data:
     train: Split | Files
     val: Split | Files  # empty with a validation fraction of 0
     mean: tuple[float, ...]  # mean of each channel of the training images, in 0..1; ImageNet's mean for `Files`
-    std: tuple[float, ...]  # standard deviation of each channel, likewise
+    std: tuple[float, ...]  # standard deviation of each channel, in the same way
     target: str = "class"  # a key of `TARGETS`
     sizes: Sizes = COCO_SIZES  # bounds between small, medium and large objects (`DataSet.sizes`)
 

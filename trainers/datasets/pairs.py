@@ -116,7 +116,7 @@ def decode_onto(path: str, choose: Choose, colour: tuple[int, ...], out: Tensor)
 def draw_map(values: np.ndarray, view: View, border: int, out: Tensor) -> None:
     """Draw a view of a map onto a canvas, as `decode_onto` does with its image. A pixel takes the nearest value.
 
-    values: [H, W] at the size of the image file. border: the value beside the image. out: [size, size].
+    values: [H, W] at the size of the image file. border: the value of the padding. out: [size, size].
     """
     (h, w), (height, width) = view.resized, values.shape
     rows, columns = _nearest(view.top, view.height, h, height), _nearest(view.left, view.width, w, width)
