@@ -521,7 +521,7 @@ class TestResume:
         path.write_bytes(contents[kind])
         capsys.readouterr()
         assert run(source, "--out", "out", "--resume") == 2
-        one_line(capsys, "--resume", "no checkpoint of this program")
+        one_line(capsys, "--resume", "not a checkpoint of this program")
 
     def test_without_resume_a_stopped_training_is_not_overwritten(
         self, run: Run, source: Path, stopped: Path, capsys: pytest.CaptureFixture[str]
