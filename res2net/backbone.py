@@ -125,7 +125,7 @@ class Network(nn.Module):
         return classifier(self.num_features, self.arch.classifier_size)
 
     def build_head(self) -> None:
-        """Set newly initialised `fc` and `head`, as the architecture says."""
+        """Set `fc` and `head` to newly initialised modules, as the architecture requires."""
         self.fc, self.head = self.classifier(), None
         if self.arch.head is not None and self.arch.num_classes:
             info = self.feature_info

@@ -194,7 +194,7 @@ class Space:
         """Return the space that `to_dict` wrote. Raise `UserError` for a wrong or missing key, or a wrong value."""
         keys = tuple(f.name for f in fields(cls) if f.init)
         data = checked_keys(data, keys, "space", required=keys)
-        # Earlier versions did not write the channels, and no version writes the head of a classifier.
+        # Earlier versions did not write the channels. `to_dict` writes no head for a classifier.
         required = tuple(key for key in SKELETON_KEYS if key not in ("in_channels", "head"))
         skeleton = checked_keys(data["skeleton"], SKELETON_KEYS, "space: skeleton", required=required)
         head: dict[str, Any] = {"head": Head.from_dict(skeleton["head"])} if "head" in skeleton else {}
