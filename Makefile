@@ -3,14 +3,17 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+# An environment of its own. `make test-lowest TORCH=2.13.0` takes another PyTorch than the lowest.
+LOWEST := .venv-lowest
+TORCH ?=
 
 # One worker a core. A worker that shares a server (Ray, PostgreSQL) keeps all tests of it (tests/conftest.py).
-PYTEST := $(RUN) -m pytest -n auto --dist loadgroup
+PYTEST = $(RUN) -m pytest -n auto --dist loadgroup
 # Tests that train: their kernels differ between CPUs with and without AVX-512.
 TRAINING := tests/trainers tests/res2net/deploy/test_optimize.py $(addprefix tests/res2net/test_,elastic.py model.py) \
 	$(addprefix tests/search/test_,checkpoints.py export.py run_cli.py supernet.py)
 
-.PHONY: search test test-fast test-avx2 lint types docs clean
+.PHONY: search test test-fast test-avx2 test-lowest lint types docs clean
 
 search: $(STAMP)  ## search a space on the embedded data set (about three minutes on two cores)
 	$(RUN) -m search.run --space scale_card_depth
@@ -23,6 +26,10 @@ test-fast: $(STAMP)  ## without the slow ones
 
 test-avx2: $(STAMP)  ## the tests that train, with the kernels of a CPU without AVX-512
 	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(PYTEST) $(TRAINING)
+
+test-lowest: RUN := $(LOWEST)/bin/python
+test-lowest: $(LOWEST)/.installed  ## the fast tests, with the lowest versions of the dependencies that pyproject.toml accepts
+	$(PYTEST) -m "not slow"
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .
@@ -41,5 +48,12 @@ $(STAMP): pyproject.toml constraints.txt
 	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,onnx,docs]'
 	touch $@
 
+$(LOWEST)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check uv $(TORCH:%=torch==%)
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct \
+		$(TORCH:%=torch==%) -e '.[test,onnx]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) build docs/_build *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(LOWEST) build docs/_build *.egg-info .pytest_cache .ruff_cache

@@ -1,14 +1,34 @@
-"""The parser class of all commands, and the function that runs a command."""
+"""The parser class of all commands, the function that runs a command, and the name that the user typed."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from typing import Any, NoReturn
 
 from res2net.errors import UserError
+
+# How the user typed the command that runs. Empty: as the command's own parser says (`python -m search.run`).
+_typed: ContextVar[str] = ContextVar("typed", default="")
+
+
+@contextlib.contextmanager
+def typed_as(words: str) -> Iterator[None]:
+    """Inside the block, let help and errors name the command by these words: `res2net-search fit`."""
+    token = _typed.set(words)
+    try:
+        yield
+    finally:
+        _typed.reset(token)
+
+
+def typed(command: str) -> str:
+    """Return the command as the user typed it. command: its `python -m` form, if the user typed this one."""
+    return _typed.get() or command
 
 
 class Parser(argparse.ArgumentParser):
@@ -18,6 +38,8 @@ class Parser(argparse.ArgumentParser):
         options.setdefault("formatter_class", argparse.ArgumentDefaultsHelpFormatter)
         # An abbreviation would change its meaning as soon as another option begins with the same letters.
         options.setdefault("allow_abbrev", False)
+        if "prog" in options:
+            options["prog"] = typed(options["prog"])
         super().__init__(**options)
 
     def spelled(self, message: str) -> str:

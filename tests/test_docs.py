@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from res2net.console import COMMANDS
+
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 EXTEND = sorted((DOCS / "extend").glob("*.md"))
@@ -36,7 +38,7 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 def commands() -> list[tuple[str, str, list[str]]]:
-    """Return the page, the module and the options of every `python -m` command of the pages."""
+    """Return the page, the module and the options of every command of the pages."""
     found = set()
     for page in PAGES:
         for line in re.findall(r"python -m ([^`#\n]+)|torchrun .*?-m ([^`#\n]+)", page.read_text(encoding="utf-8")):
@@ -44,6 +46,11 @@ def commands() -> list[tuple[str, str, list[str]]]:
             if module.split(".")[0] in ("res2net", "search", "trainers", "studies", "tests"):
                 options = tuple(word for word in words if word.startswith("--"))
                 found.add((name_of(page), module, options))
+        for name, words in re.findall(
+            r"(?:^|`)res2net-search (\w+)([^`#\n]*)", page.read_text(encoding="utf-8"), re.MULTILINE
+        ):
+            options = tuple(word for word in words.split() if word.startswith("--"))
+            found.add((name_of(page), COMMANDS[name][0], options))
     return [(page, module, list(options)) for page, module, options in sorted(found)]
 
 

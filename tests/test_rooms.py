@@ -29,6 +29,7 @@ TORCH_FREE = (
     "__main__",
     "arch",
     "commands",
+    "console",
     "containment",
     "cost",
     "errors",

@@ -29,7 +29,7 @@ from torch import nn
 import trainers.datasets.data
 from res2net import load
 from res2net.arch import BaseArch
-from res2net.commands import Parser, run_main
+from res2net.commands import Parser, run_main, typed
 from res2net.errors import UserError, unknown
 from res2net.folder import CHECKPOINT_FILE, TRAINING_FILE, check_creatable, check_replaceable
 from res2net.options import add_options, fields_of, from_options
@@ -317,7 +317,7 @@ def _main(args: argparse.Namespace) -> int:
         return 0
     left = (config.out / CHECKPOINT_FILE).exists()
     hope = "the same command with --resume continues" if left else "nothing is lost: no epoch was done"
-    print(f"{PROG}: interrupted; {hope}", file=sys.stderr)
+    print(f"{typed(PROG)}: interrupted; {hope}", file=sys.stderr)
     return 130
 
 

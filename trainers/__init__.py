@@ -1,0 +1,1 @@
+"""How a network gets a score: data sets, tasks, training and evaluation."""
