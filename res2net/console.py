@@ -6,17 +6,16 @@ A subcommand's module is imported when the subcommand runs: importing torch, Opt
 from __future__ import annotations
 
 import argparse
-import base64
-import hashlib
+import os
 import sys
 from collections.abc import Sequence
-from importlib import import_module, metadata, util
-from pathlib import Path
+from importlib import import_module, metadata
 
+from res2net.clash import DISTRIBUTION, check_ours
 from res2net.commands import Parser, typed_as
 from res2net.errors import UserError, unknown
 
-PROG, DISTRIBUTION = "res2net-search", "res2net-search"
+PROG = "res2net-search"
 # Each subcommand, with its module and its line in the help.
 COMMANDS = {
     "describe": ("search.describe", "describe a space and plan a search, before anything is trained"),
@@ -31,7 +30,7 @@ COMMANDS = {
     "explain": ("trainers.explain", "draw which regions of an image raise the score of a class (Grad-CAM)"),
     "models": ("res2net.__main__", "list the networks of the Res2Net paper"),
 }
-# The packages that the commands of each package import, besides `res2net`. Other projects use these names too.
+# The packages that the commands of each package import, besides `res2net`.
 PACKAGES = {"search": ("search", "space", "trainers"), "trainers": ("trainers",), "res2net": ()}
 
 
@@ -66,44 +65,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         if first.command not in COMMANDS:
             raise unknown("command", first.command, COMMANDS)
         module = COMMANDS[first.command][0]
-        for package in PACKAGES[module.partition(".")[0]]:
-            check_ours(package)
+        packages = PACKAGES[module.partition(".")[0]]
+        check_ours(packages)
     except UserError as error:
         parser.error(str(error))
+    for package in packages:  # before the current folder is on the path, which may hold packages of the same names
+        import_module(package)
+    # A user's own module may lie in the current folder, as with `python -m`.
+    if (folder := os.getcwd()) not in sys.path:
+        sys.path.append(folder)
     with typed_as(f"{PROG} {first.command}"):
         return import_module(module).main(words[1:])
-
-
-def check_ours(package: str) -> None:
-    """Raise `UserError` if Python finds another package or module of this name than the one beside `res2net`."""
-    ours = Path(__file__).resolve().parents[1] / package
-    spec = util.find_spec(package)
-    if spec is None or spec.origin is None:
-        raise UserError(f"package {package!r} is not complete in {ours}; install {DISTRIBUTION} again")
-    found = Path(spec.origin).resolve()
-    if found.parent != ours:
-        raise UserError(
-            f"{found} hides the package {package!r} in {ours}; rename it, or take its folder out of PYTHONPATH"
-        )
-    if (other := _overwritten_by(found)) is not None:
-        raise UserError(
-            f"the package {other!r} wrote its own {found}; install {DISTRIBUTION} in an environment without {other!r}"
-        )
-
-
-def _overwritten_by(file: Path) -> str | None:
-    """Return the distribution that installed its own file in the place of ours, or None.
-
-    pip lets two distributions write the same file. It then has another hash than our distribution recorded.
-    An editable install records no such file.
-    """
-    name = f"{file.parent.name}/{file.name}"
-    recorded = next((f.hash for f in metadata.files(DISTRIBUTION) or () if str(f) == name), None)
-    if recorded is None:
-        return None
-    digest = hashlib.new(recorded.mode, file.read_bytes()).digest()
-    if base64.urlsafe_b64encode(digest).rstrip(b"=").decode() == recorded.value:
-        return None
-    # Without another owner, the user has edited the file.
-    others = (d for d in metadata.distributions(path=[str(file.parents[1])]) if d.name != DISTRIBUTION)
-    return next((d.name for d in others if any(str(f) == name for f in d.files or ())), None)

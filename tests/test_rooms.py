@@ -28,6 +28,7 @@ TORCH_FREE = (
     "__init__",
     "__main__",
     "arch",
+    "clash",
     "commands",
     "console",
     "containment",

@@ -179,14 +179,26 @@ def test_another_distribution_over_ours_is_named(overwritten: Path, call: Callab
     done = call("res2net-search", "search", "--help")
     assert done.returncode == 2
     assert done.stderr == (
-        f"res2net-search: error: the package 'other' wrote its own {overwritten}; "
+        f"res2net-search: error: the distribution 'other' wrote its own {overwritten}; "
         "install res2net-search in an environment without 'other'\n"
     )
 
 
-def test_a_package_in_the_current_folder_does_not_matter(call: Callable, tmp_path: Path) -> None:
-    (tmp_path / "search").mkdir()
-    (tmp_path / "search" / "__init__.py").touch()
-    done = call("res2net-search", "export", "--help")
+def test_a_package_in_the_current_folder_matters_only_to_ray(call: Callable, tmp_path: Path) -> None:
+    hidden = tmp_path / "search" / "__init__.py"
+    hidden.parent.mkdir()
+    hidden.touch()
+    line = "search --space scale --base micro --trials 1 --epochs 1 --train-images 200 --out run"
+    done = call("res2net-search", *f"{line} --executor tune".split())
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"res2net-search search: error: {hidden.resolve()} hides the package 'search' in ")
+    assert done.stderr.endswith("; rename it, search from another folder, or take --executor local\n")
+    done = call("res2net-search", *f"{line} --executor local --workers 2".split())
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("usage: res2net-search export ")
+
+
+def test_a_module_of_the_user_in_the_current_folder_is_found(call: Callable, tmp_path: Path) -> None:
+    (tmp_path / "my_data.py").touch()
+    done = call("res2net-search", "describe", "--space", "scale", "--data", "my_data:Mine")
+    assert done.returncode == 2
+    assert "module 'my_data' has no 'Mine'" in done.stderr

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import socket
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -24,6 +26,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
+from res2net.clash import check_ours
 from res2net.errors import UserError
 from res2net.quiet import quiet
 from search.driver import Driver
@@ -264,7 +267,12 @@ def execute(driver: Driver, data: Data, work: Work, resources: Resources) -> Non
 
 
 def check(resources: Resources) -> None:
-    """Raise `UserError` if the cluster does not answer, or if the cluster (else this machine) lacks the resources."""
+    """Raise `UserError` if the cluster does not answer, or if the cluster (else this machine) lacks the resources.
+
+    Also if the workers would import other packages than ours: Ray lets them look into the current folder first.
+    """
+    remedy = "rename it, search from another folder, or take `executor` local"
+    check_ours(("search", "space", "trainers"), [os.getcwd(), *sys.path], remedy)
     if is_cluster(resources.ray_address):
         with ray_at(resources.ray_address):
             check_room(resources)

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from res2net import console
+from res2net.clash import check_ours
+from res2net.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 
@@ -113,10 +115,15 @@ class TestClash:
         )
         assert error.count("\n") == 1
 
-    def test_a_folder_without_a_package_hides_nothing(self, hidden: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_a_folder_without_a_package_hides_nothing(self, hidden: Path) -> None:
         for name in ("search", "space", "trainers"):
             (hidden / name).mkdir()
-            console.check_ours(name)
+        check_ours(("search", "space", "trainers"), [str(hidden), str(ROOT)])
+
+    def test_a_folder_hides_an_editable_install(self, hidden: Path) -> None:
+        (hidden / "space").mkdir()
+        with pytest.raises(UserError, match=f"^{hidden.resolve() / 'space'} hides the package 'space' in "):
+            check_ours(("space",), [str(hidden)])
 
     def test_a_package_that_a_command_does_not_import_does_not_matter(
         self, hidden: Path, capsys: pytest.CaptureFixture[str]
