@@ -3,9 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
-# An environment of its own. `make test-lowest TORCH=2.13.0` takes another PyTorch than the lowest.
-LOWEST := .venv-lowest
-TORCH ?=
+# `make test-lowest EXTRAS=test,onnx` tries the extra `onnx` too, which needs a newer PyTorch.
+EXTRAS ?= test
+LOWEST := .venv-lowest/$(EXTRAS)
 
 # One worker a core. A worker that shares a server (Ray, PostgreSQL) keeps all tests of it (tests/conftest.py).
 PYTEST = $(RUN) -m pytest -n auto --dist loadgroup
@@ -50,10 +50,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 $(LOWEST)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(LOWEST)
-	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check uv $(TORCH:%=torch==%)
-	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct \
-		$(TORCH:%=torch==%) -e '.[test,onnx]'
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check uv
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct -e '.[$(EXTRAS)]'
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(LOWEST) build docs/_build *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-lowest build docs/_build *.egg-info .pytest_cache .ruff_cache
