@@ -46,8 +46,8 @@ class Curve:
 # A fit to trainings of four networks of 0.3 to 4 MMACs for 3, 6 and 12 epochs on CIFAR-10 (`studies/LOG.md`). A plan
 # needs only the relative worth of networks and epochs.
 CLASSES = Curve(floor=0.12, room=0.19, decay=0.45, short=0.21, growth=0.23, power=0.9, images=45_000, most=40.0)
-# A fit to six trainings of three networks of 37 to 67 MMACs for 8 to 24 epochs of segmentation on `scenes`.
-PIXELS = Curve(floor=0.0, room=0.35, decay=0.08, short=0.77, growth=0.0, power=0.2, images=2_000, most=200.0)
+# A rough fit to trainings of networks of 37 to 67 MMACs for 8 to 24 epochs of segmentation on `scenes`.
+PIXELS = Curve(floor=0.0, room=0.45, decay=0.08, short=0.7, growth=0.0, power=0.3, images=2_000, most=200.0)
 CURVES = {"classification": CLASSES}  # by task; others take `PIXELS`
 
 

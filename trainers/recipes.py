@@ -172,11 +172,12 @@ class Config:
 RUN_KEYS = ("precision", "device", "seed")  # fields that belong to a single run, not to a recipe
 KEYS = tuple(f.name for f in fields(Config) if f.name not in RUN_KEYS)
 
-# For tasks with a target for each pixel, from random weights.
+# For outputs of every pixel and for objects, from random weights. With SGD, either the backbone hardly learns or the head
+# diverges, because their gradients differ by orders of magnitude. AdamW scales the step of each weight separately.
 DENSE = Config(
     epochs=20,
     batch_size=8,
-    lr=0.2,
+    lr=0.005,
     schedule="linear",
     warmup=1,
     label_smoothing=0,
@@ -184,6 +185,7 @@ DENSE = Config(
     crop_padding=8,
     zero_init_last=True,
     crop_from=10,
+    optimizer="adamw",
 )
 RECIPES: Mapping[str, Config] = {
     "fast": Config(epochs=10),  # also the recipe of shared weights, and of all searches up to version 0.1
@@ -197,10 +199,7 @@ RECIPES: Mapping[str, Config] = {
         zero_init_last=True,
     ),
     "dense": DENSE,
-    # The loss of heat maps is small, and its curvature grows with the channels of the head. So SGD either hardly trains
-    # the backbone or diverges in the head's last layer. AdamW scales the step of each weight separately.
-    "points": replace(DENSE, batch_size=16, lr=0.005, crop_padding=4, optimizer="adamw"),
-    "detect": replace(DENSE, batch_size=16, lr=0.05),
+    "points": replace(DENSE, batch_size=16, crop_padding=4),
     "deeplab": Config(  # the training of DeepLab v3+ for VOC 2012 (arXiv 1802.02611)
         epochs=45,  # 30,000 steps over 10,582 images
         batch_size=16,

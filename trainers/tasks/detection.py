@@ -75,7 +75,7 @@ class Detection(Dense):
     target = "boxes"
     metrics = _metrics("box", "box")
     scores: type[Any] = BoxScores
-    recipe = "detect"
+    recipe = "dense"
     head_kind: str = FasterRcnn.kind
     detects = True
 
