@@ -155,7 +155,7 @@ def build_parser() -> Parser:
     out = Parser(prog=PROG, description=first_line(__doc__))
     out.add_argument("--seeds", type=int, default=3, help="number of seeds")
     out.add_argument("--epochs", type=int, default=20, help="epochs of each training")
-    out.add_argument("--macs", default="24M", help="multiply-accumulates of each network, backbone and head")
+    out.add_argument("--macs", default="46M", help="multiply-accumulates of each network, backbone and head")
     out.add_argument("--depth", type=int, default=1, help="the depth of the networks, as in the space")
     out.add_argument("--lr", type=float, help="the peak learning rate (default: the recipe's)")
     out.add_argument("--train-images", type=int, metavar="N", help="train on N images only")
