@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import math
 import socket
@@ -180,17 +181,37 @@ class Clock:
 
     def __init__(self, trainer: Trainer, end: float, fits: bool) -> None:
         self.trainer, self.end, self.fits = trainer, end, fits and end < math.inf
-        self.begun, self.calls = time.monotonic(), 0
+        self.calls, self.before, self.epochs = 0, time.monotonic(), trainer.done_epochs
+        self.steps, self.stepping = 0, 0.0  # measured steps, and their seconds
+        self.scoring = 0.0  # seconds between the last step of an epoch and the first step of the next one
 
     def stop(self) -> bool:
         """Return whether the time is over. The trainer calls this method before each step."""
         now = time.monotonic()
         self.calls += 1
-        if self.calls == FIRST_STEPS:
-            self.begun = now
-        if self.fits and self.calls > FIRST_STEPS and self.calls % LOOK_STEPS == 0:
+        self._measure(now)
+        if self.fits and self.steps and self.calls % LOOK_STEPS == 0:
             self._fit(now)
         return now >= self.end
+
+    def _steps_in(self, seconds: float) -> int:
+        """Return the number of further steps that fit into the time together with their validations, at least 1."""
+        each, of_epoch = self.stepping / self.steps, self.trainer.steps_per_epoch
+        found, before = 0, self.trainer.done_steps % of_epoch
+        for epochs in itertools.count(1):  # the last epoch may be short, but has a validation like the others
+            steps = min(int((seconds - epochs * self.scoring) / each), epochs * of_epoch - before)
+            if steps <= found:
+                return max(1, found)
+            found = steps
+        raise AssertionError("more epochs never fit")
+
+    def _measure(self, now: float) -> None:
+        gap, epochs = now - self.before, self.trainer.done_epochs
+        if epochs != self.epochs:
+            self.scoring = max(0.0, gap - self.stepping / max(1, self.steps))
+        elif self.calls > FIRST_STEPS:
+            self.steps, self.stepping = self.steps + 1, self.stepping + gap
+        self.before, self.epochs = now, epochs
 
     def _fit(self, now: float) -> None:
         """Shorten the training if its remaining steps would take longer than the time left.
@@ -198,7 +219,7 @@ class Clock:
         If the pace turns out better later, the training gets some of these steps back.
         """
         trainer, done = self.trainer, self.trainer.done_steps
-        left = max(1, int(SAFE * (self.end - now) * (self.calls - FIRST_STEPS) / (now - self.begun)))  # in steps
+        left = self._steps_in(SAFE * (self.end - now))
         total = min(done + left, trainer.planned_steps)
         if total < trainer.total_steps or total > trainer.total_steps + GAINED * left:
             trainer.end_after(total)

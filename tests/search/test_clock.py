@@ -76,6 +76,25 @@ def test_a_training_of_slow_steps_ends_with_a_score(seconds: float, job: Job, da
     assert [r.budget for r in reports[:-1]] == [None] * (len(reports) - 1)
 
 
+@pytest.mark.parametrize("seconds", [31, 38, 44, 47])
+def test_validations_count_as_time(
+    seconds: float, job: Job, data: Data, steps: Steps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    score = Trainer._validate
+
+    def slow(trainer: Trainer) -> Any:
+        steps.now += 6.0  # of 10 s for the steps of an epoch
+        return score(trainer)
+
+    monkeypatch.setattr(Trainer, "_validate", slow)
+    last = list(guarded(train_trial, replace(job, seconds=seconds), data))[-1]
+    assert (last.reason, last.paused) == (None, False)
+    assert last.budget is not None
+    assert steps.now <= seconds
+    most = max(min(seconds - 6 * epochs, STEPS * epochs) for epochs in range(1, EPOCHS))
+    assert last.budget * STEPS >= 0.9 * most - 2
+
+
 @pytest.mark.parametrize("recipe", ["fast", "short"])
 def test_its_learning_rate_falls_to_zero(recipe: str, job: Job, data: Data, steps: Steps) -> None:
     config = replace(RECIPES[recipe], epochs=EPOCHS, batch_size=4, device="cpu")
