@@ -66,9 +66,11 @@ def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     home = tmp_path_factory.mktemp("environment")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(home)], check=True)
-    packages = [p for p in sys.path if Path(p).name in ("site-packages", "dist-packages")]
-    (site_packages(home) / "dependencies.pth").write_text("\n".join(packages))
     pip("--python", str(home / "bin" / "python"), "install", "--no-deps", "--no-index", str(wheel))
+    packages = [p for p in sys.path if Path(p).name in ("site-packages", "dist-packages")]
+    (site_packages(home) / "dependencies.pth").write_text(
+        "\n".join(packages)
+    )  # now: pip would see another install there
     return home
 
 
@@ -77,16 +79,20 @@ def call(environment: Path, tmp_path: Path) -> Callable[..., subprocess.Complete
     """Return a function that runs a program of the environment in an empty folder."""
 
     def call_(program: str, *words: str) -> subprocess.CompletedProcess[str]:
-        env = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")} | {"OMP_NUM_THREADS": "1"}
         command = [str(environment / "bin" / program), *words]
-        return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+        return subprocess.run(command, cwd=tmp_path, env=variables(), capture_output=True, text=True, check=False)
 
     return call_
 
 
+def variables() -> dict[str, str]:
+    """Return the variables of the environment, without a PYTHONPATH that may name the checkout."""
+    return {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")} | {"OMP_NUM_THREADS": "1"}
+
+
 def pip(*words: str) -> None:
     command = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", *words]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=variables(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
