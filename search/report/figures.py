@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # matplotlib takes a second to import: it is imported where a
     from matplotlib.figure import Figure
 
 ESTIMATE = "score by shared weights"  # the label in legends
+PLATE: dict[str, Any] = {"framealpha": 0.85, "edgecolor": "none"}  # of a legend: lines may pass behind it
 LEAST_SPAN = 2.0  # points of quality that a plot shows, in %
 
 
@@ -115,7 +116,7 @@ def _draw_panel(
     ax.set_xlabel(objective.label)
     tidy(ax)
     if ax.get_legend_handles_labels()[0]:
-        ax.legend(loc="lower right", frameon=False, fontsize=9)  # the front rises, so this corner is free
+        ax.legend(loc="lower right", fontsize=9, **PLATE)  # the front rises, so this corner is free
 
 
 def _draw_measured(ax: Axes, done: pd.DataFrame, measured: Measured) -> None:
@@ -130,7 +131,7 @@ def _draw_measured(ax: Axes, done: pd.DataFrame, measured: Measured) -> None:
     label_counts(ax.xaxis, format_ms)
     ax.set_xlabel(f"{measured.shown}, {measured.device} (ms)")
     tidy(ax)
-    ax.legend(loc="lower right", frameon=False, fontsize=9)
+    ax.legend(loc="lower right", fontsize=9, **PLATE)
 
 
 def option(name: str) -> str:
@@ -258,7 +259,7 @@ def curves_figure(records: Sequence[Record], ledger: Ledger, title: str, setting
         bar = figure.colorbar(lines, ax=ax, label=objective.label, pad=0.01)
         if objective.log:
             label_counts(bar.ax.yaxis)
-        ax.legend(loc="lower right", frameon=False, fontsize=9)
+        ax.legend(loc="lower right", fontsize=9, **PLATE)
         ax.margins(0.03)
     budget = settings.budget
     title = f"{title}: {budget.scheduler}, eta {budget.eta}, rungs from epoch {budget.min_epochs}"
