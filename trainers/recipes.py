@@ -172,8 +172,8 @@ class Config:
 RUN_KEYS = ("precision", "device", "seed")  # fields that belong to a single run, not to a recipe
 KEYS = tuple(f.name for f in fields(Config) if f.name not in RUN_KEYS)
 
-# For outputs of every pixel and for objects, from random weights. With SGD, either the backbone hardly learns or the head
-# diverges, because their gradients differ by orders of magnitude. AdamW scales the step of each weight separately.
+# For outputs of every pixel and for objects, from random weights. With SGD, either the backbone hardly learns or the
+# head diverges, because their gradients differ by orders of magnitude. AdamW scales the step of each weight separately.
 DENSE = Config(
     epochs=20,
     batch_size=8,
