@@ -31,6 +31,8 @@ python_use_unqualified_type_names = True
 highlight_language = "text"  # for commands; code blocks of Python name their language
 
 html_theme = "furo"
+html_static_path = ["sphinx/static"]
+html_css_files = ["tables.css"]
 html_title = f"{project} {release}"
 html_show_copyright = False
 html_show_sourcelink = False
