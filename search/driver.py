@@ -14,6 +14,7 @@ from dataclasses import replace
 from search.choice import Choice
 from search.evaluators import Grow
 from search.included import Included
+from search.interrupts import held
 from search.ledger import KILLED, RETRIES, Ledger
 from search.lineage import Lineage
 from search.objectives import places
@@ -58,8 +59,7 @@ class Driver:
     ) -> None:
         self.checkpoints = {} if checkpoints is None else checkpoints
         self.settings, self.space, self.study = settings, space, study
-        self.on_scored, self.on_change = on_scored, on_change
-        self.session = session
+        self.on_scored, self.on_change, self.session = on_scored, on_change, session
         self.evaluator, self.limits = settings.evaluator, settings.scope.limits
         self.ledger = Ledger(settings.rules)
         self.proposals = Proposals(settings, space, study, self.ledger, self._refresh)
@@ -104,8 +104,7 @@ class Driver:
         self.on_scored(self.evaluator.job(number, accepted.arch), known.weights)
         earned = {name: training[name] for name in ("epochs", "inherited", "seconds")}
         reused = {name: training[name] for name in ("hardware", "versions", "commit")}
-        note = f"scored as {known.name}"
-        attrs = {**earned, "reused": reused, "note": note, "session": self.session}
+        attrs = {**earned, "reused": reused, "note": f"scored as {known.name}", "session": self.session}
         self.study.complete(number, (known.score, *accepted.costs), SCORED, **attrs)
         self._refresh()
         self.on_change()
@@ -287,7 +286,8 @@ class Driver:
     def _own(self, number: int) -> Iterator[None]:
         """Drop the trial if the block raises `TakenOver`: the driver that took it over runs the network again."""
         try:
-            yield
+            with held():
+                yield
         except TakenOver:
             self.running.pop(number, None)
             self.study.forget(number)

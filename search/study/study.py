@@ -12,6 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from res2net.arch import Arch
 from search.front import front
+from search.interrupts import held
 from search.study.optuna_private import BoundedStudy
 from search.study.sampler import Bounded, Factory, make_sampler, remembered
 from search.study.storage import DRIVER, Direction, create_study, fold_log, is_shared, open_storage
@@ -75,11 +76,12 @@ class Study:
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Lock out other drivers' decisions during the block, so that this driver decides with current trials."""
+        """Lock out other drivers' decisions, and hold interrupts, so that this driver decides with current trials."""
         if self._turns is None:
-            yield
+            with held():
+                yield
             return
-        with self._turns:
+        with self._turns, held():
             self._stale = True
             try:
                 yield
