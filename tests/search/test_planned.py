@@ -19,7 +19,7 @@ from search.objectives import MACS
 from search.plan import Level, Pace, Plan, Terms
 from search.settings import Settings
 from search.study.storage import read
-from search.study.trials import FAILED, INFEASIBLE, ORPHAN, REPEATED, SCORED, STOPPED, Record
+from search.study.trials import AGAIN, FAILED, INFEASIBLE, ORPHAN, REPEATED, SCORED, STOPPED, Record
 from search.timetable import Member, Timetable, members
 from search.worker import Job, Report, Work
 from studies.synthetic import Synthetic, accuracy
@@ -454,6 +454,24 @@ class TestSearch:
         assert len(planned) == 2
         assert planned[1] > 1.9 * LEFT
         assert [s["plan"]["session"] for s in runs.read(folder)["sessions"]] == [0, 1]
+
+    def test_a_share_of_the_time_is_kept_for_more_seeds(
+        self, settings: Settings, loaded: Data, planned: list[float], tmp_path: Path
+    ) -> None:
+        jobs: list[Job] = []
+
+        def work(job: Job, data: Data) -> Iterator[Report]:
+            jobs.append(job)
+            yield from Synthetic()(job, data)
+
+        search(settings.replace(repeat=2), tmp_path / "run", work=work)
+        again = of(tmp_path / "run", AGAIN)
+        assert LEFT / 2 - 5 < planned[0] < LEFT / 2
+        assert again
+        numbers = {r.number for r in again}
+        for job in jobs:
+            assert job.seconds is not None
+            assert (job.seconds < LEFT / 2) == (job.number not in numbers)
 
     def test_no_plan_is_made_where_trials_are_given(
         self, settings: Settings, loaded: Data, planned: list[float], tmp_path: Path

@@ -23,7 +23,7 @@ from search.report.tables import trials_frame
 from search.settings import Settings
 from search.study.storage import read
 from search.study.trials import AGAIN, FAILED, ORPHAN, SCORED, Record
-from search.worker import Job, Report, train_trial
+from search.worker import Job, Report
 from studies.synthetic import Synthetic
 from trainers.datasets.data import Data
 
@@ -159,13 +159,6 @@ class TestSearch:
                 parent = records[record.attrs["parent"]]
                 assert (parent.outcome, parent.attrs["again"]) == (AGAIN, first.attrs["parent"])
             assert record.quality is not None
-
-    @pytest.mark.slow
-    def test_a_plan_keeps_time_for_the_seeds(self, make_settings: Callable, loaded: Data, tmp_path: Path) -> None:
-        settings = make_settings(trials=None, epochs=None, time=40.0, repeat=2)  # a loaded machine needs room
-        result = search(settings, tmp_path / "run", work=train_trial)
-        assert result.seconds < 40 + 5
-        assert of(tmp_path / "run", AGAIN)
 
 
 class TestReports:

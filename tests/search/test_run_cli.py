@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,15 +18,18 @@ import pytest
 from rich.console import Console
 
 import space
-from search import export, plan, run, runs, supernet
+from search import calibration, export, plan, run, runs, supernet
+from search.calibration import OVERHEAD
 from search.evaluators import EVALUATORS
 from search.objectives import MACS
+from search.plan import Pace
 from search.report import progress
 from search.resources import EXECUTORS
 from search.settings import GROUP_OF, GROUPS, Settings
 from search.study.sampler import SAMPLERS
 from search.study.storage import read
 from search.study.trials import ORPHAN, SCORED
+from search.timetable import Member
 from search.units import parse_count
 from search.worker import Job, Report
 from studies.synthetic import Synthetic
@@ -295,10 +298,15 @@ class TestPlan:
 
     @pytest.fixture(autouse=True)
     def short(self, loaded: Data, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Trainings of at most three epochs of 40 images. `--time` counts from now, not from the process's start."""
+        """Trainings of at most three epochs of 40 images on a machine of known pace. `--time` counts from now."""
+
+        def measure(chosen: Sequence[Member], data: Data, settings: Settings) -> Pace:
+            return Pace(tuple(m.cost for m in chosen), tuple(0.5 + i / 10 for i in range(len(chosen))), OVERHEAD)
+
         curve = plan.CLASSES
         monkeypatch.setitem(plan.CURVES, "classification", replace(curve, most=3 * 40 / curve.images))
         monkeypatch.setattr(run, "_age", lambda: 0.0)
+        monkeypatch.setattr(calibration, "measure", measure)
 
     def test_dry_run_prints_it_and_writes_nothing(
         self, options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture

@@ -83,10 +83,9 @@ def test_shared_weights_share_the_head(options: list[str], tmp_path: Path) -> No
     assert set(result.trials.state) == {"COMPLETE"}
 
 
-@pytest.mark.slow
 def test_networks_grow_with_their_head(options: list[str], tmp_path: Path) -> None:
     first = search(_settings(options).replace(trials=1, epochs=1), tmp_path / "first")
-    settings = _settings(options).replace(include=str(first.folder / "best"), evaluator="grow", time=20)
+    settings = _settings(options).replace(include=str(first.folder / "best"), evaluator="grow", trials=4, epochs=2)
     result = search(settings, tmp_path / "grown")
     assert result.ledger.front
     assert result.trials.origin.notna().any()
