@@ -30,7 +30,8 @@ def front(quality: Sequence[float], *costs: Sequence[float]) -> list[int]:
         return []
     points = np.column_stack([np.negative(quality), *costs]).astype(float)
     kept = np.flatnonzero(moocore.is_nondominated(points))
-    return sorted(map(int, kept), key=lambda i: (*points[i, 1:], points[i, 0]))
+    order = np.lexsort((points[kept, 0], *points[kept, :0:-1].T))  # the last key comes first
+    return kept[order].tolist()
 
 
 def hypervolume(quality: Sequence[float], *axes: Axis, chance: float = 0.0) -> float:
