@@ -25,10 +25,11 @@ def write_atomic(path: Path, content: bytes | str) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
+def write_folder(folder: Path, fill: Callable[[Path], None], keep: Callable[[str], bool] = lambda name: False) -> None:
     """Let `fill` write into a temporary folder, then rename the temporary folder to `folder`.
 
     An existing folder is deleted. So callers must first check it, for example with `res2net.folder.check_replaceable`.
+    keep: whether a file or folder of this name moves from the existing folder to the new one.
     """
     folder = folder.resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -48,6 +49,9 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
             if old.exists():
                 os.replace(old, folder)
             raise
+        for path in old.iterdir() if old.exists() else ():
+            if keep(path.name):
+                os.replace(path, folder / path.name)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)  # after an error, it may still have files to keep

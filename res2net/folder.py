@@ -30,8 +30,11 @@ def check_replaceable(folder: Path, what: str) -> None:
     """
     if not folder.exists():
         return
-    names = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else [folder.name]
-    foreign = [name for name in names if name not in MODEL_FILES and not _is_half_written(name)]
+    if not folder.is_dir():
+        raise UserError(f"{what}: {str(folder)!r} is a file; accepted: a folder")
+    if os.path.ismount(folder):  # a rename cannot replace it
+        raise UserError(f"{what}: {str(folder)!r} is a mount point, which cannot be replaced; accepted: a folder in it")
+    foreign = sorted(p.name for p in folder.iterdir() if p.name == CHECKPOINT_FILE or is_foreign(p.name))
     if foreign:
         raise UserError(
             f"{what}: {str(folder)!r} holds {foreign[0]!r}, which does not belong to a model folder; "
@@ -51,9 +54,12 @@ def check_creatable(folder: Path, what: str) -> None:
         )
 
 
-def _is_half_written(name: str) -> bool:
-    """Return whether a file is a temporary one of `write_atomic`, which a killed process left behind."""
-    return name.endswith(".tmp") and any(name.startswith(f".{own}.") for own in (*MODEL_FILES, CHECKPOINT_FILE))
+def is_foreign(name: str) -> bool:
+    """Return whether a file of a model folder is the user's: neither a training nor `save` writes files of its name."""
+    files = (*MODEL_FILES, CHECKPOINT_FILE)
+    # A killed process may leave a temporary file of `write_atomic` behind.
+    half_written = name.endswith(".tmp") and any(name.startswith(f".{own}.") for own in files)
+    return name not in files and not half_written
 
 
 def weights_bytes(model: nn.Module) -> bytes:

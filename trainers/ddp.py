@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from res2net.elastic import ElasticRes2Net
 from res2net.errors import UserError
+from res2net.heads.layers import PooledNorm
 
 TIMEOUT = datetime.timedelta(hours=1)  # longest wait for another process: process 0 may score or write for long
 
@@ -87,7 +88,7 @@ class Group:
             # Change the class of each module instead of replacing the module: the optimizer and the averaged weights
             # already refer to the modules' tensors. The state dict also keeps its keys.
             for module in model.modules():
-                if type(module) is nn.BatchNorm2d:
+                if type(module) in (nn.BatchNorm2d, PooledNorm):
                     module.__class__ = CpuSyncBatchNorm
         ids = [device.index] if on_gpu else None
         return DistributedDataParallel(model, device_ids=ids, find_unused_parameters=part)

@@ -165,9 +165,10 @@ def fit(config: FitConfig, console: Console | None = None) -> Result:
 def _fit(config: FitConfig, training: Config, task: Task, group: Group, console: Console) -> Result:
     """Check the settings and the data, then train, test and write the model folder."""
     bf16 = uses_bf16(training.precision, device_of(training.device))
-    check_out(config.out, config.resume)
+    check_out(config.out, config.resume, config.arch)
     has_checkpoint = (config.out / CHECKPOINT_FILE).exists()
     if config.resume and (config.out / TRAINING_FILE).exists() and not has_checkpoint:
+        resume.check_finished(config.out, str(config.arch), training)
         console.print(f"{config.out}: this training is done; nothing is left to resume", **PLAIN)
         return _finished(config.out, task)
     _, trained = read_arch(config.arch)  # finds a wrong name before the data is read
@@ -194,7 +195,8 @@ def _fit(config: FitConfig, training: Config, task: Task, group: Group, console:
             about = training_of(str(config.arch), config.recipe_name, run, epochs, scores, group.world, task)
             write(trainer.scored, arch, about, len(test), task, config.out)
     except TrainingFailed as problem:
-        resume.forget(config.out)  # a resumed training would fail again
+        if len(epochs) < training.epochs:  # a resumed training would fail again
+            resume.forget(config.out)
         raise UserError(f"`lr`: {training.lr}; {problem}; accepted: a lower rate, or `precision` fp32") from None
     except KeyboardInterrupt:
         return Result(config.out, trainer.scored.eval(), None, tuple(epochs), interrupted=True)
@@ -213,16 +215,20 @@ def _finished(folder: Path, task: Task) -> Result:
     return Result(folder, load(folder), test, tuple(Epoch.from_row(e, task) for e in training.get("history", ())))
 
 
-def check_out(out: Path, resuming: bool) -> None:
+def check_out(out: Path, resuming: bool, arch: str | Path | BaseArch = "") -> None:
     """Raise `UserError` if a training may not write its model folder to `out`.
 
     `fit` checks this before the training. Otherwise a training could fail after its last epoch.
+    arch: the network to train. Its own folder may be replaced; another trained network may not.
     """
     unfinished = out.is_dir() and (out / CHECKPOINT_FILE).exists()
     if unfinished and not resuming:
         raise UserError(f"`out`: {str(out)!r} holds a training that was stopped; accepted: `resume`, or another folder")
     if not unfinished:
         check_replaceable(out, "`out`")
+    own = not isinstance(arch, BaseArch) and out.resolve() == Path(arch).resolve()
+    if (out / TRAINING_FILE).exists() and not own and not resuming:
+        raise UserError(f"`out`: {str(out)!r} holds a trained network; accepted: another folder")
     check_creatable(out, "`out`")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import shutil
 import zipfile
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ import torch
 from res2net.arch import BaseArch
 from res2net.errors import UserError
 from res2net.files import write_atomic
-from res2net.folder import BOARD_FOLDER, CHECKPOINT_FILE, LOG_FILE
+from res2net.folder import BOARD_FOLDER, CHECKPOINT_FILE, LOG_FILE, TRAINING_FILE
 from trainers.datasets.data import Data
 from trainers.recipes import Config, differences
 from trainers.train import Epoch, Trainer
@@ -73,6 +74,26 @@ def restore(folder: Path, run: Run, trainer: Trainer) -> list[Epoch]:
     _check(path, run, theirs, config)
     trainer.load_state_dict(state["trainer"])
     return history
+
+
+def check_finished(folder: Path, source: str, config: Config) -> None:
+    """Raise `UserError` unless a folder holds the finished training of a network by a recipe.
+
+    source: the name or the path of the initial network.
+    """
+    path = folder / TRAINING_FILE
+    try:
+        training = json.loads(path.read_text())
+        theirs, their_config = training["source"], Config(**training["config"])
+    except (ValueError, KeyError, TypeError):
+        raise UserError(
+            f"`resume`: {str(path)!r} is not of a training of this program; accepted: the `out` of a training"
+        ) from None
+    where = f"`resume`: {str(path)!r} is of another"
+    if Path(theirs) != Path(source):
+        raise UserError(f"{where} network: {theirs}, not {source}; accepted: that network, or another `out`")
+    if found := differences(config, their_config):
+        raise UserError(f"{where} recipe: {'; '.join(found)}; accepted: the recipe of that training, or another `out`")
 
 
 def forget(folder: Path) -> None:

@@ -19,6 +19,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
+from res2net.errors import UserError
 from trainers.datasets.data import Data
 from trainers.ddp import ALONE, Group
 from trainers.device import autocast, device_of, generator, placed, uses_bf16
@@ -195,8 +196,8 @@ class Trainer:
     def _train_rest(self, at: Unfinished, stop: Callable[[], bool] | None) -> bool:
         """Train the remaining steps of an epoch and update `at`. Return False if `stop` interrupted the training."""
         self.model.train()
-        for norm in self.frozen_norms:
-            norm.eval()
+        for name in self.frozen_norms:  # by name: DDP on GPUs has replaced the modules
+            self.model.get_submodule(name).eval()
         first = self.done_steps
         # Draw the order, crops and flips of all the epoch's images again, and take only the remaining batches.
         self.rng.set_state(at.rng)
@@ -263,7 +264,15 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the `state_dict` of a trainer with the same network, data and config."""
+        """Restore the `state_dict` of a trainer with the same network, data and config.
+
+        Raise `UserError` for the state of a trainer on another kind of device, whose random numbers differ.
+        """
+        if state["rng"].shape != self.rng.get_state().shape:
+            raise UserError(
+                f"`device`: {self.device.type}; the checkpoint was written on another kind of device, whose random "
+                "numbers differ; accepted: the device of the checkpoint"
+            )
         self.model.load_state_dict(state["model"])
         if self.ema is not None:
             self.ema.model.load_state_dict(state["ema"])
@@ -279,15 +288,16 @@ class Trainer:
             self.unfinished.sums = self.unfinished.sums.to(self.device)
 
 
-def frozen_norms(model: nn.Module) -> list[nn.Module]:
-    """Freeze the weights of the batch norms outside the head. Return the norms, to be kept in eval mode in training.
+def frozen_norms(model: nn.Module) -> list[str]:
+    """Freeze the weights of the batch norms outside the head. Return their names: they stay in eval mode in training.
 
     A norm with zero weights is not frozen: it belongs to a block that has grown and must still learn (`res2net.grow`).
     """
     found = []
     for name, module in model.named_modules():
         if isinstance(module, nn.BatchNorm2d) and not name.startswith("head.") and module.weight.any():
-            found.append(module.requires_grad_(False))
+            module.requires_grad_(False)
+            found.append(name)
     return found
 
 

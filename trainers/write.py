@@ -14,7 +14,16 @@ from torch import nn
 from res2net.arch import BaseArch
 from res2net.cost import cost
 from res2net.files import write_atomic, write_folder
-from res2net.folder import ARCH_FILE, BOARD_FOLDER, CARD_FILE, LOG_FILE, TRAINING_FILE, WEIGHTS_FILE, weights_bytes
+from res2net.folder import (
+    ARCH_FILE,
+    BOARD_FOLDER,
+    CARD_FILE,
+    LOG_FILE,
+    TRAINING_FILE,
+    WEIGHTS_FILE,
+    is_foreign,
+    weights_bytes,
+)
 from trainers.card import code, machine, model_card
 from trainers.datasets.data import Files, Split
 from trainers.meta import environment
@@ -39,8 +48,8 @@ def training_of(
     return {
         "source": source,
         "task": task.name,
-        **{f"test_{name}": getattr(test, name) for name in names},
-        **{f"val_{name}": getattr(val, name, None) for name in names},
+        **{f"test_{name}": _known(getattr(test, name)) for name in names},
+        **{f"val_{name}": _known(getattr(val, name, None)) for name in names},
         **cost(run.arch, data.image_size)._asdict(),
         "data": {
             "name": data.name,
@@ -58,6 +67,11 @@ def training_of(
         "history": [{k: v for k, v in e.row().items() if v == v} for e in epochs],  # JSON has no NaN
         **environment(),
     }
+
+
+def _known(score: float | None) -> float | None:
+    """Return a score, or None for NaN: JSON has no NaN."""
+    return score if score == score else None
 
 
 def _crop(images: Split | Files) -> str:
@@ -93,7 +107,8 @@ def card(arch: BaseArch, training: dict[str, Any], test_images: int, task: Task)
 def write(model: nn.Module, arch: BaseArch, training: dict[str, Any], test_images: int, task: Task, out: Path) -> None:
     """Write the model folder to `out` atomically, with the training's log.
 
-    The new folder replaces the folder `out` of the running training, which contains the checkpoint.
+    The new folder replaces the folder `out` of the running training, which contains the checkpoint. Files that the user
+    has added to `out` stay.
     """
     weights = weights_bytes(model)
 
@@ -107,4 +122,4 @@ def write(model: nn.Module, arch: BaseArch, training: dict[str, Any], test_image
         shutil.copy(out / LOG_FILE, temporary)
         shutil.copytree(out / BOARD_FOLDER, temporary / BOARD_FOLDER)
 
-    write_folder(out, fill)
+    write_folder(out, fill, keep=is_foreign)

@@ -34,3 +34,12 @@ def test_an_interrupt_while_filling_a_folder_leaves_nothing(tmp_path: Path) -> N
     with pytest.raises(KeyboardInterrupt):
         files.write_folder(tmp_path / "new", fill)
     assert listing(tmp_path) == []
+
+
+def test_files_to_keep_move_to_the_new_folder(tmp_path: Path) -> None:
+    (tmp_path / "folder/notes").mkdir(parents=True)
+    (tmp_path / "folder/notes/own").write_text("mine")
+    (tmp_path / "folder/old").write_text("theirs")
+    files.write_folder(tmp_path / "folder", lambda path: (path / "new").touch(), keep=lambda name: name == "notes")
+    assert listing(tmp_path) == ["folder", "folder/new", "folder/notes", "folder/notes/own"]
+    assert (tmp_path / "folder/notes/own").read_text() == "mine"

@@ -257,3 +257,12 @@ def test_files_that_a_killed_process_was_writing_belong_to_a_model_folder(tmp_pa
     (tmp_path / ".notes.4.tmp").write_text("somebody's own")
     with pytest.raises(UserError, match=r"holds '.notes.4.tmp'"):
         folders.check_replaceable(tmp_path, "`out`")
+
+
+def test_a_file_and_a_mount_point_are_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"mine")
+    with pytest.raises(UserError, match=r"is a file; accepted: a folder$"):
+        save(trained(SMALL), tmp_path / "model.safetensors")
+    assert (tmp_path / "model.safetensors").read_bytes() == b"mine"
+    with pytest.raises(UserError, match=r"^`out`: '/proc' is a mount point, .+; accepted: a folder in it$"):
+        folders.check_replaceable(Path("/proc"), "`out`")

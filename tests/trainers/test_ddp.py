@@ -4,13 +4,15 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from res2net import Arch, Stage, UserError
+from res2net import Arch, Stage, UserError, create
+from res2net.heads import DeepLab
 from trainers.ddp import ALONE, CpuSyncBatchNorm, Group, joined
 
 ARCH = Arch((Stage(1, 2, 4, 2, 3, 2), Stage(1, 4, 4, 1, 2, 2)), stem="cifar", stem_channels=4, num_classes=10)
@@ -173,3 +175,13 @@ def test_two_processes_give_the_supernet_gradients_of_one(tmp_path: Path) -> Non
     (tmp_path / "worker.py").write_text(SUPERNET)
     done = torchrun(2, str(tmp_path / "worker.py"))
     assert done.returncode == 0, done.stderr
+
+
+def test_every_batch_norm_sees_the_whole_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DeepLab's head has norms of a class of its own."""
+    monkeypatch.setattr("trainers.ddp.DistributedDataParallel", lambda model, **_: model)
+    model = create(replace(ARCH, head=DeepLab(8, 4, output_stride=None)))
+    Group(0, 2).wrap(model, torch.device("cpu"))
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert norms
+    assert {type(norm) for norm in norms} == {CpuSyncBatchNorm}

@@ -260,6 +260,15 @@ class TestFrozenNorms:
         assert before
         assert all(torch.equal(after[name], values) for name, values in before.items())
 
+    def test_stay_frozen_where_several_gpus_replace_them(self) -> None:
+        found = trainer(TASKS["detect"], self.CONFIG)
+        nn.SyncBatchNorm.convert_sync_batchnorm(found.model)  # as `Group.wrap` does
+        seen: list[nn.Module] = []
+        found.on_step = lambda: seen.extend(m for m in found.model.modules() if isinstance(m, nn.SyncBatchNorm))
+        found.epoch()
+        assert seen
+        assert not any(norm.training for norm in seen)
+
     def test_a_grown_block_still_learns(self) -> None:
         data = crates(TASKS["detect"])
         small = fitted_arch(SMALL, data, TASKS["detect"])

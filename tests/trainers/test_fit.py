@@ -28,6 +28,7 @@ from trainers.evaluate import evaluate
 from trainers.fit import FitConfig
 from trainers.images import Images
 from trainers.tasks.classification import Scores
+from trainers.tasks.task import Task
 from trainers.train import Epoch, Trainer
 
 ARCH = Arch((Stage(1, 2, 4, 2, 3, 2), Stage(1, 4, 4, 1, 2, 2)), stem="cifar", stem_channels=4, num_classes=3)
@@ -154,6 +155,30 @@ class TestFolder:
         assert sorted(p.name for p in source.iterdir()) == FILES
         assert (source / "model.safetensors").read_bytes() != before
 
+    def test_another_trained_network_is_not_overwritten(
+        self, run: Run, world: World, source: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert run(source, "--out", "out") == 0
+        before = contents(Path("out"))
+        capsys.readouterr()
+        assert run(source, "--out", "out", "--epochs", 2) == 2
+        one_line(capsys, "--out: 'out' holds a trained network; accepted: another folder")
+        assert contents(Path("out")) == before
+
+    def test_files_that_the_user_adds_meanwhile_stay(
+        self, run: Run, world: World, source: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def adds(model: torch.nn.Module, arch: Arch, training: dict, images: int, task: Task, out: Path) -> None:
+            (out / "notes").mkdir()
+            (out / "notes/first.txt").write_text("a rate of 0.1 is best")
+            (out / "epoch_1.pt").write_bytes((out / "checkpoint.pt").read_bytes())
+            write(model, arch, training, images, task, out)
+
+        monkeypatch.setattr(fit, "write", adds)
+        assert run(source, "--out", "out") == 0
+        assert sorted(p.name for p in Path("out").iterdir()) == sorted([*FILES, "notes", "epoch_1.pt"])
+        assert Path("out/notes/first.txt").read_text() == "a rate of 0.1 is best"
+
     def test_makes_the_folders_above(self, run: Run, world: World, source: Path) -> None:
         assert run(source, "--out", "new/deeper/out") == 0
         assert res2net.load("new/deeper/out").arch == ARCH
@@ -278,13 +303,6 @@ class TestMistakes:
     ) -> None:
         assert run(source, "--out", "out", "--lr", 1e30) == 2
         one_line(capsys, "--lr: 1e+30; training loss is nan in epoch 1 of 1")
-
-    def test_a_test_loss_that_is_not_finite(
-        self, run: Run, world: World, source: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        monkeypatch.setattr(fit, "evaluate", lambda *_: Scores(math.nan, 10.0, 50.0))
-        assert run(source, "--out", "out") == 2
-        one_line(capsys, "test loss is nan", "--lr")
 
     def test_weights_of_other_colours(
         self, run: Run, world: World, source: Path, capsys: pytest.CaptureFixture[str]
@@ -463,6 +481,34 @@ class TestResume:
         assert "nothing is left to resume" in capsys.readouterr().out
         assert contents(Path("out")) == before
 
+    @pytest.mark.parametrize(
+        ("argv", "parts"),
+        [
+            (["source", "--lr", "0.2"], ["another recipe", "lr 0.1, not 0.2"]),
+            (["source/arch.json"], ["another network: source, not source/arch.json"]),
+        ],
+    )
+    def test_of_another_finished_training_is_refused(
+        self,
+        run: Run,
+        world: World,
+        source: Path,
+        capsys: pytest.CaptureFixture[str],
+        argv: list[str],
+        parts: list[str],
+    ) -> None:
+        assert run("source", "--out", "out") == 0
+        capsys.readouterr()
+        assert run(*argv, "--out", "out", "--resume") == 2
+        one_line(capsys, "--resume: 'out/training.json'", *parts)
+
+    def test_of_a_network_that_was_not_trained_here_is_refused(
+        self, run: Run, world: World, source: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (source / "training.json").write_text('{"trial": 3}')
+        assert run("source/arch.json", "--out", "source", "--resume") == 2
+        one_line(capsys, "--resume: 'source/training.json' is not of a training")
+
     @pytest.fixture
     def stopped(self, run: Run, world: World, source: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         with monkeypatch.context() as patched:
@@ -536,10 +582,20 @@ class TestResume:
         self, run: Run, world: World, source: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         with monkeypatch.context() as patched:
-            patched.setattr(fit, "evaluate", lambda *_: Scores(math.nan, 0.0, 0.0))
-            assert run(source, "--out", "out") == 2
+            patched.setattr("trainers.train.evaluate", lambda *_: Scores(math.nan, 0.0, 0.0))
+            assert run(source, "--out", "out", "--val-fraction", 0.25) == 2
         assert not Path("out").exists()
         assert run(source, "--out", "out") == 0
+
+    def test_a_training_without_a_test_score_is_kept(
+        self, run: Run, world: World, source: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr(fit, "evaluate", lambda *_: Scores(math.nan, 0.0, 0.0))
+            assert run(source, "--out", "out") == 2
+        one_line(capsys, "test loss is nan", "--lr")
+        assert run(source, "--out", "out", "--resume") == 0
+        assert "resumed after epoch 1 of 1" in capsys.readouterr().out
 
 
 class TestMemory:

@@ -445,6 +445,14 @@ class TestStop:
         second.load_state_dict(state)
         assert second.epoch().train_loss == first.epoch().train_loss
 
+    def test_the_state_of_another_kind_of_device_is_refused(self) -> None:
+        trainer = Trainer(network(), data(), QUICK)
+        before = weights(trainer.model)
+        state = Trainer(network(1), data(), QUICK).state_dict() | {"rng": torch.zeros(16, dtype=torch.uint8)}
+        with pytest.raises(UserError, match=r"^`device`: cpu; the checkpoint was written on another kind of device"):
+            trainer.load_state_dict(state)
+        assert same(weights(trainer.model), before)
+
 
 class TestFailures:
     def test_a_loss_that_is_not_finite_ends_the_training(self) -> None:

@@ -40,8 +40,10 @@ class Metric:
     digits: int = 2
     larger: bool = True
 
-    def text(self, value: float, width: int = 0) -> str:
-        """Return a value with its unit, such as `81.20 %`. width: minimum length of the number."""
+    def text(self, value: float | None, width: int = 0) -> str:
+        """Return a value with its unit, such as `81.20 %`; `-` for None. width: minimum length of the number."""
+        if value is None:
+            return "-"
         return f"{value:{width}.{self.digits}f} {self.unit}".rstrip()
 
 
