@@ -17,6 +17,7 @@ from search import calibration, included, runs
 from search.checkpoints import TRUNKS, Checkpoints
 from search.driver import Driver
 from search.included import Included
+from search.interrupts import held
 from search.ledger import Ledger
 from search.lock import locked
 from search.model_folder import export
@@ -165,7 +166,8 @@ def _timetable(ready: Prepared, folder: Path, begun: float) -> Timetable:
     """Return the last session's timetable if it left at least this session's time, else a new timetable."""
     settings, space, data, networks = ready.settings, ready.space, ready.data, ready.networks
     resumes = (folder / runs.RUN_FILE).exists()
-    books = Ledger.of(settings.rules, runs.records_of(folder) if resumes else [])
+    # A search that was stopped early may have no study yet.
+    books = Ledger.of(settings.rules, runs.records_of(folder, may_lack=True) if resumes else [])
     sessions = runs.read(folder)["sessions"] if resumes else []
     seconds = settings.budget.time or 0.0
     if sessions and sessions[-1].get("plan") and seconds <= runs.time_left(folder):
@@ -238,12 +240,14 @@ class _Session:
         except KeyboardInterrupt:
             interrupted = True
             self.driver.release_all("the search was interrupted")
-        trials, books = self._report(), self.driver.ledger
-        self._export_best()
-        seconds = time.monotonic() - self.begun
-        # A search that ends by itself has used all its time: the rest was too short for another network.
-        spent = seconds if interrupted else max(seconds, self.settings.budget.time or 0.0)
-        runs.note_spent(self.folder, self.number, spent)
+        trials: pd.DataFrame | None = None
+        while trials is None:
+            try:
+                with held():  # an interrupt waits until all is written
+                    trials, seconds = self._report(), self._finish(interrupted)
+            except KeyboardInterrupt:
+                interrupted = True
+        books = self.driver.ledger
         return Result(
             self.folder,
             self.settings,
@@ -257,6 +261,15 @@ class _Session:
             interrupted,
             _unfinished(self.settings, books, self.study.records()),
         )
+
+    def _finish(self, interrupted: bool) -> float:
+        """Export the best network, and record the time that the search has used. Return the seconds of this call."""
+        self._export_best()
+        seconds = time.monotonic() - self.begun
+        # A search that ends by itself has used all its time: the rest was too short for another network.
+        spent = seconds if interrupted else max(seconds, self.settings.budget.time or 0.0)
+        runs.note_spent(self.folder, self.number, spent)
+        return seconds
 
     def _export_best(self) -> None:
         """Export the best trial whose weights are in this folder. Other drivers store weights in their own folders."""

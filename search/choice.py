@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from search.children import child, gaps
 from search.ledger import REUSED, Ledger
-from search.lineage import Lineage
+from search.lineage import Lineage, first_of
 from search.proposals import Accepted, Proposals
 from search.running import Running
 from search.settings import Settings
@@ -25,7 +25,8 @@ class Choice:
     """The choice of the next trial, from the ledger, the plan and the sampler's proposals.
 
     lineage: the networks from which others may grow. included: the networks that the search starts from.
-    timetable: the plan of a planned search.
+    timetable: the plan of a planned search. left: seconds until the end of the search's time; None without a limit.
+    reserve: seconds of a planned search that are reserved for training its front with more seeds.
     why_stopped: the reason why no further trial starts, in words; empty while trials may start.
     """
 
@@ -37,11 +38,13 @@ class Choice:
         proposals: Proposals,
         lineage: Lineage,
         timetable: Timetable | None,
+        left: float | None = None,
     ) -> None:
         self.settings, self.study, self.ledger, self.proposals = settings, study, ledger, proposals
         self.lineage = lineage
         self.timetable, self.estimates = timetable, settings.evaluator.estimates
         self.included, self.why_stopped = list(lineage.included), ""
+        self.reserve = (1 - 1 / settings.budget.repeat) * (left or 0.0) if timetable is not None else 0.0
 
     def next(self, running: Mapping[int, Running], left: float | None) -> Accepted | None:
         """Return the next trial, or None if none can start now.
@@ -181,24 +184,19 @@ class Choice:
             if (accepted := self.proposals.ask()) is not None:
                 return accepted
 
-    @property
-    def reserve(self) -> float:
-        """The seconds of a planned search that are reserved for training its front with more seeds."""
-        budget = self.settings.budget
-        return (1 - 1 / budget.repeat) * (budget.time or 0.0) if self.timetable is not None else 0.0
-
     def _again(self, left: float | None) -> Accepted | None:
         """Return a network of the front to train with another seed; None while the front may still change."""
         if self.settings.budget.repeat == 1 or any("again" not in r.attrs for r in self.study.running()):
             return None
+        if self.study.waiting():  # a retry
+            return None if self._no_time(left) else self.proposals.ask()
         for record, sample in self._seeds():
             if left is not None and left < record.attrs["seconds"]:
                 self.why_stopped = "the time is up"
                 continue
-            if not self.study.waiting():
-                same = {name: record.attrs.get(name) for name in ("given", "trunk", "confirms")}
-                same["budget"] = record.attrs["epochs"]
-                self.study.enqueue(record.params, again=record.number, sample=sample, **same)
+            same = {name: record.attrs.get(name) for name in ("given", "trunk", "confirms")}
+            same["budget"] = record.attrs["epochs"]
+            self.study.enqueue(record.params, again=record.number, sample=sample, **same)
             return self.proposals.ask()
         return None
 
@@ -207,8 +205,8 @@ class Choice:
 
         The ancestors of a network come first. Skip a network whose parent is still being trained with this seed.
         """
-        scored = {r.number: r for r in self.ledger.history if r.outcome == SCORED}
-        tried = [r for r in self.study.records() if "again" in r.attrs and r.outcome not in (ORPHAN, "waiting")]
+        scored, records = {r.number: r for r in self.ledger.history if r.outcome == SCORED}, self.study.records()
+        tried = [r for r in records if "again" in r.attrs and r.outcome not in (ORPHAN, "waiting")]
         done = {(r.attrs["again"], r.attrs["sample"]): r.outcome for r in tried}
         for sample in range(1, self.settings.budget.repeat):
             for record in self.ledger.front:
@@ -216,7 +214,8 @@ class Choice:
                     continue  # its lineage is in another run
                 line: list[Record | None] = [record]
                 while line[-1] is not None and (parent := line[-1].attrs.get("parent")) is not None:
-                    line.append(scored.get(parent))  # None for an ancestor that passed its trunk on, and then failed
+                    # None for an ancestor that passed its trunk on, and then failed.
+                    line.append(scored.get(first_of(parent, records)))
                 first = next((r for r in reversed(line) if r is None or done.get((r.number, sample)) != AGAIN), None)
                 if first is not None and (first.number, sample) not in done:
                     yield first, sample

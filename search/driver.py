@@ -65,10 +65,10 @@ class Driver:
         self.proposals = Proposals(settings, space, study, self.ledger, self._refresh)
         cost, size = settings.scope.cost, space.image_size
         self.lineage = Lineage({} if trunks is None else trunks, included, study, lambda arch: cost.of(arch, size))
-        self.choice = Choice(settings, study, self.ledger, self.proposals, self.lineage, timetable)
         self.running: dict[int, Running] = {}
         limit = settings.budget.time
         self.ends = ends if ends is not None or limit is None else time.monotonic() + limit
+        self.choice = Choice(settings, study, self.ledger, self.proposals, self.lineage, timetable, self.seconds_left)
         self.timetable = timetable
         self._recover()
         if timetable is not None:
@@ -125,7 +125,7 @@ class Driver:
         self.on_change()
         checkpoint = next((self.checkpoints[n] for n in earlier if n in self.checkpoints), None)
         left = self.seconds_left
-        if left is not None and again is None:
+        if left is not None and again is None and left > self.choice.reserve:  # else it is a retry, which runs first
             left -= self.choice.reserve
         fits = self.timetable is not None and again is None
         return replace(job, checkpoint=checkpoint, seconds=left, fits=fits)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import FrameType
+from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -28,12 +29,24 @@ def held() -> Iterator[None]:
 
     # A handler that Python did not install cannot be restored, so it stays.
     usual = {number: handler for number in SIGNALS if (handler := signal.getsignal(number)) is not None}
-    for number in usual:
-        signal.signal(number, keep)
     try:
+        _install(dict.fromkeys(usual, keep))
         yield
     finally:
-        for number, handler in usual.items():
-            signal.signal(number, handler)
+        _install(usual)
         if caught:
             signal.raise_signal(caught[0])
+
+
+def _install(handlers: Mapping[int, Any]) -> None:
+    """Install handlers by signal number. An interrupt between two of them takes effect once all are installed."""
+    late: BaseException | None = None
+    while True:
+        try:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            break
+        except BaseException as error:  # what the handler of an interrupt raises
+            late = error
+    if late is not None:
+        raise late

@@ -10,7 +10,7 @@ from res2net.arch import Arch
 from res2net.containment import contains
 from search.included import Included
 from search.study.study import Study
-from search.study.trials import AGAIN
+from search.study.trials import AGAIN, Record
 
 KEPT = 64  # a run keeps only its newest trunks; the largest networks grow from the newest
 
@@ -72,11 +72,11 @@ class Lineage:
         attrs: the attributes of the trial. If the network's first trial grew from a trunk, this trial grows from the
             parent's trunk with the same seed.
         """
-        first = self.study.record(attrs["again"]).attrs
+        first, records = self.study.record(attrs["again"]).attrs, self.study.records()
         out = {name: first[name] for name in ("origin", "inherited") if name in first}
         if "parent" in first:
-            same = (first["parent"], attrs["sample"])
-            done = (r for r in self.study.records() if r.outcome == AGAIN)
+            same = (first_of(first["parent"], records), attrs["sample"])
+            done = (r for r in records if r.outcome == AGAIN)
             out["parent"] = next(r.number for r in done if (r.attrs["again"], r.attrs["sample"]) == same)
         return out
 
@@ -86,7 +86,11 @@ class Lineage:
         If the weights are gone, return empty bytes: the worker then fails the trial with this reason.
         """
         if "parent" in attrs:
-            return self.study.record(attrs["parent"]).arch, self.trunks.get(attrs["parent"], b"")
+            parent = self.study.record(attrs["parent"])
+            number: int | None = parent.number
+            while number is not None and number not in self.trunks:  # an earlier trial of the network may have it
+                number = self.study.record(number).attrs.get("retry_of")
+            return parent.arch, b"" if number is None else self.trunks[number]
         found = (n for n in self.included if n.weights is not None and n.name == attrs.get("origin"))
         return next(((n.arch, n.weights or b"") for n in found), None)
 
@@ -101,3 +105,15 @@ class Lineage:
         for oldest in sorted(self.trunks)[:-KEPT]:
             if oldest not in growing:
                 del self.trunks[oldest]
+
+
+def first_of(number: int, records: Sequence[Record]) -> int:
+    """Return the trial that gave a network its first score: of a trial with another seed, or of one that was retried.
+
+    records: all trials, by number.
+    """
+    retries = {r.attrs["retry_of"]: r.number for r in records if "retry_of" in r.attrs}
+    number = records[number].attrs.get("again", number)
+    while number in retries:
+        number = retries[number]
+    return number

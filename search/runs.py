@@ -56,10 +56,13 @@ def settings_of(folder: Path) -> Settings:
     return _value(folder, "settings", Settings.from_dict)
 
 
-def records_of(folder: Path) -> list[Record]:
-    """Return the records of a run's trials, from its folder or its shared study."""
+def records_of(folder: Path, may_lack: bool = False) -> list[Record]:
+    """Return the records of a run's trials, from its folder or its shared study.
+
+    may_lack: whether a run without a study has no records. Otherwise, raise `UserError`.
+    """
     where = settings_of(folder).resources
-    return list(storage.read(folder, where.storage, where.study))
+    return list(storage.read(folder, where.storage, where.study, may_lack))
 
 
 def space_of(folder: Path) -> Space:

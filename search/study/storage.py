@@ -157,16 +157,21 @@ def connection_watched(url: str | None) -> Iterator[None]:
         ) from None
 
 
-def read(folder: Path, url: str | None = None, name: str | None = None) -> Iterator[Record]:
+def read(folder: Path, url: str | None = None, name: str | None = None, may_lack: bool = False) -> Iterator[Record]:
     """Yield the records of a run's folder, or of the study `name` on the server `url`.
 
     No trial is changed, but SQLite may leave files of its own beside the study.
+    may_lack: whether a missing study has no records. Otherwise, raise `UserError`.
     """
     path = folder / STUDY_FILE
     if url is None and not path.is_file():
+        if may_lack:
+            return
         raise UserError(f"run folder {str(folder)!r}: {STUDY_FILE} is missing; accepted: the folder of a search")
     with _reading(url or sqlite_url(folder)) as storage:
         names = [s.study_name for s in storage.get_all_studies() if url is None or s.study_name == name]
+        if not names and may_lack:
+            return
         if not names:
             raise UserError(f"{url or path}: holds no study{f' {name!r}' if url else ''}")
         for trial in storage.get_all_trials(storage.get_study_id_from_name(names[0]), deepcopy=False):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
 import threading
 
@@ -26,6 +27,23 @@ def test_an_interrupt_takes_effect_at_the_end_of_the_block(nested: bool) -> None
         done.append("after")
     assert done == (["inner"] if nested else []) + ["outer"]
     assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize("call", range(4))
+def test_an_interrupt_while_handlers_change_leaves_them_as_before(call: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = signal.SIGINT, signal.SIGTERM
+    before, install, calls = [signal.getsignal(number) for number in numbers], signal.signal, itertools.count()
+
+    def interrupted(number: int, handler: object) -> None:
+        install(number, handler)
+        if next(calls) == call:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(signal, "signal", interrupted)
+        with pytest.raises(KeyboardInterrupt), held():
+            pass
+    assert [signal.getsignal(number) for number in numbers] == before
 
 
 def test_without_an_interrupt_handlers_are_as_before() -> None:

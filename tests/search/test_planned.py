@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -249,6 +250,29 @@ class TestRetries:
         assert places(scored) == [[SESSION, i] for i in range(4)]
         assert len({r.key for r in scored}) == 4
 
+    def test_a_retry_may_use_the_time_that_is_reserved_for_seeds(
+        self, open_driver: Callable, settings: Settings, make_table: Callable, as_measured: None
+    ) -> None:
+        ends = time.monotonic() + LEFT
+        with open_driver(settings.replace(repeat=2), timetable=make_table(), ends=ends) as driver:
+            job = driver.next_job()
+            assert job is not None
+            driver.ends -= LEFT / 2 + 60
+            assert not driver.on_report(job.number, Report(1, checkpoint=b"state", paused=True))
+            retry = driver.next_job()
+        assert retry is not None
+        assert (retry.arch, retry.checkpoint) == (job.arch, b"state")
+        assert 0 < retry.seconds < LEFT / 2 - 60
+
+    def test_the_reserve_is_a_share_of_the_time_that_is_left_at_the_start(
+        self, open_driver: Callable, settings: Settings, make_table: Callable, as_measured: None
+    ) -> None:
+        ends = time.monotonic() + LEFT / 4
+        with open_driver(settings.replace(repeat=3), timetable=make_table(), ends=ends) as driver:
+            job = driver.next_job()
+        assert job is not None
+        assert job.seconds == pytest.approx(LEFT / 4 / 3, abs=5)
+
     @pytest.mark.parametrize("number", [0, 1, 3])
     def test_a_killed_driver_does_not_repeat_levels(
         self, number: int, run: Callable, make_table: Callable, tmp_path: Path
@@ -444,6 +468,43 @@ class TestSearch:
         sessions = runs.read(folder)["sessions"]
         assert [s["plan"] for s in sessions] == [sessions[0]["plan"]] * 2
         assert places(of(folder, SCORED)) == [[0, i] for i in range(4)]
+
+    def test_a_search_that_was_stopped_before_its_study_was_created_resumes(
+        self,
+        settings: Settings,
+        loaded: Data,
+        planned: list[float],
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        def stopped(*_: object) -> None:
+            raise Killed
+
+        with monkeypatch.context() as patch, pytest.raises(Killed):  # noqa: PT012 - the patch must end first
+            patch.setattr(api, "open_study", stopped)
+            search(settings, tmp_path / "run", work=Synthetic())
+        assert not search(settings, tmp_path / "run", work=Synthetic()).unfinished
+        assert places(of(tmp_path / "run", SCORED)) == [[0, i] for i in range(4)]
+
+    def test_an_interrupt_while_the_last_files_are_written_waits_for_them(
+        self,
+        settings: Settings,
+        loaded: Data,
+        planned: list[float],
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        export = api.export
+
+        def interrupted(*arguments: Any) -> None:
+            signal.raise_signal(signal.SIGINT)
+            export(*arguments)
+
+        monkeypatch.setattr(api, "export", interrupted)
+        result = search(settings, tmp_path / "run", work=Synthetic(weights=True))
+        assert result.interrupted
+        assert (tmp_path / "run/best/arch.json").is_file()
+        assert runs.time_left(tmp_path / "run") == 0
 
     def test_more_time_makes_a_new_plan(
         self, settings: Settings, loaded: Data, planned: list[float], tmp_path: Path

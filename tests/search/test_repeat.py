@@ -160,6 +160,22 @@ class TestSearch:
                 assert (parent.outcome, parent.attrs["again"]) == (AGAIN, first.attrs["parent"])
             assert record.quality is not None
 
+    def test_a_resumed_lineage_is_repeated_too(self, make_settings: Callable, loaded: Data, tmp_path: Path) -> None:
+        """The trunk is that of the interrupted trial, and the score that of its retry."""
+
+        def work(job: Job, data: Data) -> Iterator[Report]:
+            for report in noisy(job, data):
+                trunk = b"weights" if report.epoch == job.trunk and job.checkpoint is None else None
+                yield replace(report, trunk=trunk, checkpoint=b"state")
+                if job.number == 0 and trunk:
+                    raise KeyboardInterrupt
+
+        settings = make_settings(evaluator="grow", trials=12, epochs=2, sampler="random", repeat=2)
+        assert search(settings, tmp_path / "run", work=work).interrupted
+        result = search(settings, tmp_path / "run", work=work)
+        assert 0 in result.trials.parent.dropna().to_list()
+        assert result.front.n.tolist() == [2] * len(result.front)
+
 
 class TestReports:
     def test_tables_plots_and_cards_show_the_spread(self, settings: Settings, loaded: Data, tmp_path: Path) -> None:
