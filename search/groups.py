@@ -274,7 +274,7 @@ class Budget:
     )
     time: float | None = option(
         None,
-        "how long the search may take, with everything (90s, 30m, 6h; default: 3m, or no limit with --trials)",
+        "how long the search may take, with everything (90s, 30m, 6h; default: 3m for a planned search, else no limit)",
         "T",
         parse=parse_seconds,
         common=True,

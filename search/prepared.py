@@ -42,6 +42,8 @@ class Prepared:
 def prepared(settings: Settings, folder: Path, console: Console | None) -> Prepared:
     """Return a search that may start. Write nothing. Raise `UserError` for settings that contradict each other."""
     TASKS[settings.scope.task].check()
+    if settings.scoring.recipe.frozen_norms:
+        raise UserError("`recipe`: it freezes batch norms, which random weights need; accepted: frozen_norms: false")
     data = settings.scope.load_data(console)
     classes, size, channels = data.num_classes, data.image_size, data.in_channels
     baseline = baseline_of(settings, classes, size, channels)

@@ -28,7 +28,7 @@ class Resources:
     )
     workers: int | None = option(
         None,
-        "concurrent trials (default: as many as the cores or the GPUs allow; 1 with local: no further process)",
+        "concurrent trials (default: as many as the cores or GPUs allow); with local, 1 means no further process",
         "N",
         common=True,
     )

@@ -45,7 +45,7 @@ def build_parser(everything: bool = False) -> Parser:
     parser = Parser(
         prog="python -m search.run",
         description="Search a space of Res2Nets for the front of accuracy against multiply-accumulates (MACs).",
-        epilog="Run it again with the same --out to resume a search that was stopped, or with more --trials.",
+        epilog="Run it again with --out alone to resume a search that was stopped; --time or --trials extend it.",
         argument_default=argparse.SUPPRESS,
         formatter_class=argparse.HelpFormatter,
     )
@@ -158,8 +158,8 @@ def _commands(result: Result) -> list[tuple[str, str]]:
     """Return the commands that a user may run next, each with a label."""
     folder, settings, books = result.folder, result.settings, result.ledger
     path = str(folder)
-    if settings.budget.trials is None:
-        more = ["--time", f"{settings.budget.time:.0f}s"]
+    if settings.budget.trials is None:  # planned: without `--time`, it resumes for the time that is left
+        more = [] if runs.time_left(folder) >= 1 else ["--time", f"{settings.budget.time:.0f}s"]
     else:
         more = [] if result.unfinished else ["--trials", str(2 * settings.budget.trials)]
     chosen = ("task",) if settings.scope.task != "classification" else ()
