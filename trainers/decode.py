@@ -8,7 +8,9 @@ interpreter's lock. It can also reduce an image: decode it at 1/2, 1/4 or 1/8 of
 - Training images are reduced if the requested pixels remain. Decoding also uses less exact, faster transforms. The mean
   difference from Pillow's pixels is 1 in 255, less than the effect of any augmentation.
 
-Pillow decodes all other files, including CMYK JPEGs. torch resizes the bytes with antialiased bilinear interpolation.
+Pillow decodes all other files, including CMYK JPEGs. Grey values of 16 bits are scaled to 8 bits. torch resizes the
+bytes with antialiased bilinear interpolation.
+
 The EXIF orientation is ignored, as usual on ImageNet.
 """
 
@@ -37,6 +39,7 @@ RATIO = (3 / 4, 4 / 3)  # range of width by height, uniform in the logarithm
 TRIES = 10  # attempts to draw a crop that fits the image; after them, the centre is taken
 LONGEST = 4  # largest ratio of a scored image's sides; longer images are cut before resizing, to bound the memory
 MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # a header may claim any size; Pillow refuses larger images as well
+DEEP = 2**16 - 1  # the white of a 16-bit image
 MAX_BUFFER = 64 * 2**20  # bytes; a thread does not keep a larger buffer for its next image
 
 
@@ -176,7 +179,23 @@ def _other(data: memoryview, choose: Choose) -> Decoded:
     """Decode any format that Pillow reads, at full size."""
     with Image.open(io.BytesIO(data)) as image:
         view = choose(*image.size)
-        return view, np.asarray(image.convert("RGB")), 1, (image.height, image.width)
+        return view, _rgb(image), 1, (image.height, image.width)
+
+
+def _rgb(image: Image.Image) -> np.ndarray:
+    """Return the pixels of an image, uint8 [H, W, 3].
+
+    Scale grey values of 16 bits to 8 bits: Pillow would clip them at 255.
+
+    Raise `ValueError` for pixel values of an unknown range.
+    """
+    if image.mode != "F" and not image.mode.startswith("I"):
+        return np.asarray(image.convert("RGB"))
+    values = np.asarray(image)
+    if image.mode == "F" or values.min() < 0 or values.max() > DEEP:
+        raise ValueError(f"pixels of mode {image.mode} from {values.min()} to {values.max()}; accepted: 8 or 16 bits")
+    grey = ((values.astype(np.int32) + 128) // 257).astype(np.uint8)  # the rounded product with 255 / 65,535
+    return np.repeat(grey[..., None], 3, axis=2)
 
 
 _local = threading.local()

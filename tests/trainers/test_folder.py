@@ -244,6 +244,23 @@ class TestPixels:
         expected = np.asarray(Image.open(tmp_path / name).convert("RGB"))
         assert np.array_equal(self.decoded(tmp_path / name, SIZE, partial(centre_view, SIZE)), expected), mode
 
+    @pytest.mark.parametrize("mode", ["I;16", "I"])
+    def test_16_bit_grey_keeps_its_range(self, mode: str, tmp_path: Path) -> None:
+        grey = np.asarray(photo(5, SIZE, SIZE).convert("L"))
+        image = Image.fromarray(grey * np.uint16(257))
+        path = write(tmp_path / "x.tif", image if mode == "I;16" else image.convert("I"))
+        assert Image.open(path).mode == mode
+        found = self.decoded(path, SIZE, partial(centre_view, SIZE))
+        assert np.array_equal(found, np.repeat(grey[..., None], 3, axis=2))
+        write(tmp_path / "x.png", image)
+        assert np.array_equal(self.decoded(tmp_path / "x.png", SIZE, partial(centre_view, SIZE)), found)
+
+    @pytest.mark.parametrize(("mode", "value"), [("F", 0.5), ("I", 70_000), ("I", -1)])
+    def test_pixels_of_an_unknown_range_are_refused(self, mode: str, value: float, tmp_path: Path) -> None:
+        path = write(tmp_path / "x.tif", Image.new(mode, (SIZE, SIZE), value))
+        with pytest.raises(ValueError, match=f"pixels of mode {mode} from {value} to {value}; accepted: 8 or 16 bits"):
+            self.decoded(path, SIZE, partial(centre_view, SIZE))
+
     @pytest.mark.parametrize("options", [{"progressive": True}, {"subsampling": 0}, {"subsampling": 1}, {"quality": 5}])
     def test_every_jpeg_is_pillows_to_the_bit(self, options: dict, tmp_path: Path) -> None:
         path = write(tmp_path / "x.jpg", photo(5, SIZE, SIZE), **options)
