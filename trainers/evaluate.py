@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -157,8 +158,11 @@ def _test_data(config: EvaluateConfig, trained: dict[str, Any], arch: BaseArch, 
     size = config.image_size or (trained.get("image_size") if dataset.resizable else None)
     stream = dataset.streamable and trained.get("crop", "auto") != "pad"
     known: dict[str, Any] = {"image_size": size, "stream": stream, "target": task.target}
-    test = trainers.datasets.data.load_test(config.data, config.data_dir, **known)
-    classes = trainers.datasets.data.classes_of(config.data, config.data_dir, task.target)
+    names = tuple(trained.get("classes", ())) or None
+    classes = trainers.datasets.data.classes_of(config.data, config.data_dir, task.target, names)
+    if names is not None:
+        _check_classes(config, classes, names)
+    test = trainers.datasets.data.load_test(config.data, config.data_dir, classes=names, **known)
     if "mean" in trained:
         mean, std = trained["mean"], trained["std"]
     else:
@@ -176,6 +180,17 @@ def _test_data(config: EvaluateConfig, trained: dict[str, Any], arch: BaseArch, 
                 "accepted: the data set that the network was trained on"
             )
     return data
+
+
+def _check_classes(config: EvaluateConfig, found: tuple[str, ...], trained: tuple[str, ...]) -> None:
+    """Raise `UserError` if a data set has other classes than the network, or the same in another order."""
+    for number, (theirs, ours) in enumerate(zip_longest(found, trained)):
+        if theirs != ours:
+            raise UserError(
+                f"`data`: class {number} of {config.data} is {theirs!r} (of {len(found)}), in the network of "
+                f"{str(config.folder)!r} it is {ours!r} (of {len(trained)}); accepted: the data set that the network "
+                "was trained on"
+            )
 
 
 def build_parser() -> Parser:

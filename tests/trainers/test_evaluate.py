@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import res2net
 import trainers.datasets.data
@@ -15,6 +16,7 @@ from res2net import Arch, Stage, create
 from res2net.options import from_options
 from trainers import evaluate, fit
 from trainers.datasets.data import Data, Split
+from trainers.datasets.drawing import CLASSES
 from trainers.evaluate import EvaluateConfig, evaluate_folder
 from trainers.images import Images
 
@@ -136,6 +138,54 @@ class TestMistakes:
         assert err.count("\n") == 1
         for part in parts:
             assert part in err
+
+
+class TestClasses:
+    """The data set must have the classes of training, under the same numbers."""
+
+    @pytest.fixture
+    def pets(self, tmp_path: Path) -> Path:
+        """A model folder of a network for cats and dogs."""
+        res2net.save(create(replace(ARCH, num_classes=2)), tmp_path / "pets")
+        known = {"mean": (0.5,) * 3, "std": (0.25,) * 3, "image_size": 16, "classes": ["cat", "dog"]}
+        describe(tmp_path / "pets", **known)
+        return tmp_path / "pets"
+
+    def photos(self, folder: Path, *names: str) -> list[str]:
+        """Write a test split with two images of each class; return the options of the command."""
+        for name in names:
+            (folder / "val" / name).mkdir(parents=True)
+            for i in range(2):
+                Image.new("RGB", (20, 16), (60 * i, 90, 30)).save(folder / "val" / name / f"{i}.png")
+        return ["--data", "folder", "--data-dir", str(folder), "--device", "cpu"]
+
+    def test_a_test_split_alone_is_enough(self, pets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert evaluate.main([str(pets), *self.photos(tmp_path / "photos", "cat", "dog")]) == 0
+        assert "folder, 4 test images" in capsys.readouterr().out
+
+    @pytest.mark.parametrize(
+        ("names", "says"),
+        [
+            (("apple", "pear"), "class 0 of folder is 'apple' (of 2), in the network of {} it is 'cat' (of 2)"),
+            (("cat", "dog", "eel"), "class 2 of folder is 'eel' (of 3), in the network of {} it is None (of 2)"),
+        ],
+    )
+    def test_others_are_one_line(
+        self, names: tuple[str, ...], says: str, pets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert evaluate.main([str(pets), *self.photos(tmp_path / "photos", *names)]) == 2
+        err = capsys.readouterr().err
+        assert f"--data: {says.format(repr(str(pets)))}; accepted: the data set" in err
+        assert err.count("\n") == 1
+
+    @pytest.mark.usefixtures("small")
+    def test_a_generated_data_set_is_compared_too(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        known = {"mean": (0.5,) * 3, "std": (0.25,) * 3}
+        describe(folder, classes=CLASSES, **known)
+        assert evaluate.main([str(folder), "--device", "cpu"]) == 0
+        describe(folder, classes=CLASSES[::-1], **known)
+        assert evaluate.main([str(folder), "--device", "cpu"]) == 2
+        assert f"class 0 of shapes is {CLASSES[0]!r}" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -107,9 +107,14 @@ def load_test(
     return part if stream else _in_memory(part)
 
 
-def classes_of(name: str, data_dir: str | Path | None = None, target: str = "class") -> tuple[str, ...]:
-    """Return the class names of a data set, in the order of the class numbers."""
-    return _opened(name, target, data_dir).classes()
+def classes_of(
+    name: str, data_dir: str | Path | None = None, target: str = "class", trained: tuple[str, ...] | None = None
+) -> tuple[str, ...]:
+    """Return the class names of a data set, in the order of the class numbers.
+
+    trained: the classes of a trained network. With them, a data set of image folders needs only its test split.
+    """
+    return _opened(name, target, data_dir, None, trained).classes()
 
 
 def sizes_of(

@@ -31,8 +31,8 @@ class Folder(DataSet):
     streamable = True
 
     def classes(self) -> tuple[str, ...]:
-        """Return the sorted names of the folders in `train/`."""
-        return _classes(_root(self.data_dir, "train"))
+        """Return the sorted names of the folders in `train/`, or in `val/` for a trained network."""
+        return _classes(_root(self.data_dir, "train" if self.trained_classes is None else "val"))
 
     def train(self) -> Files:
         """Return the files below `train/`."""
