@@ -130,6 +130,11 @@ class TestPrecision:
         outputs = [found([[0, 0, 10, 10], [25, 25, 35, 35]], [1, 1], [0.5, 0.9])]
         assert scored("detect", outputs, labels).box_ap == pytest.approx(100)
 
+    @pytest.mark.parametrize("labels", [rows((0,) * 6), rows((20, 20, 60, 60, 1, 1))], ids=["none", "a crowd"])
+    def test_of_a_split_without_an_object_is_one_line(self, labels: Tensor) -> None:
+        with pytest.raises(UserError, match=r"^`data`: none of the 1 images of the split has an object to find"):
+            scored("detect", [found([[0, 0, 10, 10]], [1], [0.9])], labels)
+
     def test_by_size(self) -> None:
         labels = rows((0, 0, 4, 4, 1, 0), (10, 10, 20, 20, 1, 0), (30, 30, 60, 60, 1, 0))
         outputs = [found([[0, 0, 4, 4], [30, 30, 60, 60]], [1, 1], [0.9, 0.8])]

@@ -176,9 +176,14 @@ class DetectionMeter:
             self.images.append((_listed(found), _listed(true)))
 
     def scores(self, group: Group) -> Any:
-        """Return the scores over the images of all processes."""
+        """Return the scores over the images of all processes. Raise `UserError` if no image has an object to find."""
         pairs = group.gather_objects(self.images)
         found, true = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+        if all(all(image["crowd"]) for image in true):  # the AP would be NaN
+            raise UserError(
+                f"`data`: none of the {len(true)} images of the split has an object to find; accepted: validation and "
+                "test splits with at least one object that is neither a crowd nor difficult"
+            )
         box = objects.precision(found, true, self.classes, self.sizes, "bbox")
         if isinstance(self.task, Instances):
             mask = objects.precision(found, true, self.classes, self.sizes, "segm")
