@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,6 +24,7 @@ from res2net.errors import UserError
 from trainers.datasets import data, shapes
 from trainers.datasets.archive import Archive
 from trainers.datasets.cifar import Cifar, Cifar10, Cifar100
+from trainers.images import Images
 
 TRAIN_RECORDS = {"cifar10": 40, "cifar100": 300}  # per file: the real files hold 10,000 and 50,000
 TEST_RECORDS = 20
@@ -230,6 +232,17 @@ def test_mean_and_std_are_those_of_the_train_images(home: Path) -> None:
     scaled = loaded.train.images.astype(np.float64) / 255
     np.testing.assert_allclose(loaded.mean, scaled.mean(axis=(0, 2, 3)), rtol=1e-9)
     np.testing.assert_allclose(loaded.std, scaled.std(axis=(0, 2, 3)), rtol=1e-9)
+
+
+@given(values=st.tuples(*[st.integers(0, 255)] * 3))
+def test_a_constant_channel_is_zero_after_normalisation(values: tuple[int, int, int]) -> None:
+    constant = np.array(values, np.uint8)[:, None, None] * np.ones((20, 3, 4, 4), np.uint8)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shapes.Shapes, "train", lambda self: data.Split(constant, np.arange(20) % 10))
+        loaded = data.load("shapes", val_fraction=0)
+    for x, _ in Images(loaded.train, loaded, torch.device("cpu")).batches(10):
+        assert torch.isfinite(x).all()
+        assert x.abs().max() < 1e-3
 
 
 @pytest.mark.parametrize("layout", [0, 1])

@@ -159,7 +159,7 @@ class Data:
     train: Split | Files
     val: Split | Files  # empty with a validation fraction of 0
     mean: tuple[float, ...]  # mean of each channel of the training images, in 0..1; ImageNet's mean for `Files`
-    std: tuple[float, ...]  # standard deviation of each channel, in the same way
+    std: tuple[float, ...]  # standard deviation of each channel, in the same way, at least 1/255
     target: str = "class"  # a key of `TARGETS`
     sizes: Sizes = COCO_SIZES  # bounds between small, medium and large objects (`DataSet.sizes`)
 

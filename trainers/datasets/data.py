@@ -30,6 +30,8 @@ __all__ = [
     "sizes_of",
 ]
 
+LEAST_STD = 1 / 255  # one grey level
+
 
 def load(
     name: str,
@@ -298,7 +300,7 @@ def _stratified_order(labels: np.ndarray, seed: int) -> np.ndarray:
 
 
 def _mean_std(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return the mean and the standard deviation of each channel, in 0..1."""
+    """Return the mean and the standard deviation of each channel, in 0..1. The deviation is at least `LEAST_STD`."""
     channels = images.shape[1]
     # Counts of the 256 values give exact sums without a float copy of the images.
     counts = np.zeros((channels, 256), np.int64)
@@ -308,5 +310,6 @@ def _mean_std(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]
     values = np.arange(256) / 255
     share = counts / counts.sum(axis=1, keepdims=True)
     mean = share @ values
-    std = np.sqrt(share @ values**2 - mean**2)
+    # Normalisation divides by the deviation. A constant channel has a variance of 0, or just below 0 after rounding.
+    std = np.sqrt(np.maximum(share @ values**2 - mean**2, LEAST_STD**2))
     return tuple(mean.tolist()), tuple(std.tolist())
