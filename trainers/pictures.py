@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from res2net.errors import UserError
 from res2net.files import write_atomic
+from res2net.folder import check_creatable
 from trainers.datasets.data import Data
 from trainers.device import autocast
 from trainers.images import Source
@@ -43,13 +44,16 @@ def sheet(rows: Sequence[Sequence[np.ndarray]]) -> bytes:
 
 
 def check_pictures(path: Path, task: Task, channels: int) -> None:
-    """Raise `UserError` for a task without pictures, a number of channels other than 1 or 3, and a missing folder."""
+    """Raise `UserError` for a task without pictures, a number of channels other than 1 or 3, and an unusable path."""
     if task.head_kind is None:
         raise UserError(f"`pictures`: not for the task {task.name}; accepted: a task whose targets have a place")
     if channels not in (1, 3):
         raise UserError(f"`pictures`: images of {channels} channels; accepted: of 1 or 3")
     if not path.absolute().parent.is_dir():
         raise UserError(f"`pictures`: no folder {str(path.parent)!r}; accepted: a file in a folder that exists")
+    if path.is_dir():
+        raise UserError(f"`pictures`: {str(path)!r} is a folder; accepted: a file in a folder that exists")
+    check_creatable(path, "`pictures`")
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ scored, written and read as any other."""
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -184,6 +185,20 @@ class TestFolder:
         width, height = Image.open(picture).size
         assert width > 3 * 192
         assert height > 3 * 192
+
+    def test_a_picture_needs_a_new_file_in_a_folder_that_may_be_written(
+        self, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        command = [str(trained), "--data", BLOCKS, "--device", "cpu", "--pictures"]
+        assert evaluate.main([*command, str(tmp_path / "none" / "sheet.png")]) == 2
+        assert "--pictures: no folder" in capsys.readouterr().err
+        assert evaluate.main([*command, str(tmp_path)]) == 2
+        assert f"--pictures: {str(tmp_path)!r} is a folder; accepted: a file" in capsys.readouterr().err
+        monkeypatch.setattr(os, "access", lambda *_: False)
+        assert evaluate.main([*command, str(tmp_path / "sheet.png")]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert "sheet.png' cannot be created in" in error
 
     def test_other_classes_are_refused(self, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert evaluate.main([str(trained), "--data", "shapes"]) == 2
