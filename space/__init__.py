@@ -6,7 +6,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from res2net.errors import unknown
+from res2net.errors import UserError, unknown
 from space.catalogue import BASES, DEFAULT_BASE, bases_like, named, names
 from space.dimensions import DIMENSIONS
 from space.skeleton import Skeleton
@@ -44,7 +44,11 @@ def get(
         raise unknown("`base`", base, BASES)
     text = os.fspath(name_or_yaml)
     if isinstance(name_or_yaml, Path) or text.endswith((".yaml", ".yml")) or "/" in text or os.sep in text:
-        space = load(Path(text).expanduser(), base, per_stage)
+        try:
+            path = Path(text).expanduser()
+        except RuntimeError:
+            raise UserError(f"`space` {text}: starts at an unknown home; accepted: a YAML file") from None
+        space = load(path, base, per_stage)
     else:
         space = named(text, base, per_stage)
     known = {"num_classes": num_classes, "image_size": image_size, "in_channels": in_channels}

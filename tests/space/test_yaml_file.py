@@ -142,6 +142,11 @@ def test_a_file_that_cannot_be_read(tmp_path: Path, name: str) -> None:
         space.get(tmp_path / name)
 
 
+def test_a_home_of_nobody() -> None:
+    with pytest.raises(UserError, match=r"^`space` ~nobody-has-this-name/a\.yaml: starts at an unknown home; accepted"):
+        space.get("~nobody-has-this-name/a.yaml")
+
+
 def test_bytes_that_are_no_text(tmp_path: Path) -> None:
     path = tmp_path / "mine.yml"
     path.write_bytes(b"\xff\xfe\x00scale")

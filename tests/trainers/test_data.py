@@ -188,6 +188,15 @@ def test_data_dir_may_start_at_home(home: Path, monkeypatch: pytest.MonkeyPatch)
     assert len(data.load_test("cifar10", f"~/{home.name}")) == TEST_RECORDS
 
 
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [("cifar10", "class"), ("folder", "class"), ("voc", "mask"), ("coco", "boxes"), ("masks", "mask")],
+)
+def test_a_home_of_nobody_is_one_line(name: str, target: str) -> None:
+    text = message(lambda: data.load(name, "~nobody-has-this-name/photos", target=target))
+    assert text.startswith("`data_dir`: ~nobody-has-this-name/photos starts at an unknown home; accepted: ")
+
+
 @given(
     name=st.sampled_from(CIFARS),
     seed=st.integers(0, 2**32),

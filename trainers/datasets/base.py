@@ -235,6 +235,18 @@ class DataSet(ABC):
     def test(self) -> Split | Files:
         """Return the test images."""
 
+    def root(self, accepted: str) -> Path:
+        """Return the path `data_dir`, with `~` replaced by the home folder.
+
+        accepted: the accepted folders, for errors. Raise `UserError` if `data_dir` is None or names an unknown user.
+        """
+        if self.data_dir is None:
+            raise UserError(f"`data_dir`: None; {self.name} needs a folder; accepted: {accepted}")
+        try:
+            return Path(self.data_dir).expanduser()
+        except RuntimeError:
+            raise UserError(f"`data_dir`: {self.data_dir} starts at an unknown home; accepted: {accepted}") from None
+
     def note(self) -> str | None:
         """Return a line about the files that `train` reads, which `fit` shows before the training, or None."""
         return None

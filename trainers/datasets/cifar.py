@@ -103,12 +103,7 @@ class Cifar(DataSet):
         return self.train_records if part == "train" else self.test_records
 
     def _root(self) -> Path:
-        if self.data_dir is None:
-            raise UserError(
-                f"`data_dir`: None; {self.name} needs a folder; accepted: a folder that holds {self._folders()}, "
-                f"or any folder with `download`"
-            )
-        return Path(self.data_dir).expanduser()
+        return self.root(f"a folder that holds {self._folders()}, or any folder with `download`")
 
     def _folders(self) -> str:
         return " or ".join(layout.folder for layout in self.layouts)

@@ -70,9 +70,7 @@ class Coco(DataSet):
         return super().base(image_size or POINTS_SIZE)
 
     def _top(self) -> Path:
-        if self.data_dir is None:
-            raise UserError(f"`data_dir`: None; coco needs a folder; accepted: {LAYOUT}")
-        top = Path(self.data_dir).expanduser()
+        top = self.root(LAYOUT)
         if not top.is_dir():
             raise UserError(f"`data_dir`: {top} is no folder; accepted: {LAYOUT}")
         return top

@@ -32,11 +32,11 @@ class Folder(DataSet):
 
     def classes(self) -> tuple[str, ...]:
         """Return the sorted names of the folders in `train/`, or in `val/` for a trained network."""
-        return _classes(_root(self.data_dir, "train" if self.trained_classes is None else "val"))
+        return _classes(self._part("train" if self.trained_classes is None else "val"))
 
     def train(self) -> Files:
         """Return the files below `train/`."""
-        files = _scan(_root(self.data_dir, "train"), self.image_size or 0)
+        files = _scan(self._part("train"), self.image_size or 0)
         return files if self.image_size else replace(files, image_size=guess_size(files))
 
     def test(self) -> Files:
@@ -46,20 +46,16 @@ class Folder(DataSet):
         """
         size = self.image_size or self.train().image_size
         expected = self.classes() if self.trained_classes is None else self.trained_classes
-        root = _root(self.data_dir, "val")
+        root = self._part("val")
         _check_same(root, _classes(root), expected)
         return _scan(root, size)
 
-
-def _root(data_dir: str | Path | None, part: Part) -> Path:
-    if data_dir is None:
-        raise UserError(f"`data_dir`: None; folder needs a folder of images; accepted: {LAYOUT}")
-    top = Path(data_dir).expanduser()
-    root = top / part
-    if not root.is_dir():
-        state = f"holds no {part}/" if top.is_dir() else "is no folder"
-        raise UserError(f"`data_dir`: {top} {state}; accepted: {LAYOUT}")
-    return root
+    def _part(self, part: Part) -> Path:
+        top = self.root(LAYOUT)
+        if not (top / part).is_dir():
+            state = f"holds no {part}/" if top.is_dir() else "is no folder"
+            raise UserError(f"`data_dir`: {top} {state}; accepted: {LAYOUT}")
+        return top / part
 
 
 def _classes(root: Path) -> tuple[str, ...]:

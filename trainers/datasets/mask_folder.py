@@ -104,9 +104,7 @@ class Masks(DataSet):
         return replace(files, image_size=size)
 
     def _top(self) -> Path:
-        if self.data_dir is None:
-            raise UserError(f"`data_dir`: None; masks needs a folder; accepted: {ACCEPTED}")
-        top = Path(self.data_dir).expanduser()
+        top = self.root(ACCEPTED)
         if not top.is_dir():
             raise UserError(f"`data_dir`: {top} is no folder; accepted: {ACCEPTED}")
         return top

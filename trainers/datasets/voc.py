@@ -80,9 +80,7 @@ class Voc(DataSet):
 
     def _root(self) -> Path:
         accepted = BOXES_LAYOUT if self.target == "boxes" else LAYOUT
-        if self.data_dir is None:
-            raise UserError(f"`data_dir`: None; voc needs a folder; accepted: {accepted}")
-        top = Path(self.data_dir).expanduser()
+        top = self.root(accepted)
         found = next((top / place for place in PLACES if (top / place / IMAGES).is_dir()), None)
         if found is None:
             places = " and no ".join(f"{place}/{IMAGES}/".lstrip("/") for place in PLACES)
