@@ -93,8 +93,8 @@ def train(
     with locked(folder) if first else contextlib.nullcontext():
         if first:
             write_atomic(folder / ABOUT_FILE, json.dumps(_about(scope, scoring, space, data), indent=2) + "\n")
-        torch.manual_seed(scope.seed)
         config = replace(scoring.train_config(scope.seed), device=device)
+        torch.manual_seed(scope.seed)
         model = ElasticRes2Net(space)
         trainer = SupernetTrainer(model, data, config, members_of(space), group, TASKS[scope.task])
         rows = _restore(trainer, folder)

@@ -25,6 +25,7 @@ SCHEDULES = ("cosine", "step", "linear", "rex", "constant", "poly")
 OPTIMIZERS = ("sgd", "adamw")
 CROPS = ("auto", "pad", "resized", "scaled")
 POWER = 0.9  # exponent of the schedule `poly`
+MAX_SEED = 2**32 - 1  # on a CPU, torch reads 32 bits of a seed, so a larger seed would repeat a smaller one
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +101,8 @@ class Config:
         for name in ("weight_decay", "warmup", "crop_padding", "mixup", "cutmix", "hold", "crop_from"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"`{name}`: {getattr(self, name)}; accepted: a number of at least 0")
+        if not 0 <= self.seed <= MAX_SEED:
+            raise UserError(f"`seed`: {self.seed}; accepted: a whole number from 0 to {MAX_SEED}")
         if self.steps < 0:
             raise UserError(f"`steps`: {self.steps}; accepted: a whole number of at least 0")
         for name in ("momentum", "label_smoothing", "ema"):
@@ -299,7 +302,7 @@ def recipe(text: str, changes: Mapping[str, Any] | None = None) -> Config:
     try:
         values = read_values(path, KEYS, tuple(RECIPES))
         start = values.pop("recipe", "fast")
-        if start not in RECIPES:
+        if start not in tuple(RECIPES):  # a list cannot be looked up in a mapping
             raise unknown("`recipe`", start, RECIPES)
         changed = {key: converted(key, value, getattr(Config(), key)) for key, value in values.items()}
         base = _changed(RECIPES[start], changed)

@@ -124,6 +124,7 @@ class TestFiles:
             ("lrr: 0.1", ["did you mean 'lr'"]),
             ("seed: 3", ["key", "'seed'"]),
             ("recipe: moden", ["'recipe'", "'moden'", "did you mean 'modern'"]),
+            ("recipe: [fast]", ["'recipe'", "['fast']", "accepted: fast"]),
             ("lr: fast", ["'lr': 'fast'", "a number"]),
             ("lr: -1", ["'lr': -1", "above 0"]),
             ("lr: .nan", ["'lr': nan"]),
@@ -160,6 +161,12 @@ class TestFiles:
             recipe("moderm")
         with pytest.raises(UserError, match="cannot be read"):
             recipe(str(tmp_path / "none.yaml"))
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 2**64])
+def test_a_seed_that_a_generator_refuses_is_one_line(seed: int) -> None:
+    with pytest.raises(UserError, match=f"^`seed`: {seed}; accepted: a whole number from 0 to 4294967295$"):
+        recipe("fast", {"seed": seed})
 
 
 def test_each_field_belongs_to_the_recipe_or_to_the_run() -> None:
