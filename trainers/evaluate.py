@@ -136,11 +136,15 @@ def _evaluate_folder(config: EvaluateConfig) -> _Evaluation:
 def trained_on(folder: Path, arch: BaseArch) -> tuple[dict[str, Any], Task]:
     """Return two entries of `training.json`: the description of the training images (`data`), and the task.
 
-    Without the file, return {} and the task of the network's head.
+    Without the file, return {} and the task of the network's head. Raise `UserError` if no task has this head.
     """
     path = folder / TRAINING_FILE
     if not path.is_file():
-        return {}, next(task for task in TASKS.values() if task.head_kind == arch.head_kind)
+        by_head = {task.head_kind: task for task in TASKS.values()}
+        if arch.head_kind not in by_head:
+            heads = ", ".join(head or "a classifier" for head in by_head)
+            raise UserError(f"model folder {str(folder)!r}: no task has the head {arch.head_kind}; accepted: {heads}")
+        return {}, by_head[arch.head_kind]
     try:
         training = json.loads(path.read_text())
         # Folders of earlier versions name no task.

@@ -13,6 +13,7 @@ from PIL import Image
 import res2net
 import trainers.datasets.data
 from res2net import Arch, Stage, create
+from res2net.heads import KeypointRcnn
 from res2net.options import from_options
 from trainers import evaluate, fit
 from trainers.datasets.data import Data, Split
@@ -138,6 +139,15 @@ class TestMistakes:
         assert err.count("\n") == 1
         for part in parts:
             assert part in err
+
+
+def test_a_head_without_a_task_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arch = replace(ARCH, num_classes=2, head=KeypointRcnn(8, 16, 4, 20, points=3))
+    res2net.save(create(arch), tmp_path / "model")
+    assert evaluate.main([str(tmp_path / "model")]) == 2
+    err = capsys.readouterr().err
+    assert "no task has the head keypoint_rcnn; accepted: a classifier, deeplab, " in err
+    assert err.count("\n") == 1
 
 
 class TestClasses:
