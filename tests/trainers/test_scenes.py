@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from res2net.errors import UserError
 from trainers import datasets
-from trainers.datasets import scene_objects, scenes
+from trainers.datasets import files, scene_objects, scenes
 from trainers.datasets.base import partners
 from trainers.datasets.drawing import CLASSES
 from trainers.datasets.scenes import SceneArrays, Scenes, crops, generate, size_of
@@ -235,6 +235,16 @@ class TestDataSet:
         text = str(caught.value)
         assert text == "`image_size`: 31 is too small for scenes; accepted: at least 32 pixels along a side"
         assert datasets.load("scenes", image_size=32).image_size == 32
+
+    @pytest.mark.parametrize(("target", "side"), [("class", 50), ("instances", 35), ("points", 50)])
+    def test_more_than_the_memory_is_one_line(self, target: str, side: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(files, "_free_memory", lambda: 2 * 40 * 4 * 50**2)
+        with pytest.raises(UserError) as caught:
+            datasets.load("scenes", image_size=8192, target=target)
+        text = str(caught.value)
+        assert text.startswith("`image_size`: 40 images of 8192 x 8192 need")
+        assert text.endswith(f"GiB; accepted: `image_size` up to {side}")
+        assert datasets.load("scenes", image_size=side, target=target).image_size == side
 
 
 class TestPoints:

@@ -161,7 +161,7 @@ def to_split(files: Files, console: Console | None = None) -> Split:
     Raise `UserError` if the images do not fit into memory, or if too many files are damaged (see `Damaged`).
     """
     size, form = files.image_size, target_form(files)
-    _check_memory(len(files), size, 3 + (math.prod(form[0]) * form[1].itemsize / size**2 if form else 0))
+    check_memory(len(files), size, 3 + (math.prod(form[0]) * form[1].itemsize / size**2 if form else 0))
     images = np.empty((len(files), 3, size, size), np.uint8)
     targets = torch.empty((len(files), *form[0]), dtype=form[1]) if form else None
     labels = files.labels if targets is None else targets.numpy()
@@ -196,10 +196,11 @@ def _fill(files: Files, images: np.ndarray, targets: torch.Tensor | None, start:
     return lost
 
 
-def _check_memory(count: int, size: int, channels: float) -> None:
+def check_memory(count: int, size: int, channels: float, fixed: bool = False) -> None:
     """Raise `UserError` if the images need more than half of the free memory: the training needs the rest.
 
     channels: bytes per pixel, for an image and its target together.
+    fixed: whether the setting `train_images` does not change the number of images.
     """
     free = _free_memory()
     if free is None:
@@ -207,10 +208,10 @@ def _check_memory(count: int, size: int, channels: float) -> None:
     needed, room = count * channels * size * size, free // 2
     if needed > room:
         fits, side = int(room // (channels * size * size)), int((room / (channels * count)) ** 0.5)
+        fewer = "" if fixed else f"`train_images` up to about {fits}, or "
         raise UserError(
             f"`image_size`: {count} images of {size} x {size} need {needed / 2**30:.1f} GiB, and half of the free "
-            f"memory is {room / 2**30:.1f} GiB; accepted: `train_images` up to about {fits}, or `image_size` up to "
-            f"{side}"
+            f"memory is {room / 2**30:.1f} GiB; accepted: {fewer}`image_size` up to {side}"
         )
 
 

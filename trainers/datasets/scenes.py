@@ -14,6 +14,7 @@ import numpy as np
 from res2net.errors import UserError
 from trainers.datasets.base import BOX_MARGIN, OBJECTS, DataSet, Split
 from trainers.datasets.drawing import CLASSES
+from trainers.datasets.files import check_memory
 from trainers.datasets.scene_objects import SIZE, SLOTS, Window, pick_salient, place
 from trainers.datasets.scene_picture import draw
 
@@ -22,6 +23,8 @@ BOX_ERROR = 0.1  # error of the given boxes, for key points; `BOX_MARGIN` still 
 CROP_SIZE = 64  # pixels along a side of an image of one object, for key points
 MIN_SIDE = 32  # pixels along a side; in smaller images, objects of 4 pixels would be large
 SMALL, MEDIUM = 16, 40  # bounds between small, medium and large boxes, in pixels of an image of 128 x 128 (`size_of`)
+# Bytes per pixel of an image with its map of instances, and of the map for a target.
+BYTES, MAP_BYTES = 4, {"mask": 1, "salient": 1, "instances": 4}
 
 # Number of images and seed. Both are fixed, so that any two runs are scored on the same images.
 TRAIN_POOL = (2_500, 190_416)
@@ -91,6 +94,8 @@ class Scenes(DataSet):
             )
 
     def _split(self, n: int, seed: int) -> Split:
+        if self.image_size is not None:  # the arrays of the default sizes are small
+            check_memory(n, self.image_size, BYTES + MAP_BYTES.get(self.target, 0), fixed=True)
         if self.target == "points":
             return crops(generate(n, seed), self.image_size or CROP_SIZE, seed)
         scenes = generate(n, seed, self.image_size or SIZE)
