@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 
 from res2net.errors import UserError
 from res2net.files import write_atomic, write_folder
-from res2net.folder import ARCH_FILE, load
+from res2net.folder import check_replaceable, load
 from search import runs
 from search.model_folder import Extras, export
 from search.objectives import PARAMS
@@ -76,16 +77,28 @@ def _difference(model: torch.nn.Module, place: Path) -> float:
 
 
 def _check_replaceable(to: Path) -> None:
-    """Raise `UserError` unless a folder is new, is empty, or holds an earlier export of a front."""
-    if to.is_dir():
-        foreign = [p.name for p in sorted(to.iterdir()) if p.name != TABLE and not (p / ARCH_FILE).is_file()]
-    else:
-        foreign = [to.name] if to.exists() else []
+    """Raise `UserError` unless a folder is new, is empty, or holds only what an earlier export of a front wrote."""
+    names = sorted(p.name for p in to.iterdir()) if to.is_dir() else [to.name] * to.exists()
+    foreign = sorted(set(names) - _written(to / TABLE))
     if foreign:
         raise UserError(
             f"`to`: {str(to)!r} holds {foreign[0]!r}, which does not belong to an exported front; "
             "accepted: a new folder, an empty one, or an earlier export"
         )
+    for name in names:
+        if name != TABLE:
+            check_replaceable(to / name, "`to`")
+
+
+def _written(table: Path) -> set[str]:
+    """Return the names that an export wrote: its table and the folders in it. Empty without such a table."""
+    if not table.is_file():
+        return set()
+    try:
+        folders = pd.read_csv(table, usecols=["folder"], dtype=str).folder.dropna()
+    except ValueError:  # another table, or no table
+        return set()
+    return {TABLE, *(name for name in folders if re.fullmatch(r"trial-\d+", name))}
 
 
 def show(table: pd.DataFrame, to: Path) -> None:

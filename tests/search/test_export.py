@@ -380,6 +380,27 @@ class TestFront:
         assert "holds 'notes.txt', which does not belong to an exported front" in capsys.readouterr().err
         assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
 
+    def test_models_that_it_did_not_write_are_left_alone(
+        self, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    ) -> None:
+        assert main([str(run), "--to", str(tmp_path / "models" / "mine")]) == 0
+        assert main([str(run), "--front", "--to", str(tmp_path / "models")]) == 2
+        assert "holds 'mine', which does not belong to an exported front" in capsys.readouterr().err
+        (tmp_path / "models" / TABLE).write_text("folder\nmine\n")  # a table of another origin
+        assert main([str(run), "--front", "--to", str(tmp_path / "models")]) == 2
+        res2net.load(tmp_path / "models" / "mine")
+
+    @pytest.mark.parametrize("where", ["mine", "trial-{}/mine"])
+    def test_what_was_added_to_it_is_left_alone(
+        self, run: Path, tmp_path: Path, where: str, capsys: pytest.CaptureFixture
+    ) -> None:
+        assert main([str(run), "--front", "--to", str(tmp_path / "front")]) == 0
+        added = tmp_path / "front" / where.format(ledger_of(run).front[0].number)
+        assert main([str(run), "--to", str(added)]) == 0
+        assert main([str(run), "--front", "--to", str(tmp_path / "front")]) == 2
+        assert "holds 'mine', which does not belong to" in capsys.readouterr().err
+        res2net.load(added)
+
     def test_a_pick_contradicts_it(self, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
         assert main([str(run), "--front", "--pick", "knee", "--to", str(tmp_path / "front")]) == 2
         assert "--pick: knee contradicts --front" in capsys.readouterr().err
