@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from res2net.errors import UserError
 from res2net.folder import WEIGHTS_FILE, load_arch
 from search import runs
@@ -15,6 +17,8 @@ from search.model_folder import training_of
 from search.picks import ledger_of
 from search.settings import Settings
 from trainers.datasets.data import Data
+
+IMAGES = ("image_size", "train_images", "val_images", "mean", "std")  # keys of `Data.describe` that tell images apart
 
 
 def front(settings: Settings, run: Path, first: int, data: Data) -> Iterator[Included]:
@@ -30,7 +34,7 @@ def front(settings: Settings, run: Path, first: int, data: Data) -> Iterator[Inc
         copies = sorted((run / FOLDER).glob("*"), key=lambda path: int(path.name))[first:]
         for path in copies:
             network = Included("", as_res2net(load_arch(path)))
-            yield _included(source, path / WEIGHTS_FILE, network, read_training(path), settings)
+            yield _included(source, path / WEIGHTS_FILE, network, read_training(path), settings, data)
         return
     try:
         books, described = ledger_of(source), runs.read(source)
@@ -49,22 +53,24 @@ def front(settings: Settings, run: Path, first: int, data: Data) -> Iterator[Inc
         path = runs.weights_path(source, record.number)
         if path.is_file():  # other drivers of a shared study keep weights in folders of their own
             training = training_of(described, record)
-            yield _included(source, path, Included("", record.arch), training, settings)
+            yield _included(source, path, Included("", record.arch), training, settings, data)
 
 
 def _included(
-    source: Path, weights: Path, network: Included, training: Mapping[str, Any], settings: Settings
+    source: Path, weights: Path, network: Included, training: Mapping[str, Any], settings: Settings, data: Data
 ) -> Included:
     """Return a network of an earlier run with its weights.
 
     Its score is reused if a trial of this search would have the same images, the same recipe and the same number of
-    epochs, including inherited epochs. In a planned search, each trial has its own number of epochs.
+    epochs, including inherited epochs. In a planned search, each trial has its own number of epochs. A network that
+    started from shared weights had more training than its epochs say, so its score is not reused.
     """
     theirs, epochs, inherited = Settings.from_dict(training["settings"]), training["epochs"], training["inherited"]
     a, b = theirs.scoring, settings.scoring
     budget = b.epochs is None or (b.epochs == epochs and (not inherited or settings.evaluator.grows))
     recipes = [(replace(s.recipe, seed=0), s.batch_size, s.lr, s.metric) for s in (a, b)]
     other = other_split(theirs.scope, settings.scope)
+    same = not other and _same_images(training["data"], data.describe())
     return replace(
         network,
         name=f"{source} trial {training['trial']}",
@@ -72,5 +78,11 @@ def _included(
         epochs=epochs + inherited,
         seen=other,
         training=training,
-        reused=recipes[0] == recipes[1] and not other and budget,
+        reused=recipes[0] == recipes[1] and same and budget and not theirs.evaluator.origin,
     )
+
+
+def _same_images(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> bool:
+    """Return whether two descriptions of data (`Data.describe`) agree. Early runs lack some values."""
+    pairs = [(np.atleast_1d(theirs[key]), np.atleast_1d(ours[key])) for key in IMAGES if key in theirs]
+    return all(a.shape == b.shape and np.allclose(a, b, rtol=1e-6, atol=0) for a, b in pairs)

@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+import trainers.datasets.data
 from res2net import contains
 from res2net.errors import UserError
 from res2net.folder import CARD_FILE, TRAINING_FILE
 from search.api import load, plan_of, search
 from search.export import export
 from search.ledger import Ledger
+from search.prepared import prepared
 from search.runs import records_of, settings_of
 from search.settings import Settings
 from search.study.storage import read
@@ -96,6 +100,35 @@ class TestScores:
     ) -> None:
         search(settings.replace(**change), tmp_path / "run", work=train_trial)
         assert not scored(tmp_path / "run", reused=True)
+
+    @pytest.mark.parametrize("changed", ["size", "pixels", "number"])
+    def test_of_other_images_are_earned_anew(
+        self, settings: Settings, loaded: Data, tmp_path: Path, changed: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        images = loaded.train.images
+        others = {
+            "size": replace(loaded, train=replace(loaded.train, images=images.repeat(2, 2).repeat(2, 3))),
+            "pixels": replace(loaded, mean=(0.4, 0.5, 0.5)),
+            "number": replace(loaded, train=loaded.train.take(np.arange(39))),
+        }
+        monkeypatch.setattr(trainers.datasets.data, "load", lambda *args, **kwargs: others[changed])
+        plan = prepared(settings, tmp_path / "run", None)
+        assert plan.networks
+        assert not any(network.reused for network in plan.networks)
+
+    def test_of_shared_weights_are_earned_anew(self, settings: Settings, earlier: Path, loaded: Data) -> None:
+        content = json.loads((earlier / "run.json").read_text())
+        content["settings"]["scoring"]["evaluator"] = "inherit"
+        (earlier / "run.json").write_text(json.dumps(content))
+        assert not any(network.reused for network in prepared(settings, earlier.parent / "run", None).networks)
+
+    def test_of_an_early_run_without_the_image_size_are_reused(
+        self, settings: Settings, earlier: Path, loaded: Data
+    ) -> None:
+        content = json.loads((earlier / "run.json").read_text())
+        del content["data"]["image_size"]
+        (earlier / "run.json").write_text(json.dumps(content))
+        assert all(network.reused for network in prepared(settings, earlier.parent / "run", None).networks)
 
     def test_are_exported_with_their_origin(self, settings: Settings, loaded: Data, tmp_path: Path) -> None:
         search(settings, tmp_path / "run", work=train_trial)
