@@ -22,7 +22,7 @@ from trainers.tasks import TASKS
 
 TABLE = "front.csv"
 IMAGES = 8  # random images on which an exported network is compared with the trained one
-TOLERANCE = 1e-5  # largest accepted difference of their logits, relative to the largest logit
+TOLERANCE = 1e-5  # largest accepted difference of their logits, or of weights, relative to the largest value
 
 
 def export_front(
@@ -30,7 +30,8 @@ def export_front(
 ) -> pd.DataFrame:
     """Write a model folder for each network of a front, and `front.csv`; return the table, cheapest network first.
 
-    Each exported network is loaded again, and its logits are compared with those of the trained weights.
+    Each exported network is loaded again, and its logits are compared with those of the trained weights. Of a
+    detector, the weights are compared.
     extras_of: a function that returns the extras of a trial's export. under: see `search.picks.choose`.
     Raise `UserError` for a run without a trained network, and for a folder `to` with other content.
     """
@@ -62,17 +63,22 @@ def export_front(
 def _difference(model: torch.nn.Module, place: Path) -> float:
     """Return the largest difference between the logits of a trained network and of its export, relative to the largest.
 
-    Raise `RuntimeError` if it exceeds `TOLERANCE`.
+    The number of a detector's outputs varies, so compare each of its weights. Raise `RuntimeError` if the difference
+    exceeds `TOLERANCE`.
     """
     exported: Any = load(place)
-    images = torch.randn(IMAGES, exported.arch.in_channels, 32, 32, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        expected, got = model(images), exported(images)
-    difference = ((expected - got).abs().max() / expected.abs().max().clamp_min(1e-30)).item()
+    arch = exported.arch
+    if arch.head is not None and arch.head.detects:
+        weights = exported.state_dict()
+        pairs = [(value.double(), weights[name].double()) for name, value in model.state_dict().items()]
+    else:
+        images = torch.randn(IMAGES, arch.in_channels, 32, 32, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            pairs = [(model(images), exported(images))]
+    shares = [(a - b).abs().max() / a.abs().max().clamp_min(1e-30) for a, b in pairs]
+    difference = torch.stack(shares).max().item()  # unlike Python's `max`, this keeps NaN
     if not difference <= TOLERANCE:  # true for NaN too
-        raise RuntimeError(
-            f"{place.name}: the export differs from the trained network by {difference:.1e} of its logits"
-        )
+        raise RuntimeError(f"{place.name}: the export differs from the trained network by {difference:.1e}")
     return difference
 
 
@@ -106,4 +112,4 @@ def show(table: pd.DataFrame, to: Path) -> None:
     shown = table.dropna(axis=1, how="all").drop(columns="difference")
     print(shown.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
     count = f"{len(table)} network{'s' if len(table) > 1 else ''}"
-    print(f"{to}: {count}, {TABLE}; logits differ from the trained networks' by {table.difference.max():.1g} at most")
+    print(f"{to}: {count}, {TABLE}; they differ from the trained networks by {table.difference.max():.1g} at most")

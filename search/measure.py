@@ -39,6 +39,8 @@ from search.study.trials import Record
 from trainers.datasets.data import Data
 from trainers.device import device_of
 from trainers.meta import environment
+from trainers.tasks import TASKS
+from trainers.tasks.task import Task
 
 PROG = "python -m search.measure"
 BATCHES, CPU = (1, 8), torch.device("cpu")
@@ -137,7 +139,7 @@ def build_parser() -> Parser:
     parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a search (its --out)")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N (default: auto)")
     known = ", ".join(FORMS)
-    text = f"how networks run: {known} (default: all that this device and the installed packages have)"
+    text = f"how networks run: {known} (default: all that the device, the packages and the task allow)"
     parser.add_argument("--forms", nargs="+", metavar="NAME", help=text)
     parser.add_argument(
         "--batch-sizes", nargs="+", type=int, default=list(BATCHES), metavar="N", help="images together"
@@ -153,7 +155,7 @@ def _main(args: argparse.Namespace) -> None:
         check_least(name, value)
     device, console = device_of(args.device), Console()
     scope, data = runs.settings_of(args.run).scope, None
-    forms = args.forms or [f for f in _forms(device) if scope.task == "classification" or f != INT8_FORM]
+    forms = args.forms or _forms(device, TASKS[scope.task])
     if INT8_FORM in forms:
         check_int8(scope, f"`forms`: {INT8_FORM}")
         data = replace(scope, data_dir=args.data_dir or scope.data_dir).load_data(console)
@@ -174,14 +176,14 @@ def _main(args: argparse.Namespace) -> None:
     console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-def _forms(device: torch.device) -> list[str]:
-    """Return the forms that the device and the installed packages have."""
+def _forms(device: torch.device, task: Task) -> list[str]:
+    """Return the forms that the device and the installed packages have for networks of a task."""
     found: list[str] = list(TORCH_FORMS)
-    if device.type == "cpu":
+    if device.type == "cpu" and not task.detects:  # ONNX files cannot have a varying number of outputs
         with contextlib.suppress(UserError):
             need_onnx()
             found += ONNX_FORMS
-    return found
+    return [form for form in found if task.name == "classification" or form != INT8_FORM]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -363,7 +363,7 @@ class TestFront:
             trained = safetensors.torch.load_file(runs.weights_path(run, record.number))
             assert all(torch.equal(state[name], value) for name, value in trained.items())
         out = capsys.readouterr().out
-        assert f"{len(front)} networks, {TABLE}; logits differ from the trained networks" in out
+        assert f"{len(front)} networks, {TABLE}; they differ from the trained networks" in out
         assert main([str(run), "--front", "--to", str(tmp_path / "front")]) == 0  # replaces its own
 
     def test_a_part_of_it(self, run: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 import res2net
 from res2net import cost
-from search import export, run, runs
+from search import export, measure, run, runs
 from search.api import search
 from search.settings import Settings
 from space import Space
@@ -52,6 +52,25 @@ def test_searches_by_other_tasks(options: list[str], tmp_path: Path, task: str, 
     result = search(_settings(words).replace(trials=1, epochs=1), tmp_path / "run")
     assert pd.read_csv(result.folder / "pareto.csv")[f"val_{metric}"].between(0, 100).all()
     assert res2net.load(result.folder / "best").arch.head.kind == head
+
+
+@pytest.fixture
+def detectors(options: list[str], tmp_path: Path) -> Path:
+    """Search two detectors, and return the run's folder."""
+    words = ["detect" if word == "segment" else word for word in options]
+    return search(_settings(words).replace(trials=2, epochs=1), tmp_path / "run").folder
+
+
+@pytest.mark.slow
+def test_a_front_of_detectors_is_exported_and_measured(detectors: Path, tmp_path: Path) -> None:
+    assert export.main([str(detectors), "--front", "--to", str(tmp_path / "front")]) == 0
+    table = pd.read_csv(tmp_path / "front" / "front.csv")
+    assert (table.difference == 0).all()
+    assert all(res2net.load(tmp_path / "front" / name).arch.head.detects for name in table.folder)
+    assert measure.main([str(detectors), "--batch-sizes", "1", "--device", "cpu"]) == 0
+    measured = pd.read_csv(detectors / "pareto.csv")
+    assert (measured.ms_optimized_1 > 0).all()
+    assert not any("onnx" in name for name in measured)
 
 
 def test_limits_count_the_head(options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
