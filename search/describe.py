@@ -1,6 +1,7 @@
 """Describe a space before anything is trained: `python -m search.describe --space scale_card_depth`.
 
-Costs are counted for one image of the data set, as in a search. No image is read, unless `--time` asks for a plan.
+Costs are counted for one image of the data set, as in a search; without `--data`, for one image of the base's size.
+Only a data set of a user's own is loaded, unless `--time` asks for a plan.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import itertools
 import math
 import random
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -231,9 +232,10 @@ def _main(args: argparse.Namespace) -> int:
 
     if scope.timed and scope.latency is None:
         raise UserError("`latency`: nothing is measured here; accepted: a file of python -m search.latency")
-    settings, bounds = resolved(settings, len(classes), scope.image_size)
+    form = _form(scope, show) if "data" in values else (None, None)
+    settings, bounds = resolved(settings, len(classes), *form)
     scope = settings.scope
-    space = scope.get_space(len(classes), scope.image_size)
+    space = scope.get_space(len(classes), *form)
     objectives = dict.fromkeys((*scope.costs, *COSTS.values()))
     for objective in objectives:
         objective.check(space)
@@ -249,6 +251,15 @@ def _main(args: argparse.Namespace) -> int:
         for line in plan_lines(plan_of(settings, progress=default(console)), settings):
             show(line)
     return 0
+
+
+def _form(scope: Scope, show: Callable[[str], None]) -> tuple[int | None, int | None]:
+    """Return the size and the channels of the data set's images; None for what is unknown without its files."""
+    try:
+        return trainers.datasets.data.form_of(scope.data, scope.data_dir, TASKS[scope.task].target, scope.image_size)
+    except (OSError, UserError) as error:
+        show(f"costs are not those of {scope.data}, whose images cannot be read: {error}")
+        return scope.image_size, None
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -121,9 +121,10 @@ def build_parser() -> Parser:
     add("--space", default="scale_card_depth", metavar="NAME", help=f"{', '.join(spaces.names())}, or a YAML file")
     add("--base", metavar="NAME", help=f"{', '.join(spaces.BASES)}; none: the one that suits the data set")
     add("--per-stage", action="store_true", help="give every stage its own values")
-    add("--data", default="shapes", metavar="NAME", help="the data set, which sets classes and channels")
+    text = "the data set, which sets classes, channels and image size (default: shapes, at the base's image size)"
+    add("--data", metavar="NAME", help=text)
     add("--data-dir", metavar="DIR", help="the folder of the data set's files")
-    add("--image-size", type=int, metavar="N", help="side of the images in pixels; none: the base's")
+    add("--image-size", type=int, metavar="N", help="side of the images in pixels; none: the data set's")
     add("--device", default="cpu", metavar="NAME", help="cpu, cuda or cuda:N")
     add("--batch-size", type=int, default=1, metavar="N", help="images of a batch")
     add("--form", default=FORM, metavar="NAME", help=f"how networks run: {', '.join(FORMS)}")
@@ -149,15 +150,18 @@ def _networks(text: str) -> tuple[Arch, ...]:
 
 
 def _space(args: argparse.Namespace) -> Space:
-    """Return the space, with the classes of the data set."""
-    dataset = trainers.datasets.data.get(args.data)
+    """Return the space, with the classes, the image size and the channels of the data set."""
+    name = args.data or "shapes"
+    dataset = trainers.datasets.data.get(name)
     if args.image_size is not None:
         dataset.check_image_size(args.image_size)
     if args.base is not None and args.base not in spaces.BASES:
         raise UserError(f"`base`: unknown value {args.base!r}; accepted: {', '.join(spaces.BASES)}")
-    classes = len(trainers.datasets.data.classes_of(args.data, args.data_dir))
-    base = args.base or dataset.base(args.image_size)
-    return spaces.get(args.space, base, args.per_stage, num_classes=classes, image_size=args.image_size)
+    classes, size, channels = len(trainers.datasets.data.classes_of(name, args.data_dir)), None, None
+    if args.data is not None:
+        size, channels = trainers.datasets.data.form_of(name, args.data_dir, image_size=args.image_size)
+    base = args.base or dataset.base(size)
+    return spaces.get(args.space, base, args.per_stage, num_classes=classes, image_size=size, in_channels=channels)
 
 
 def _main(args: argparse.Namespace) -> None:

@@ -12,6 +12,7 @@ from res2net.arch import Arch
 from search import describe as module
 from search.describe import Description, describe, lines, main
 from search.objectives import COSTS, MACS, Limits, Objective, limits
+from search.settings import Settings
 from space import Space
 
 OBJECTIVES = tuple(COSTS.values())
@@ -116,6 +117,42 @@ class TestReport:
     def test_a_wrong_space_is_one_line(self, capsys: pytest.CaptureFixture) -> None:
         assert main(["--space", "scales"]) == 2
         assert capsys.readouterr().err.count("\n") == 1
+
+    @pytest.mark.parametrize(
+        ("options", "side"),
+        [
+            (["--data", "example_data:Stripes"], 16),
+            (["--data", "example_data:Blocks", "--task", "segment"], 16),
+            (["--data", "scenes", "--task", "segment"], 128),
+            (["--data", "scenes", "--task", "keypoints"], 64),
+            (["--data", "scenes", "--image-size", "96"], 96),
+            (["--data", "voc", "--task", "segment"], 513),
+            (["--data", "cifar10"], 32),
+        ],
+    )
+    def test_counts_costs_for_the_images_of_the_data(
+        self, run: Callable[..., str], tiny_space: Path, options: list[str], side: int
+    ) -> None:
+        assert f"images of {side} x {side} pixels" in run(*options)
+
+    def test_counts_costs_for_grey_images(self, run: Callable[..., str], tiny_space: Path) -> None:
+        text = run("--data", "example_data:Stripes")
+        settings = Settings(space=str(tiny_space), data="example_data:Stripes")
+        low, high = MACS.range(settings.scope.get_space(2, 16, 1))
+        (line,) = (line for line in text.splitlines() if line.startswith("  MACs"))
+        assert line.split()[1] == MACS.format(low)
+        assert line.split()[3] == MACS.format(high)
+
+    def test_works_without_the_files_of_own_data(
+        self, run: Callable[..., str], write_module: Callable[[str], str]
+    ) -> None:
+        name = write_module(
+            "from example_data import Stripes\n\n\n"
+            "class Absent(Stripes):\n    def train(self):\n        return open('/no/such/file')\n"
+        )
+        text = run("--data", f"{name}:Absent")
+        assert "whose images cannot be read: [Errno 2] No such file" in text
+        assert "images of 32 x 32 pixels" in text
 
     @pytest.mark.slow
     def test_with_a_time_it_ends_with_the_plan(self, run: Callable[..., str]) -> None:

@@ -22,10 +22,11 @@ from res2net.deploy.timing import FORMS, LEAST_RUNS, ONNX_FORMS, TORCH_FORMS, me
 from res2net.errors import UserError
 from res2net.named import named
 from res2net.pieces import sequence
-from search import carriers
+from search import carriers, runs
 from search import latency as module
 from search.carriers import plan, spread
 from search.latency import check, fit, load, main, make
+from search.settings import Settings
 from space import Space
 
 ROOT = Path(__file__).parents[2]
@@ -198,6 +199,13 @@ class TestCommand:
         assert classes
         arch = spaces.get(str(tiny_space), num_classes=10).fitted(named("res2net50_26w_4s"))  # type: ignore[arg-type]
         assert table.of(arch, size) > 0
+
+    @pytest.mark.usefixtures("instant")
+    @pytest.mark.parametrize("name", ["example_data:Stripes", "example_data:Blocks"])
+    def test_a_search_on_the_same_data_accepts_the_table(self, name: str, tiny_space: Path, tmp_path: Path) -> None:
+        assert main(["--space", str(tiny_space), "--data", name, "--out", str(tmp_path / "table.json")]) == 0
+        settings = Settings(space=str(tiny_space), data=name)
+        check(load(tmp_path / "table.json"), runs.space_for(tmp_path, settings, settings.scope.load_data()))
 
     @pytest.mark.parametrize(
         ("options", "error"),

@@ -13,6 +13,7 @@ import space
 from res2net.errors import UserError
 from trainers import datasets, evaluate, fit
 from trainers.datasets import DataSet, Split
+from trainers.datasets.data import form_of
 
 OWN = "example_data:Stripes"
 
@@ -49,6 +50,16 @@ def test_what_suits_each() -> None:
     assert of_32 == ["micro", "thin", *["cifar"] * 6]
     assert [datasets.get("folder").base(size) for size in (None, 127, 128)] == ["cifar", "cifar", "imagenet"]
     assert [name for name in datasets.names() if datasets.get(name).streamable] == ["folder", "voc", "coco", "masks"]
+
+
+@pytest.mark.parametrize("target", datasets.get("scenes").targets)
+@pytest.mark.parametrize("image_size", [None, 96])
+def test_the_size_of_images_is_known_before_they_are_drawn(
+    target: str, image_size: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainers.datasets.scenes.TRAIN_POOL", (4, 0))
+    train = datasets.get("scenes")(image_size=image_size, target=target).train()
+    assert form_of("scenes", None, target, image_size) == (train.image_size, train.in_channels)
 
 
 class TestOwn:

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from res2net.errors import UserError
 from res2net.plugins import PATH
+from trainers.datasets import cifar, coco, scene_objects, scenes, shapes, voc
 from trainers.datasets.base import MAPS, OBJECTS, TARGETS, VOID, Data, DataSet, Files, Split
 from trainers.datasets.files import MEAN, STD, to_split
 from trainers.datasets.registry import DATASETS, get, names
@@ -23,12 +24,25 @@ __all__ = [
     "Split",
     "classes_of",
     "download",
+    "form_of",
     "get",
     "load",
     "load_test",
     "names",
     "sizes_of",
 ]
+# Pixels along a side of a data set's images, and where they differ, for a kind of targets. All have three channels.
+SIDES = {
+    "shapes": shapes.SIZE,
+    "cifar10": cifar.SHAPE[-1],
+    "cifar100": cifar.SHAPE[-1],
+    "scenes": scene_objects.SIZE,
+    "scenes points": scenes.CROP_SIZE,
+    "coco": coco.SIZE,
+    "coco points": coco.POINTS_SIZE,
+    "voc": voc.SIZE,
+    "voc boxes": voc.BOXES_SIZE,
+}
 
 LEAST_STD = 1 / 255  # one grey level
 
@@ -124,6 +138,22 @@ def sizes_of(
 ) -> tuple[float, float]:
     """Return the bounds between small, medium and large objects of a data set (`DataSet.sizes`)."""
     return _opened(name, target, data_dir, image_size).sizes()
+
+
+def form_of(
+    name: str, data_dir: str | Path | None = None, target: str = "class", image_size: int | None = None
+) -> tuple[int, int]:
+    """Return the pixels along a side and the colour channels of a data set's images.
+
+    Data sets of a known size need no files. Of other registered data sets, the files are listed. A data set of a user's
+    own returns its training images.
+    """
+    dataset = _opened(name, target, data_dir, image_size)
+    side = image_size or SIDES.get(f"{name} {target}", SIDES.get(name))
+    if name in DATASETS and side is not None:
+        return side, 3
+    part = dataset.train()
+    return part.image_size, part.in_channels
 
 
 def download(name: str, data_dir: str | Path | None) -> None:
