@@ -122,27 +122,7 @@ def timetable(
     Raise `UserError` if the time does not suffice for the cheapest network, and if networks cannot grow but should.
     """
     begun = time.monotonic()
-    scope = settings.scope
-    origins = _origins(networks, settings)
-    nests = bool(origins) or (settings.evaluator.grows and settings.scoring.evaluator is not None)
-    chosen = members(space, scope.limits, scope.cost, scope.seed, nests, [o.arch for o in origins])
-    if nests and not origins and len(chosen) == 1:
-        raise UserError(
-            f"`evaluator`: no network of space {space.name!r} that meets the limits contains another one to grow from; "
-            "accepted: scratch, or wider limits"
-        )
-    if not chosen and origins and settings.scoring.include is None:
-        origins, chosen = [], members(space, scope.limits, scope.cost, scope.seed)
-    if not chosen and origins:
-        raise UserError(
-            f"`include`: no network that meets the limits contains {' or '.join(o.name for o in origins)}; accepted: "
-            "wider limits, or a smaller network"
-        )
-    if not chosen:
-        name = scope.limits.bounds[0][0]
-        raise UserError(
-            f"`{name}`: no network was found in space {space.name!r} that meets all limits; accepted: wider limits"
-        )
+    chosen, origins, nests = _chosen(settings, space, networks)
     pace = measure(chosen, data, settings)
     left -= time.monotonic() - begun
     terms = terms_of(settings, space, data, books, networks, chosen)
@@ -160,6 +140,42 @@ def timetable(
             f"{epochs:g} epochs; accepted: at least {format_seconds(least + 1)}"
         )
     return Timetable(made, pace, terms, _steps(settings, data), session, inherits=inherits)
+
+
+def _chosen(
+    settings: Settings, space: Space, networks: Sequence[Included]
+) -> tuple[list[Member], list[Included], bool]:
+    """Return the members that a plan may train, the trained networks they grow from, and whether they must be nested.
+
+    If no member contains a network of an earlier front, the plan starts without this front.
+    """
+    scope, origins = settings.scope, _origins(networks, settings)
+    asked = settings.evaluator.grows and settings.scoring.evaluator is not None
+
+    def found() -> list[Member]:
+        archs = [o.arch for o in origins]
+        return members(space, scope.limits, scope.cost, scope.seed, asked or bool(archs), archs)
+
+    chosen = found()
+    if not chosen and origins and settings.scoring.include is None:
+        origins = []
+        chosen = found()
+    if not chosen and origins:
+        raise UserError(
+            f"`include`: no network that meets the limits contains {' or '.join(o.name for o in origins)}; accepted: "
+            "wider limits, or a smaller network"
+        )
+    if not chosen:
+        name = scope.limits.bounds[0][0]
+        raise UserError(
+            f"`{name}`: no network was found in space {space.name!r} that meets all limits; accepted: wider limits"
+        )
+    if asked and not origins and len(chosen) == 1:
+        raise UserError(
+            f"`evaluator`: no network of space {space.name!r} that meets the limits contains another one to grow from; "
+            "accepted: scratch, or wider limits"
+        )
+    return chosen, origins, asked or bool(origins)
 
 
 def _origins(networks: Sequence[Included], settings: Settings) -> list[Included]:

@@ -11,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import space as spaces
+from search import calibration
 from search.calibration import recorded, restored
+from search.included import Included
 from search.ledger import Ledger
 from search.objectives import ACTIVATIONS, MACS, Limits, Objective, latency_by
 from search.plan import Candidate, Level, Pace, Plan, Terms
@@ -246,3 +248,14 @@ def test_a_timetable_comes_back_from_the_folder(make_settings: Callable[..., Set
     made = Timetable(plan(networks, 50.0, 1, TERMS, 1.0), PACE, TERMS, steps_per_epoch=2, session=3)
     again = restored(json.loads(json.dumps(recorded(made))), settings, space, data, Ledger(settings.rules))
     assert (again.plan, again.pace, again.session, again.steps_per_epoch) == (made.plan, made.pace, 3, 2)
+
+
+def test_a_front_that_no_member_contains_is_left_out(loaded: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "measure", lambda *_: PACE)
+    settings = Settings(space="scale_card", base="thin", time=60.0, from_run="earlier")
+    space = settings.scope.get_space(10)
+    wide = Included("earlier trial 0", spaces.get("scale_card", "micro").largest(), weights=b"trained")
+    books = Ledger(settings.rules)
+    found, usual = (calibration.timetable(settings, space, loaded, books, 60.0, 1, 0, n) for n in ([wide], []))
+    assert [level.params for level in found.plan.levels] == [level.params for level in usual.plan.levels] != []
+    assert found.inherits == 0
