@@ -12,7 +12,7 @@ import numpy as np
 from res2net.errors import UserError
 from res2net.folder import WEIGHTS_FILE, load_arch
 from search import runs
-from search.included import FOLDER, Included, as_res2net, other_split, read_training
+from search.included import FOLDER, Included, ancestors, as_res2net, read_training, seen
 from search.model_folder import training_of
 from search.picks import ledger_of
 from search.settings import Settings
@@ -49,10 +49,11 @@ def front(settings: Settings, run: Path, first: int, data: Data) -> Iterator[Inc
         raise UserError(
             f"`from_run`: {str(source)!r} searched by `task` {task}; accepted: a run by `task` {settings.scope.task}"
         )
+    before = ancestors(source)
     for record in books.front:
         path = runs.weights_path(source, record.number)
         if path.is_file():  # other drivers of a shared study keep weights in folders of their own
-            training = training_of(described, record)
+            training = training_of(described, record, before)
             yield _included(source, path, Included("", record.arch), training, settings, data)
 
 
@@ -69,14 +70,14 @@ def _included(
     a, b = theirs.scoring, settings.scoring
     budget = b.epochs is None or (b.epochs == epochs and (not inherited or settings.evaluator.grows))
     recipes = [(replace(s.recipe, seed=0), s.batch_size, s.lr, s.metric) for s in (a, b)]
-    other = other_split(theirs.scope, settings.scope)
-    same = not other and _same_images(training["data"], data.describe())
+    spoilt = seen(training, settings, data.name)
+    same = not spoilt and _same_images(training["data"], data.describe())
     return replace(
         network,
         name=f"{source} trial {training['trial']}",
         weights=weights.read_bytes(),
         epochs=epochs + inherited,
-        seen=other,
+        seen=spoilt,
         training=training,
         reused=recipes[0] == recipes[1] and same and budget and not theirs.evaluator.origin,
     )

@@ -29,6 +29,7 @@ from trainers.tasks import TASKS
 from trainers.tasks.task import Task
 
 FOLDER = "included"  # the folder of the copies, in the run's folder
+ANCESTORS = "ancestors"  # the key of the trainings before a network's own, in its `training.json`
 SEEN = "; it may have been trained on validation images of this search, and then all scores are too high"
 
 
@@ -179,13 +180,25 @@ def keep(networks: Sequence[Included], run: Path) -> None:
 def seen(training: Mapping[str, Any], settings: Settings, data: str) -> bool:
     """Return whether a training may have used validation images of a search.
 
-    This is possible if the training had the same data set, but not the same split.
+    This is possible if the training, or that of an ancestor, had the same data set, but not the same split.
     training: the content of its `training.json`. data: the name of the search's data set.
     """
+    if any(seen(before, settings, data) for before in training.get(ANCESTORS, ())):
+        return True
     if training.get("data", {}).get("name", data) != data:
         return False
     theirs = training.get("settings")
     return theirs is None or other_split(Settings.from_dict(theirs).scope, settings.scope)
+
+
+def ancestors(run: Path) -> list[dict[str, Any]]:
+    """Return the data and the settings of all trainings before a run, of the networks that the run started from."""
+    found: list[dict[str, Any]] = []
+    for path in sorted((run / FOLDER).glob(f"*/{WEIGHTS_FILE}")):
+        training = read_training(path.parent)
+        own = {key: training[key] for key in ("data", "settings") if key in training}
+        found += [before for before in (own, *training.get(ANCESTORS, ())) if before not in found]
+    return found
 
 
 def other_split(theirs: Scope, ours: Scope) -> bool:

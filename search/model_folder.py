@@ -21,8 +21,7 @@ from res2net.folder import (
     load,
 )
 from search import runs
-from search.included import FOLDER as INCLUDED
-from search.included import SEEN, read_training, seen
+from search.included import ANCESTORS, SEEN, ancestors, seen
 from search.int8 import Int8
 from search.ledger import REUSED
 from search.objectives import COSTS, MACS, PARAMS
@@ -62,10 +61,9 @@ def export(
     weights = weights_of(folder, record)
     check_replaceable(to, "`to`")
     run = runs.read(folder)
-    training = training_of(run, record, extras)
-    settings = runs.settings_of(folder)
-    copies = (folder / INCLUDED).glob(f"*/{WEIGHTS_FILE}")
-    cautious = any(seen(read_training(path.parent), settings, run["data"]["name"]) for path in copies)
+    before = ancestors(folder)
+    training = training_of(run, record, before, extras)
+    cautious = any(seen(one, runs.settings_of(folder), run["data"]["name"]) for one in before)
 
     def fill(temporary: Path) -> None:
         write_atomic(temporary / ARCH_FILE, record.arch.to_json())
@@ -83,8 +81,13 @@ def export(
     return record
 
 
-def training_of(run: dict[str, Any], record: Record, extras: Extras = Extras()) -> dict[str, Any]:
-    """Return the content of `training.json` for a trial. run: the content of `run.json`."""
+def training_of(
+    run: dict[str, Any], record: Record, before: Sequence[dict[str, Any]], extras: Extras = Extras()
+) -> dict[str, Any]:
+    """Return the content of `training.json` for a trial.
+
+    run: the content of `run.json`. before: see `search.included.ancestors`.
+    """
     settings = Settings.from_dict(run["settings"])
     quality, task = settings.scoring.quality, TASKS[settings.scope.task]
     # Records of early runs lack the session: take the last one.
@@ -102,6 +105,7 @@ def training_of(run: dict[str, Any], record: Record, extras: Extras = Extras()) 
         "seconds": record.attrs["seconds"],
         "data": run["data"],
         "settings": run["settings"],
+        ANCESTORS: list(before) if {"parent", "origin", REUSED} & record.attrs.keys() else [],
         "versions": session["versions"],
         "hardware": session["hardware"],
         "commit": session["commit"],

@@ -122,6 +122,21 @@ class TestScores:
         (earlier / "run.json").write_text(json.dumps(content))
         assert not any(network.reused for network in prepared(settings, earlier.parent / "run", None).networks)
 
+    def test_of_networks_that_have_seen_the_images_are_earned_anew(
+        self, make_settings: Callable, earlier: Path, loaded: Data, tmp_path: Path
+    ) -> None:
+        """A network trained on all images, a search that grows from it, and a search from that one's front."""
+        export(earlier, "best", tmp_path / "spoilt")
+        (tmp_path / "spoilt" / TRAINING_FILE).write_text(json.dumps({"data": {"name": "shapes"}}))
+        between = make_settings(include=str(tmp_path / "spoilt"), evaluator="grow", trials=2, epochs=2)
+        search(between, tmp_path / "between", work=train_trial)
+        last = make_settings(from_run=str(tmp_path / "between"), evaluator="grow", trials=2, epochs=2)
+        assert last.scoring.train_config(0) == between.scoring.train_config(0)
+        grown = {f"{tmp_path / 'between'} trial {r.number}": "origin" in r.attrs for r in front(tmp_path / "between")}
+        assert any(grown.values())
+        for network in prepared(last, tmp_path / "run", None).networks:
+            assert (network.seen, network.reused) == (grown[network.name], not grown[network.name])
+
     def test_of_an_early_run_without_the_image_size_are_reused(
         self, settings: Settings, earlier: Path, loaded: Data
     ) -> None:

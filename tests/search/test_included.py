@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import res2net
+import trainers.datasets.data
 from res2net import contains, create
 from res2net.errors import UserError
 from res2net.folder import CARD_FILE, TRAINING_FILE, WEIGHTS_FILE, save
@@ -211,6 +212,26 @@ class TestRead:
         found = origin_of(first.replace(include=str(tmp_path / "exported")), tmp_path / "new", loaded)
         assert found.epochs == 3 + grown.attrs["inherited"]
         assert not found.seen
+
+    @pytest.mark.parametrize("data_name", ["shapes", "other"])  # of the search between
+    def test_networks_that_grew_from_a_spoilt_one_are_spoilt(
+        self,
+        data_name: str,
+        settings: Settings,
+        folder: Path,
+        data: Data,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        note(folder, data={"name": "shapes"})
+        between = replace(data, name=data_name)
+        monkeypatch.setattr(trainers.datasets.data, "load", lambda *args, **kwargs: between)
+        search(settings, tmp_path / "run", work=train_trial)
+        for record in (r for r in read(tmp_path / "run") if r.outcome == SCORED):
+            export(tmp_path / "run", str(record.number), tmp_path / "exported")
+            second = settings.replace(include=str(tmp_path / "exported"))
+            grew = {"origin", "parent"} & record.attrs.keys()
+            assert origin_of(second, tmp_path / "new", data).seen == bool(grew)
 
 
 class TestRefusals:
