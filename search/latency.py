@@ -45,12 +45,14 @@ def make(
     seconds: float | None = None,
     networks: Sequence[Arch] = (),
     console: Console | None = None,
+    share: float = 1.0,
 ) -> LatencyTable:
     """Measure the latency table of a space.
 
     form: how networks run, one of `FORMS`.
     seconds: the time limit. If it is too short for all blocks, some are measured and the others are interpolated. None:
         no limit.
+    share: the part of `seconds` that the work may take. The rest is for a search.
     networks: more networks whose pieces the table must have. They need not be members.
     console: shows the estimate and the progress.
 
@@ -61,8 +63,8 @@ def make(
     console = console or Console(quiet=True)
     found = plan(space, networks)
     pace = Pace.of(target, found.others or found.first, space.image_size)
-    _announce(found, pace, seconds, console)
-    late = None if seconds is None else start + seconds
+    _announce(found, pace, seconds, share, console)
+    late = None if seconds is None else start + share * seconds
     times, latencies = timed(found, target, pace, late, console)
     table = table_of(target, space.image_size, times)
     rows = [(table.of(arch, space.image_size), ms) for arch, ms in zip(found.whole, latencies, strict=True)]
@@ -96,20 +98,21 @@ def check(table: LatencyTable, space: Space, networks: Sequence[Arch] = ()) -> N
         )
 
 
-def _announce(found: Plan, pace: Pace, seconds: float | None, console: Console) -> None:
+def _announce(found: Plan, pace: Pace, seconds: float | None, share: float, console: Console) -> None:
     """Print how long the work will take. Raise `UserError` if the bound is too short for a table of the space."""
     size, pieces = found.image_size, len(found.needed)
     total = pace.seconds(found.archs, found.whole, size)
-    if seconds is None or total <= seconds:
+    if seconds is None or total <= share * seconds:
         text = f"{pieces} pieces in {len(found.archs)} networks: about {format_seconds(total)}"
     else:
         needed = pace.seconds(found.archs[: found.least()], found.whole, size)
-        if needed > seconds:
-            wanted = f"at least {format_seconds(math.ceil(needed))}"
-            raise UserError(f"`time`: {format_seconds(seconds)} is too short; accepted: {wanted}")
+        if needed > share * seconds:
+            part = f" for a latency table, which may take {share:.0%} of it" if share < 1 else ""
+            wanted = f"at least {format_seconds(math.ceil(needed / share))}"
+            raise UserError(f"`time`: {format_seconds(seconds)} is too short{part}; accepted: {wanted}")
         text = (
             f"{pieces} pieces would take about {format_seconds(total)}: some are measured within "
-            f"{format_seconds(seconds)}, the others are interpolated"
+            f"{format_seconds(share * seconds)}, the others are interpolated"
         )
     console.print(text, **PLAIN)
 

@@ -42,10 +42,11 @@ def table_for(
     seconds: float | None,
     networks: Sequence[Arch] = (),
     console: Console | None = None,
+    share: float = 1.0,
 ) -> LatencyTable:
     """Return the table of this device for batches of 1 on one thread: from the user's cache, or newly measured.
 
-    seconds, networks, console: see `search.latency.make`.
+    seconds, networks, console, share: see `search.latency.make`.
     """
     path = _folder() / f"{_name(space, form, device)}.json"
     if path.is_file():
@@ -59,7 +60,7 @@ def table_for(
                 text = f"latency: {table.text}, from {path} (delete it to measure again)"
                 console.print(text, highlight=False, markup=False, soft_wrap=True)
             return table
-    table = make(space, form, device, seconds=seconds, networks=networks, console=console)
+    table = make(space, form, device, seconds=seconds, networks=networks, console=console, share=share)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, table.to_json())
     return table

@@ -85,15 +85,13 @@ def _with_latency(
 
     others: more networks whose latency the search needs. They need not be members of the space.
     """
-    scope, time = settings.scope, settings.budget.time
-    table = scope.latency
+    table = settings.scope.latency
     if table is None and (folder / runs.RUN_FILE).exists():
         table = runs.settings_of(folder).scope.latency
     if table is None and settings.resources.storage:
         raise UserError("`latency`: several drivers need one table; accepted: a file of python -m search.latency")
     if table is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        seconds = None if time is None else LATENCY_SHARE * time
-        table = table_for(space, FORM, device, seconds, others, console)
+        table = table_for(space, FORM, device, settings.budget.time, others, console, LATENCY_SHARE)
     check_table(table, space, others)
     return settings.replace(latency=table)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -169,6 +170,15 @@ class TestMake:
     def test_a_bound_that_is_too_short(self) -> None:
         with pytest.raises(UserError, match=r"`time`: 2 s is too short; accepted: at least"):
             make(spaces.get("scale_card_depth_width", "micro"), seconds=2.0)
+
+    def test_the_error_names_a_time_that_suffices_for_a_share_of_it(self) -> None:
+        space = spaces.get("scale_card_depth_width", "micro")
+        with pytest.raises(UserError) as caught:
+            make(space, seconds=2.0, share=0.2)
+        text = r"`time`: 2 s is too short .* 20% of it; accepted: at least (\d+) min (\d+) s"
+        found = re.fullmatch(text, str(caught.value))
+        assert found
+        make(space, seconds=60.0 * int(found[1]) + int(found[2]), share=0.2)
 
     def test_a_table_of_another_space(self, space: Space) -> None:
         table = make(space)
