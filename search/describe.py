@@ -47,7 +47,8 @@ class Description:
     distinct: the number of different networks among them.
     ranges: the least and the greatest value of each objective, over the whole space.
     within: for each limit that is set, and for all limits together, the share of combinations within it.
-    moves: for each parameter, the median ratio of the cost at its greatest choice to the cost at its least choice.
+    moves: for each parameter, the median ratio of the cost at its greatest choice to the cost at its least choice; NaN
+        if some of these costs are not above 0.
     members: named networks that are members, with their costs.
     others: the number of named networks that are not members.
     """
@@ -111,8 +112,13 @@ def _moves(space: Space, objectives: Sequence[Objective], seed: int) -> dict[str
             continue
         ends = [[space.arch({**params, name: value}) for value in (values[0], values[-1])] for params in drawn]
         size = space.image_size
-        rows[name] = {o.name: float(np.median([o.of(b, size) / o.of(a, size) for a, b in ends])) for o in objectives}
+        rows[name] = {o.name: _median_ratio([(o.of(a, size), o.of(b, size)) for a, b in ends]) for o in objectives}
     return rows
+
+
+def _median_ratio(pairs: Sequence[tuple[float, float]]) -> float:
+    """Return the median ratio of the second value to the first; NaN unless all values are above 0."""
+    return float(np.median([b / a for a, b in pairs])) if min(map(min, pairs)) > 0 else math.nan
 
 
 def _named(space: Space, objectives: Sequence[Objective]) -> tuple[dict[str, dict[str, float]], int]:
@@ -156,8 +162,10 @@ def lines(found: Description) -> Iterator[str]:
         names = max(map(len, found.moves))
         yield f"  {'':<{names}}" + "".join(f"{o.unit:>13}" for o in objectives)
         first = objectives[0].name
-        for name, row in sorted(found.moves.items(), key=lambda item: -abs(math.log(item[1][first]))):
-            yield f"  {name:<{names}}" + "".join(f"{row[o.name]:>13.2f}" for o in objectives)
+        strength = {n: 0.0 if math.isnan(row[first]) else abs(math.log(row[first])) for n, row in found.moves.items()}
+        for name, row in sorted(found.moves.items(), key=lambda item: -strength[item[0]]):
+            texts = ("-" if math.isnan(row[o.name]) else f"{row[o.name]:.2f}" for o in objectives)
+            yield f"  {name:<{names}}" + "".join(f"{text:>13}" for text in texts)
     yield ""
     yield from _known(found)
 

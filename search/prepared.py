@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from search.baseline import baseline_of, resolved
 from search.execute import Executor, executor_of
 from search.included import Included
 from search.latency_cache import check_table, table_for
+from search.objectives import Objective
 from search.settings import Settings
 from space import Space
 from trainers.datasets.data import Data
@@ -62,11 +65,25 @@ def prepared(settings: Settings, folder: Path, console: Console | None) -> Prepa
         objective.check(space)
         for network in networks:
             included.check_cost(network, objective, size)
+    if settings.planned:
+        _check_ratios(scope.cost, space, networks)
     if scope.matching.active:
         scope.matching.check(space, scope.limits, scope.seed)
     else:
         scope.limits.check(space)
     return Prepared(settings, data, space, networks, executor)
+
+
+def _check_ratios(cost: Objective, space: Space, networks: Sequence[Included]) -> None:
+    """Raise `UserError` for a cost that is not always above 0. A plan spreads networks by the ratios of their costs."""
+    if cost.log:
+        return
+    least = min(cost.range(space)[0], *(cost.of(n.arch, space.image_size) for n in networks), math.inf)
+    if least <= 0:
+        raise UserError(
+            f"`objective`: {cost.name} of some networks is {least:g}, and a search by `time` needs ratios of costs; "
+            "accepted: values above 0, or a search by `trials`"
+        )
 
 
 def _with_bounds(settings: Settings, data: Data, console: Console | None) -> Settings:

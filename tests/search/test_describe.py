@@ -73,6 +73,15 @@ class TestDescribe:
         factors = {name: row["macs"] for name, row in found.moves.items()}
         assert factors["scale"] > factors["depth"] > 1 > factors["cardinality"]
 
+    def test_a_cost_of_0_has_no_ratio(self, space: Space) -> None:
+        layers = Objective(
+            "layers", "", "layers", log=False, measure=lambda arch, size: sum(s.depth - 1 for s in arch.stages)
+        )
+        text = "\n".join(lines(describe(space, Limits(), (layers, MACS))))
+        rows = {row.split()[0]: row.split()[1:] for row in text.splitlines() if row.startswith("  ")}
+        assert rows["depth"][0] == "-"
+        assert float(rows["depth"][1]) > 1
+
     def test_the_papers_networks_are_found(self) -> None:
         found = describe(spaces.get("scale_card_depth_width", "imagenet"), Limits(), (MACS,))
         assert {"resnet50", "res2net50_26w_4s", "res2next50"} <= set(found.members)

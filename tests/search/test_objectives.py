@@ -16,6 +16,7 @@ from res2net.cost import cost
 from res2net.errors import UserError
 from res2net.named import named
 from search import Result, load, search
+from search.api import plan_of
 from search.export import choose
 from search.export import main as export
 from search.front import front
@@ -188,6 +189,18 @@ class TestAnObjectiveOfTheUsers:
             search(make_settings(objective=f"{module}:BAD"), tmp_path / "run", work=Synthetic(weights=True))
         assert said in str(error.value)
         assert not (tmp_path / "run").exists()
+
+    def test_a_value_of_0_is_searched_by_trials_but_not_planned(
+        self, write_module: Callable[[str], str], loaded: Data, make_settings: Callable[..., Settings], tmp_path: Path
+    ) -> None:
+        measure = "lambda arch, size: sum(stage.depth - 1 for stage in arch.stages)"
+        text = f"from search import Objective\nMORE = Objective('more', 'more', 'more', log=False, measure={measure})"
+        settings = make_settings(objective=f"{write_module(text)}:MORE", trials=12, epochs=1)
+        result = search(settings, tmp_path / "run", work=Synthetic(weights=True))
+        assert result.front["more"].iloc[0] == 0
+        planned = Settings(**{**settings.values(), "evaluator": None, "epochs": None, "trials": None, "time": 60.0})
+        with pytest.raises(UserError, match=r"^`objective`: more of some networks is 0, .*; accepted: values above 0"):
+            plan_of(planned, tmp_path / "planned")
 
     @pytest.mark.slow
     def test_a_resume_compares_it(
