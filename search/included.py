@@ -120,9 +120,9 @@ def _network(item: str, copy: Path, settings: Settings, data: Data) -> Included:
         )
     model, arch, _ = build_model(path, data, task, False, settings.scope.seed)
     training = read_training(path)
+    if task.head_kind != trained.head_kind:  # its head is new; the copy in the run's folder must say so
+        training |= {"epochs": 0, "inherited": 0}
     epochs = training.get("epochs", training.get("config", {}).get("epochs", 0)) + training.get("inherited", 0)
-    if task.head_kind != trained.head_kind:
-        epochs = 0.0  # its head is new
     spoilt = seen(training, settings, data.name)
     return Included(item, as_res2net(arch), weights_bytes(model), epochs, spoilt, training)
 

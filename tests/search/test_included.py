@@ -186,6 +186,23 @@ class TestRead:
         found = origin_of(make_settings(include=str(tmp_path / "big"), evaluator="grow"), tmp_path / "run", data)
         assert found.arch.num_classes == 10
 
+    def test_a_new_head_is_untrained_after_a_resume_too(self, make_settings: Callable, tmp_path: Path) -> None:
+        settings = make_settings(
+            data="example_data:Blocks",
+            task="segment",
+            metric="miou",
+            include=str(tmp_path / "model"),
+            evaluator="grow",
+        )
+        data = settings.scope.load_data()
+        space = settings.scope.get_space(data.num_classes, data.image_size, data.in_channels)
+        save(create(replace(space.arch(space.cheapest()[0]), head=None)), tmp_path / "model")
+        note(tmp_path / "model", epochs=7, inherited=2, data={"name": "other"})
+        first = included.included(settings, tmp_path / "run", space, data)
+        included.keep(first, tmp_path / "run")
+        resumed = included.included(settings, tmp_path / "run", space, data)
+        assert [network.epochs for network in (*first, *resumed)] == [0, 0]
+
     @pytest.mark.parametrize(
         ("training", "seen"),
         [
