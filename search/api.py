@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import secrets
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -163,17 +164,22 @@ def plan_of(
 
 
 def _timetable(ready: Prepared, folder: Path, begun: float) -> Timetable:
-    """Return the last session's timetable if it left at least this session's time, else a new timetable."""
+    """Return the last session's timetable if it left at least this session's time, else a new timetable.
+
+    Another number of workers needs a new timetable too.
+    """
     settings, space, data, networks = ready.settings, ready.space, ready.data, ready.networks
     resumes = (folder / runs.RUN_FILE).exists()
     # A search that was stopped early may have no study yet.
     books = Ledger.of(settings.rules, runs.records_of(folder, may_lack=True) if resumes else [])
     sessions = runs.read(folder)["sessions"] if resumes else []
     seconds = settings.budget.time or 0.0
-    if sessions and sessions[-1].get("plan") and seconds <= runs.time_left(folder):
-        return calibration.restored(sessions[-1]["plan"], settings, space, data, books, networks)
+    workers, last = ready.executor.places(), sessions[-1].get("plan") if sessions else None
+    if last and seconds <= runs.time_left(folder) and last["plan"]["workers"] == workers:
+        return calibration.restored(last, settings, space, data, books, networks)
+    session = f"{len(sessions)}-{secrets.token_hex(4)}" if settings.resources.storage else len(sessions)
     left = (seconds - RESERVE[settings.resources.executor] - (time.monotonic() - begun)) / settings.budget.repeat
-    return calibration.timetable(settings, space, data, books, left, ready.executor.places(), len(sessions), networks)
+    return calibration.timetable(settings, space, data, books, left, workers, session, networks)
 
 
 def directions(settings: Settings) -> dict[str, Direction]:

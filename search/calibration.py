@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Sequence
@@ -29,36 +30,55 @@ from search.timing import LEAST_GROWN, grown, independent
 from search.units import format_seconds
 from space import Space
 from trainers.datasets.data import Data
+from trainers.device import out_of_memory
 from trainers.recipes import Config
 from trainers.tasks.metrics import metric_of
 from trainers.tasks.task import Task
-from trainers.train import Trainer
+from trainers.train import Trainer, TrainingFailed
 
 MEASURED = 5  # networks whose speed is measured, evenly spread over the levels
+SHARE = 0.1  # share of the time after which no further network is measured
 STEPS = 3  # timed steps of each network
 WARM = 2  # untimed steps before them, which allocate memory and choose kernels
 BUSY = 1.2  # ratio of an epoch's time, with validation and beside other workers, to the time of its steps alone
 OVERHEAD = 1.0  # seconds of a trial outside its epochs
 
 
-def measure(chosen: Sequence[Member], data: Data, settings: Settings) -> Pace:
+def measure(chosen: Sequence[Member], data: Data, settings: Settings, left: float, workers: int) -> Pace:
     """Return the pace of this machine, measured on a few of the networks for a few steps each.
 
     The time of a step is fitted as a weighted sum of the network's activations and its cost, because on a CPU, networks
-    of equal cost differ by a factor of two. The measurement takes only seconds of the search's time.
-    chosen: the networks of the plan, by rising cost.
+    of equal cost differ by a factor of two. The measurement takes only seconds of the search's time. If the cheap
+    networks take long, the pace of the dear ones follows from the fit alone.
+    chosen: the networks of the plan, by rising cost. left: seconds until the training must end.
     """
-    config = settings.scoring.train_config(settings.scope.seed)
+    config, resources = settings.scoring.train_config(settings.scope.seed), settings.resources
+    if resources.gpus_per_trial == 0:
+        config = replace(config, device="cpu")
     picked = sorted({round(i * (len(chosen) - 1) / (MEASURED - 1)) for i in range(MEASURED)})
     small = _few(data, (WARM + STEPS) * config.batch_size)
     task, threads = metric_of(settings.scoring.metric).task, torch.get_num_threads()
-    torch.set_num_threads(settings.resources.cpus_per_trial)
+    if workers > 1 or resources.executor != "local":  # else trials run in this process, with all its threads
+        torch.set_num_threads(resources.cpus_per_trial)
+    late, found = time.monotonic() + SHARE * left, dict[int, float]()
     try:
-        seconds = np.array([_seconds_per_image(chosen[i], small, config, task) for i in picked])
+        for i in picked:
+            if not found or time.monotonic() < late:
+                found[i] = _seconds_per_image(chosen[i], small, config, task)
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        if not found:
+            raise UserError(
+                f"`batch_size`: {config.batch_size}; memory does not suffice for a step of the cheapest network; "
+                "accepted: a smaller batch, or smaller images"
+            ) from None
     finally:
         torch.set_num_threads(threads)
+        torch.cuda.empty_cache()  # the workers need the memory; without CUDA, this does nothing
     parts = np.array([(ACTIVATIONS.of(m.arch, data.image_size), m.cost) for m in chosen], dtype=float)
-    shares, _ = nnls(parts[picked] / seconds[:, None], np.ones(len(picked)))  # least squares of relative errors
+    seconds = np.array(list(found.values()))
+    shares, _ = nnls(parts[list(found)] / seconds[:, None], np.ones(len(found)))  # least squares of relative errors
     epochs = parts @ shares * (BUSY * len(data.train))
     return Pace(tuple(m.cost for m in chosen), tuple(map(float, epochs)), OVERHEAD)
 
@@ -73,7 +93,9 @@ def _seconds_per_image(member: Member, data: Data, config: Config, task: Task) -
     trainer = Trainer(create(member.arch), data, config, task=task)
     stamps: list[float] = []
     trainer.on_step = lambda: stamps.append(time.perf_counter())
-    trainer.epoch()  # ends with a wait for the device
+    # A rate that is too high shows in the trials, each of which fails with the reason.
+    with contextlib.suppress(TrainingFailed):
+        trainer.epoch()  # ends with a wait for the device
     stamps.append(time.perf_counter())
     timed = stamps[min(WARM, len(stamps) - 2) :]
     return (timed[-1] - timed[0]) / (len(timed) - 1) / min(config.batch_size, len(data.train))
@@ -112,18 +134,18 @@ def timetable(
     books: Ledger,
     left: float,
     workers: int,
-    session: int,
+    session: int | str,
     networks: Sequence[Included] = (),
 ) -> Timetable:
     """Return the timetable of a new plan.
 
-    left: seconds until the training must end. session: the session that makes the plan.
+    left: seconds until the training must end. session: the name of the plan.
     networks: the networks that the search starts from. If some are trained, each network of the plan contains one.
     Raise `UserError` if the time does not suffice for the cheapest network, and if networks cannot grow but should.
     """
     begun = time.monotonic()
     chosen, origins, nests = _chosen(settings, space, networks)
-    pace = measure(chosen, data, settings)
+    pace = measure(chosen, data, settings, left, workers)
     left -= time.monotonic() - begun
     terms = terms_of(settings, space, data, books, networks, chosen)
     candidates = [Candidate(m.params, m.cost, pace.of(m.cost)) for m in chosen]

@@ -72,7 +72,7 @@ class Driver:
         self.timetable = timetable
         self._recover()
         if timetable is not None:
-            timetable.resume(filter(self.study.is_own, [*self.ledger.history, *self.study.unended()]))
+            timetable.resume([*self.ledger.history, *self.study.unended()])
 
     @property
     def why_stopped(self) -> str:

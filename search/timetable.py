@@ -31,7 +31,7 @@ class Awaited(Exception):
 
 
 class Step(NamedTuple):
-    """A network to train now. place: the session that made the plan, and the index of the level in the plan.
+    """A network to train now. place: the name of the plan, and the index of the level in the plan.
 
     trunk: the epochs at the peak rate after which larger networks grow from this one; 0 without growth.
     """
@@ -48,7 +48,8 @@ class Timetable:
 
     plan, pace, terms: see `search.planner`.
     steps_per_epoch: steps of one epoch of a trial.
-    session: the session of the run that made the plan.
+    session: the name of the plan: the session of the run that made it. In a shared study, other drivers have plans of
+        the same session, so a random text follows.
     started: indices of the plan's levels that trials have begun.
     ratios: for each trial so far, the ratio of measured to expected seconds. The ratios correct the pace.
     inherits: if networks grow, the sum of the epochs of the trunk so far, each times its cost. An included trained
@@ -59,7 +60,7 @@ class Timetable:
     pace: Pace
     terms: Terms
     steps_per_epoch: int
-    session: int = 0
+    session: int | str = 0
     started: set[int] = field(default_factory=set)
     ratios: list[float] = field(default_factory=list)
     inherits: float = 0.0

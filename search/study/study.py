@@ -64,9 +64,8 @@ class Study:
         self._id = self.storage.get_study_id_from_name(name)
         self.driver = new_driver()
         self._turns = Turns(self.storage.engine, self._id, self.driver) if is_shared(url) else None
-        self._here = dict(here or {})
         if self._turns:
-            self.optuna_study.set_user_attr(f"{DRIVER}{self.driver}", self._here)
+            self.optuna_study.set_user_attr(f"{DRIVER}{self.driver}", dict(here or {}))
         self._live: dict[int, tuple[optuna.Trial, int]] = {}  # this driver's trials: Optuna's object and id
         self._stale = True  # whether something may have been written since the trials were last read
         self._trials: list[FrozenTrial] = []  # all trials at the last read, by number
@@ -230,13 +229,6 @@ class Study:
         others = [r for r in self.running() if r.number not in self._live]
         alive = self._turns.drivers() if self._turns and others else set()
         return [r for r in others if r.attrs.get("driver") not in alive]
-
-    def is_own(self, record: Record) -> bool:
-        """Return whether a driver of this driver's folder ran a trial. A study that is not shared has no others."""
-        if self._turns is None:
-            return True
-        homes = self.storage.get_study_user_attrs(self._id)
-        return homes.get(f"{DRIVER}{record.attrs.get('driver')}") == self._here
 
     def waiting(self) -> bool:
         """Return whether a proposal is enqueued."""

@@ -41,7 +41,7 @@ class Proposal:
 
     retry_of: the trial that ran the same network before. confirms: the estimate that this trial confirms.
     alone: whether its driver may run nothing else meanwhile, because its network is a suspect (`Ledger.suspects`).
-    plan: the session that made the plan, and the index of the plan's level that this trial trains.
+    plan: the name of the plan (`Timetable.session`), and the index of the plan's level that this trial trains.
     budget: the trial's epochs, if the plan sets them. trunk: see `search.worker.Job`, if the plan sets it.
     again: the first trial of the network, if this trial trains it with another seed.
     sample: the number of that seed, from 1.
@@ -53,7 +53,7 @@ class Proposal:
     retry_of: int | None = None
     confirms: int | None = None
     alone: bool = False
-    plan: tuple[int, int] | None = None
+    plan: tuple[int | str, int] | None = None
     budget: float | None = None
     trunk: int | None = None
     given: dict[str, Any] | None = None

@@ -534,6 +534,32 @@ class TestSearch:
             assert job.seconds is not None
             assert (job.seconds < LEFT / 2) == (job.number not in numbers)
 
+    def test_another_number_of_workers_makes_a_new_plan(
+        self,
+        settings: Settings,
+        loaded: Data,
+        planned: list[float],
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        folder = tmp_path / "run"
+        search(settings, folder, work=Synthetic())
+        runs.note_spent(folder, 0, LEFT / 2)
+        rest = settings.replace(time=LEFT / 2)
+        api.plan_of(rest, folder)
+        assert len(planned) == 1
+        monkeypatch.setattr("search.execute.pool.count", lambda resources: 2)
+        api.plan_of(rest, folder)
+        assert len(planned) == 2
+
+    def test_plans_of_several_drivers_have_different_names(
+        self, settings: Settings, loaded: Data, planned: list[float], tmp_path: Path
+    ) -> None:
+        shared = settings.replace(storage="postgresql://here/db", study="ours")
+        names = {api.plan_of(shared, tmp_path / name).session for name in ("one", "two")}
+        assert len(names) == 2
+        assert 0 not in names
+
     def test_no_plan_is_made_where_trials_are_given(
         self, settings: Settings, loaded: Data, planned: list[float], tmp_path: Path
     ) -> None:

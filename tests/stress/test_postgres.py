@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 from collections import Counter
@@ -17,7 +16,6 @@ from storages import ALL, Open, StorageContract, opener, records_of
 import search.driver
 from res2net.errors import UserError
 from search import export, runs
-from search.api import open_study
 from search.api import search as search_
 from search.driver import KILLED, Driver
 from search.execute.local import execute
@@ -71,20 +69,6 @@ class TestSeveralDrivers:
         settings = make_settings(trials=5)
         with shared(settings) as one, shared(settings) as two:
             assert sum(driver.next_job() is not None for driver in (one, two) * 4) == 5
-
-    def test_a_plan_counts_only_the_trials_of_its_own_folder(
-        self, postgres: Server, make_settings: Callable, tmp_path: Path
-    ) -> None:
-        settings = make_settings(trials=3)
-        space = settings.scope.get_space(10)
-        homes = [{"host": "here", "folder": name} for name in ("one", "two", "one")]
-        with contextlib.ExitStack() as stack:
-            studies = [open_study(postgres.url, tmp_path.name, settings, space, home) for home in homes]
-            for study in studies:
-                stack.callback(study.close)
-            job = Driver(settings, space, studies[0]).next_job()
-            assert job is not None
-            assert [study.is_own(study.record(job.number)) for study in studies] == [True, False, True]
 
     def test_who_is_there_keeps_its_trials(self, shared: Open, make_settings: Callable, data: Data) -> None:
         settings = make_settings(trials=3)
