@@ -37,7 +37,7 @@ class Step(NamedTuple):
     """
 
     params: Mapping[str, int]
-    place: tuple[int, int]
+    place: tuple[int | str, int]
     epochs: float
     trunk: int = 0
 
