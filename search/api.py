@@ -246,6 +246,9 @@ class _Session:
         except KeyboardInterrupt:
             interrupted = True
             self.driver.release_all("the search was interrupted")
+        except UserError:
+            self.driver.release_all("the search ended with an error")
+            raise
         trials: pd.DataFrame | None = None
         while trials is None:
             try:

@@ -30,6 +30,7 @@ from search.worker_process import write_shared
 from trainers.datasets.data import Data
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
+STARTS = 3  # how often a dead worker is replaced in a row: the system may kill each replacement for lack of memory
 
 
 def count(resources: Resources) -> int:
@@ -44,9 +45,9 @@ def execute(driver: Driver, data: Data, work: Work, resources: Resources) -> Non
     with tempfile.TemporaryFile() as file, _started(file, data, work, resources) as workers:
         while _start_jobs(driver, workers) and not is_late(driver):
             wait([worker.connection for worker in workers], seconds_to_wait(driver))
-            for i, worker in enumerate(workers):
-                if worker.connection.poll() and not _hear(driver, worker):
-                    workers[i] = worker.replaced()
+            for worker in list(workers):
+                if worker.connection.poll() and (cause := _hear(driver, worker)) is not None:
+                    _replace(workers, worker, cause)
     release_late(driver)
 
 
@@ -60,25 +61,39 @@ def _start_jobs(driver: Driver, workers: list[_Worker]) -> bool:
     return True
 
 
-def _hear(driver: Driver, worker: _Worker) -> bool:
-    """Handle a worker's next message; return whether the worker still lives."""
+def _hear(driver: Driver, worker: _Worker) -> str | None:
+    """Handle a worker's next message. Return the cause of the worker's end; None while it lives."""
     try:
         message = worker.connection.recv()
     except (EOFError, OSError):
-        cause, number = worker.end(), worker.number
-        if not worker.ready:
-            raise _cannot_start(cause) from None
-        if number is not None:
-            driver.on_lost(number, f"the worker died: {cause}")
-        return False
+        cause = worker.end()
+        if worker.number is not None:
+            driver.on_lost(worker.number, f"the worker died: {cause}")
+        return cause
     if isinstance(message, Report):
         assert worker.number is not None
         worker.answer(driver.on_report(worker.number, message))
     elif message is None:
         worker.ready = True
     else:
-        raise _cannot_start(message)
-    return True
+        worker.end()
+        return message
+    return None
+
+
+def _replace(workers: list[_Worker], worker: _Worker, cause: str) -> None:
+    """Start a worker in the place of a dead one, or drop the place after `STARTS` workers that died as they started.
+
+    Raise `UserError` if no worker has ever started, or if no place is left.
+    """
+    some_started = any(w.ready or w.starts for w in workers)
+    place = workers.index(worker)
+    if worker.ready or (some_started and worker.starts < STARTS):
+        workers[place] = worker.replaced()
+    else:
+        del workers[place]
+    if not some_started or not workers:
+        raise _cannot_start(cause)
 
 
 def _cannot_start(reason: str) -> UserError:
@@ -89,11 +104,12 @@ class _Worker:
     """A worker process, seen from the driver's process.
 
     ready: whether the process has loaded the data. number: the trial that it runs.
+    starts: the number of replacements in a row, up to this one, since a worker of this place was ready.
     """
 
     def __init__(self, file: IO[bytes], sizes: list[int], threads: int, visible: str) -> None:
         self._how = file, sizes, threads, visible
-        self.ready, self.number = False, None
+        self.ready, self.number, self.starts = False, None, 0
         self.connection, theirs = Pipe()
         numbers = theirs.fileno(), file.fileno()
         # The search's own path finds the user's modules. The main program is not imported again, as `multiprocessing`
@@ -133,7 +149,9 @@ class _Worker:
 
     def replaced(self) -> _Worker:
         """Return a new worker with the same resources."""
-        return _Worker(*self._how)
+        worker = _Worker(*self._how)
+        worker.starts = 1 if self.ready else self.starts + 1
+        return worker
 
 
 @contextlib.contextmanager

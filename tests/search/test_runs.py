@@ -19,6 +19,7 @@ from res2net.errors import UserError
 from res2net.folder import load_arch
 from search import load, runs
 from search.api import Result, search
+from search.driver import Driver
 from search.lock import locked
 from search.settings import Settings
 from search.study.storage import read
@@ -138,6 +139,18 @@ class TestFolder:
         result = search(make_settings(trials=4), tmp_path, work=WORK)
         assert (result.interrupted, result.unfinished) == (False, False)
         assert (result.trials.outcome == SCORED).sum() == 4
+
+    def test_a_search_that_ends_with_an_error_has_its_trials_enqueued(
+        self, run: Callable, make_settings: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fails(driver: Driver, *_: object) -> None:
+            driver.next_job()
+            raise UserError("no worker is left")
+
+        monkeypatch.setattr("search.execute.local.execute", fails)
+        with pytest.raises(UserError, match=r"^no worker is left$"):
+            run(make_settings(), tmp_path / "run")
+        assert [r.state for r in read(tmp_path / "run")] == ["FAIL", "WAITING"]
 
 
 class TestVersions:

@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,34 @@ class Sleeps:
             yield report
             (self.folder / f"{os.getpid()}.pid").touch()
             time.sleep(600)
+"""
+
+DYING = """
+import os
+import signal
+import time
+from studies.synthetic import Synthetic
+
+class Dies:
+    # The first job kills its worker. Of the workers that start, those after `good` and up to `last` die.
+    def __init__(self, folder, good, last, expected):
+        self.folder, self.good, self.last, self.expected = folder, good, last, expected
+
+    def starts(self):
+        return len(list(self.folder.glob("*.pid")))
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        (self.folder / f"{os.getpid()}.pid").touch()
+        if self.good < self.starts() <= self.last:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def __call__(self, job, data):
+        if job.number == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        while self.starts() < self.expected:
+            time.sleep(0.05)
+        yield from Synthetic()(job, data)
 """
 
 
@@ -157,6 +186,27 @@ class TestStart:
             pool.execute(driver, data, by_value, Resources(workers=1))
         assert kept == {b"PASSIVE"}
         assert "OMP_WAIT_POLICY" not in os.environ
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize(("workers", "last", "starts"), [(1, 2, 3), (2, 99, 2 + pool.STARTS)])
+    def test_a_search_survives_replacements_that_die_as_they_start(
+        self,
+        workers: int,
+        last: int,
+        starts: int,
+        open_driver: Callable,
+        make_settings: Callable,
+        data: Data,
+        write_module: Callable,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr("search.execute.room.cores", lambda: 2)
+        work = import_module(write_module(DYING)).Dies(tmp_path, workers, last, starts)
+        with open_driver(make_settings(trials=4)) as driver:
+            pool.execute(driver, data, work, Resources(workers=workers))
+            assert driver.ledger.spent == 4
+        assert work.starts() == starts
 
     @pytest.mark.slow
     def test_a_work_that_workers_cannot_load_is_one_line(
