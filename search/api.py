@@ -23,6 +23,7 @@ from search.ledger import Ledger
 from search.lock import locked
 from search.model_folder import export
 from search.prepared import Prepared, prepared
+from search.proposals import all_tried
 from search.report import dashboard
 from search.report.figures import pareto_figure
 from search.report.files import title_of, write
@@ -96,14 +97,23 @@ def load(folder: str | Path) -> Result:
     books = Ledger.of(settings.rules, records)
     trials = trials_frame(records, books)
     front, value = front_frame(trials, settings.scope.cost), hypervolume_of(books, space, settings)
-    left = _unfinished(settings, books, records)
+    left = _unfinished(settings, space, books, records)
     return Result(folder, settings, space, trials, front, value, books, why_stopped="loaded", unfinished=left)
 
 
-def _unfinished(settings: Settings, books: Ledger, records: Sequence[Record]) -> bool:
-    """Return whether trials are left. Missing confirmations do not count: every resume runs them anyway."""
-    trials = settings.budget.trials
-    return any(r.state == "WAITING" for r in records) if trials is None else books.spent < trials
+def _unfinished(
+    settings: Settings, space: Space, books: Ledger, records: Sequence[Record], exhausted: bool = False
+) -> bool:
+    """Return whether trials are left. Missing confirmations do not count: every resume runs them anyway.
+
+    exhausted: whether the driver has found no new network.
+    """
+    trials, left = settings.budget.trials, any(r.state in ("WAITING", "RUNNING") for r in records)
+    if trials is None:
+        return left
+    if books.spent >= trials:
+        return False
+    return left or bool(books.suspects) or not (exhausted or all_tried(settings, space, books))
 
 
 def search(
@@ -268,7 +278,7 @@ class _Session:
             seconds,
             "interrupted" if interrupted else self.driver.why_stopped or "all trials are done",
             interrupted,
-            _unfinished(self.settings, books, self.study.records()),
+            _unfinished(self.settings, self.space, books, self.study.records(), self.driver.proposals.exhausted),
         )
 
     def _finish(self, interrupted: bool) -> float:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from res2net.arch import Arch
 from res2net.errors import UserError
+from search.groups import Scope
 from search.ledger import Ledger
 from search.objectives import COSTS
 from search.settings import Settings
@@ -39,6 +40,7 @@ class Proposals:
 
     refresh: a function that updates the ledger from the study.
     misses: the number of proposals since the last one that needed training.
+    exhausted: whether `new` has found no new network.
     """
 
     def __init__(
@@ -47,7 +49,7 @@ class Proposals:
         self.settings, self.space, self.study, self.ledger, self.refresh = settings, space, study, ledger, refresh
         self.limits, self.objectives = settings.scope.limits, settings.scope.costs
         self.estimates = settings.evaluator.estimates
-        self.misses = 0
+        self.misses, self.exhausted = 0, False
 
     def count_misses(self, ended: Sequence[Record]) -> None:
         """Set `misses` to the number of trials without training at the end of `ended`. Orphans do not count."""
@@ -59,6 +61,7 @@ class Proposals:
         """Return the next new network, or the reason why there is none."""
         while True:
             if self.misses and self.misses % MAX_MISSES == 0 and not self._enqueue_unseen():
+                self.exhausted = True
                 if self.space.size <= ENUMERABLE:
                     return "every network of the space that meets the limits was tried"
                 return f"no new network in {self.misses} proposals in a row, nor in {ENUMERABLE:,} drawn at random"
@@ -137,16 +140,14 @@ class Proposals:
         books = self.ledger
         done, known = books.estimated if self.estimates else books.scored, self.known()
         rng = random.Random(f"{self.settings.scope.seed} {len(done)} {len(known)}")
-        unseen = next((p for p in self._candidates(rng) if self._is_new(p, known)), None)
+        unseen = next((p for p in self._candidates(rng) if is_new(self.settings.scope, self.space, p, known)), None)
         if unseen is not None:
             self.study.enqueue(unseen)
         return unseen is not None
 
     def known(self) -> set[str]:
         """Return the keys of all networks that need no further trial."""
-        books = self.ledger
-        done = books.estimated if self.estimates else books.scored
-        return set().union((r.key for r in self.study.running()), done, books.given_up, books.stopped, books.suspects)
+        return known_of(self.ledger, self.estimates) | {r.key for r in self.study.running()}
 
     def _candidates(self, rng: random.Random) -> Iterator[dict[str, int]]:
         """Yield members in random order."""
@@ -157,9 +158,23 @@ class Proposals:
         else:
             yield from (self.space.sample(rng) for _ in range(ENUMERABLE))
 
-    def _is_new(self, params: dict[str, int], known: Set[str]) -> bool:
-        try:
-            arch = self.settings.scope.matching.member(self.space, params)
-        except UserError:
-            return False
-        return self.limits.allow(arch, self.space.image_size) and arch.key() not in known
+
+def known_of(books: Ledger, estimates: bool) -> set[str]:
+    """Return the keys of the networks that a ledger needs no further trial of. estimates: see `Evaluator.estimates`."""
+    done = books.estimated if estimates else books.scored
+    return set().union(done, books.given_up, books.stopped, books.suspects)
+
+
+def is_new(scope: Scope, space: Space, params: dict[str, int], known: Set[str]) -> bool:
+    """Return whether parameters give a network within the limits whose key is not among the known ones."""
+    try:
+        arch = scope.matching.member(space, params)
+    except UserError:
+        return False
+    return scope.limits.allow(arch, space.image_size) and arch.key() not in known
+
+
+def all_tried(settings: Settings, space: Space, books: Ledger) -> bool:
+    """Return whether all networks of a space are known or break a limit. Assume that large spaces hold new ones."""
+    known = known_of(books, settings.evaluator.estimates)
+    return space.size <= ENUMERABLE and not any(is_new(settings.scope, space, p, known) for p in space.all_params())

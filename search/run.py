@@ -158,13 +158,15 @@ def _commands(result: Result) -> list[tuple[str, str]]:
     """Return the commands that a user may run next, each with a label."""
     folder, settings, books = result.folder, result.settings, result.ledger
     path = str(folder)
-    if settings.budget.trials is None:  # planned: without `--time`, it resumes for the time that is left
+    trials = settings.budget.trials
+    if trials is None:  # planned: without `--time`, it resumes for the time that is left
         more = [] if runs.time_left(folder) >= 1 else ["--time", f"{settings.budget.time:.0f}s"]
     else:
-        more = [] if result.unfinished else ["--trials", str(2 * settings.budget.trials)]
+        more = [] if result.unfinished else ["--trials", str(2 * trials)]
     chosen = ("task",) if settings.scope.task != "classification" else ()
     data = written(settings.values(), ("data", "data_dir", "image_size", *chosen))
-    lines = [("resume", _python("search.run", "--out", path, *more))]
+    exhausted = trials is not None and books.spent < trials and not result.unfinished
+    lines = [] if exhausted else [("resume", _python("search.run", "--out", path, *more))]
     if books.front:
         page = shlex.quote(f"{folder}/pareto.html")
         lines.append(("look", f"{page}, or {dashboard.command(folder, settings.resources.storage)}"))

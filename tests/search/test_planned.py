@@ -486,6 +486,17 @@ class TestSearch:
         assert not search(settings, tmp_path / "run", work=Synthetic()).unfinished
         assert places(of(tmp_path / "run", SCORED)) == [[0, i] for i in range(4)]
 
+    def test_a_killed_search_is_unfinished(
+        self, settings: Settings, loaded: Data, planned: list[float], tmp_path: Path
+    ) -> None:
+        def work(job: Job, data: Data) -> Iterator[Report]:
+            raise Killed
+            yield
+
+        with pytest.raises(Killed):
+            search(settings, tmp_path / "run", work=work)
+        assert api.load(tmp_path / "run").unfinished
+
     def test_an_interrupt_while_the_last_files_are_written_waits_for_them(
         self,
         settings: Settings,

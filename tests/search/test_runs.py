@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
+from rich.console import Console
 
 from res2net.cost import cost
 from res2net.errors import UserError
@@ -21,6 +22,7 @@ from search import load, runs
 from search.api import Result, search
 from search.driver import Driver
 from search.lock import locked
+from search.run import show
 from search.settings import Settings
 from search.study.storage import read
 from search.study.trials import INFEASIBLE, SCORED
@@ -231,6 +233,25 @@ class TestLoad:
         made = search(make_settings(trials=6), tmp_path, work=work)
         assert made.unfinished
         self.check(load(tmp_path), made)
+
+    def test_a_search_that_has_tried_every_network(
+        self, run: Callable, make_settings: Callable, capsys: pytest.CaptureFixture, tmp_path: Path
+    ) -> None:
+        settings = make_settings(trials=20)
+        made = run(settings, tmp_path)
+        assert (made.ledger.spent, made.unfinished) == (12, False)
+        self.check(load(tmp_path), made)
+        show(Console(), made)
+        assert "resume" not in capsys.readouterr().out
+
+    @pytest.mark.parametrize("size", [0, 50_000])
+    def test_a_search_that_finds_no_new_network_in_a_large_space(
+        self, size: int, run: Callable, make_settings: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("search.proposals.ENUMERABLE", size)  # 0: the space counts as large
+        made = run(make_settings(trials=20), tmp_path)
+        assert not made.unfinished
+        assert load(tmp_path).unfinished is (size == 0)
 
     @staticmethod
     def check(found: Result, made: Result) -> None:
