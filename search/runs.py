@@ -101,6 +101,8 @@ def space_for(folder: Path, settings: Settings, data: Data) -> Space:
 
 def check(folder: Path, settings: Settings, space: Space) -> None:
     """Raise `UserError` if the folder holds another search (the error names the differences) or other files."""
+    if not settings.resources.storage:
+        storage.sqlite_url(folder)  # raises for a path that cannot hold a study
     if not folder.exists() or not (folder / RUN_FILE).exists():
         if folder.is_dir() and any(p.name != LOCK_FILE and p not in _unfinished(folder) for p in folder.iterdir()):
             raise UserError(f"`out`: {str(folder)!r} holds files but no search; accepted: a new folder, or a search's")

@@ -7,6 +7,7 @@ PostgreSQL (see `turns`).
 from __future__ import annotations
 
 import contextlib
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -47,8 +48,12 @@ def check_url(text: str) -> None:
 
 
 def sqlite_url(folder: Path) -> str:
-    """Return the URL of the study in a run's folder."""
-    return f"sqlite:///{(folder / STUDY_FILE).absolute()}"
+    """Return the URL of the study in a run's folder. Raise `UserError` for a path that a URL cannot hold."""
+    path = str((folder / STUDY_FILE).absolute())
+    # Optuna formats the URL. SQLAlchemy reads a query after `?`, and whether it decodes %20 depends on its version.
+    if re.search(r"[?{}]|%[0-9A-Fa-f]{2}", path):
+        raise UserError(f"`out`: {str(folder.absolute())!r} cannot hold a study; accepted: a path without ? {{ }} %20")
+    return f"sqlite:///{path}"
 
 
 def is_shared(url: str) -> bool:

@@ -327,6 +327,19 @@ class TestRefusals:
             run(make_settings(), tmp_path)
         assert tree(tmp_path) == {"notes.txt": b"mine"}
 
+    @pytest.mark.parametrize("name", ["q?x", "c{a}", "c{0}", "p%20x"])
+    def test_a_path_that_a_database_s_url_cannot_hold(
+        self, name: str, run: Callable, make_settings: Callable, tmp_path: Path
+    ) -> None:
+        with pytest.raises(UserError, match=r"^`out`: '.*' cannot hold a study; accepted: a path without \? { } %20$"):
+            run(make_settings(), tmp_path / name)
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize("name", ["with space", "50%", "#1", "a@b:c", "für"])
+    def test_other_names_hold_a_search(self, name: str, run: Callable, make_settings: Callable, tmp_path: Path) -> None:
+        run(make_settings(trials=1), tmp_path / name)
+        assert load(tmp_path / name).ledger.spent == 1
+
     def test_a_file(self, run: Callable, make_settings: Callable, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("mine")
         with pytest.raises(UserError, match=r"^`out`: .* is a file; accepted: a folder"):
