@@ -53,7 +53,8 @@ class Objective:
     def of(self, arch: BaseArch, image_size: int) -> float:
         """Return the cost of a network for one image of `image_size` pixels along a side."""
         assert self.measure is not None, f"{self.name} is earned by training"
-        return self.measure(arch, image_size)
+        value = self.measure(arch, image_size)
+        return value if isinstance(value, int) else float(value)  # JSON holds no numbers of NumPy
 
     def check(self, space: Space) -> None:
         """Raise `UserError` if the measure returns an invalid value, or different values in two calls.

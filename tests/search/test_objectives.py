@@ -162,10 +162,25 @@ class TestAnObjectiveOfTheUsers:
         assert list(again.front.key) == list(expected)
         assert again.hypervolume == pytest.approx(result.hypervolume)
 
+    @pytest.mark.parametrize("kind", ["int64", "float32"])
+    def test_a_measure_may_return_a_number_of_numpy(
+        self,
+        write_module: Callable[[str], str],
+        loaded: Data,
+        make_settings: Callable[..., Settings],
+        tmp_path: Path,
+        kind: str,
+    ) -> None:
+        measure = f"lambda arch, size: numpy.{kind}(arch.stages[0].depth)"
+        text = f"import numpy\nfrom search import Objective\nMINE = Objective('mine', 'm', 'm', measure={measure})"
+        settings = make_settings(objective=f"macs,params,{write_module(text)}:MINE", trials=1, epochs=1)
+        result = search(settings, tmp_path / "run", work=Synthetic())
+        assert list(result.front.mine) == [result.ledger.front[0].arch.stages[0].depth]
+
     @pytest.mark.parametrize(
         ("measure", "said"),
         [
-            ("lambda arch, size: 'many'", "fails (TypeError: must be real number, not str); accepted: a number"),
+            ("lambda arch, size: 'many'", "fails (ValueError: could not convert string to float: 'many'); accepted: a"),
             ("lambda arch, size: 1 / 0", "fails (ZeroDivisionError: division by zero); accepted: a number"),
             (
                 "lambda arch, size: float('nan')",
