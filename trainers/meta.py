@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 import platform
 import subprocess
@@ -12,6 +14,7 @@ from typing import Any
 import torch
 
 PACKAGES = ("torch", "numpy", "optuna", "ray", "pandas", "safetensors")  # packages whose versions are recorded
+CGROUP = Path("/sys/fs/cgroup")  # where a container finds its own control group
 
 
 def environment() -> dict[str, Any]:
@@ -20,9 +23,22 @@ def environment() -> dict[str, Any]:
 
 
 def cores() -> int:
-    """Return the number of cores that this process may use."""
-    # On Linux, containers and batch systems restrict the CPU affinity. Other systems lack `sched_getaffinity`.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return the number of cores that this process may use, at least 1."""
+    # On Linux, batch systems restrict the CPU affinity. Other systems lack `sched_getaffinity`.
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _quota()
+    return usable if quota is None else max(1, min(usable, math.ceil(quota)))
+
+
+def _quota() -> float | None:
+    """Return the cores that this container may use on average; None without a limit. Python and psutil ignore it."""
+    with contextlib.suppress(OSError, ValueError):  # version 2 of Linux's control groups: "200000 100000", or "max ..."
+        quota, period = (CGROUP / "cpu.max").read_text().split()
+        return None if quota == "max" else int(quota) / int(period)
+    with contextlib.suppress(OSError, ValueError):  # version 1; -1 sets no limit
+        quota, period = (int((CGROUP / f"cpu/cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
+        return quota / period if quota > 0 else None
+    return None
 
 
 def _versions() -> dict[str, str]:
