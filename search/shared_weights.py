@@ -110,7 +110,9 @@ def train(
 
 def check(folder: Path, scope: Scope, scoring: Scoring, space: Space) -> None:
     """Raise `UserError` if the folder holds shared weights of other settings, or other files."""
-    if folder.is_dir() and any(p.name != LOCK_FILE for p in folder.iterdir()) and not (folder / ABOUT_FILE).is_file():
+    others = (p for p in folder.iterdir() if p.name != LOCK_FILE) if folder.is_dir() else ()
+    # The first process may be writing its first file while another one checks, and may be killed meanwhile.
+    if not all(p.match(".*.tmp") for p in others) and not (folder / ABOUT_FILE).is_file():
         raise UserError(f"`out`: {str(folder)!r} holds files but no supernet; accepted: a new folder, or a supernet's")
     if folder.exists() and not folder.is_dir():
         raise UserError(f"`out`: {str(folder)!r} is a file; accepted: a folder")

@@ -143,6 +143,13 @@ class TestTraining:
         with pytest.raises(UserError, match="holds files but no supernet"):
             trained(settings, data, tmp_path)
 
+    def test_a_folder_whose_first_file_is_being_written_is_taken(
+        self, settings: Settings, data: Data, tmp_path: Path
+    ) -> None:
+        (tmp_path / f".{shared_weights.ABOUT_FILE}.123.tmp").write_text("{")
+        trained(settings, data, tmp_path)
+        assert (tmp_path / shared_weights.WEIGHTS_FILE).is_file()
+
     def test_the_command_trains_and_says_what_to_do_with_it(
         self, loaded: Data, tiny_space: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     ) -> None:
