@@ -7,6 +7,7 @@ distillation). The package `trainers` does not import search spaces: the caller 
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -99,8 +100,8 @@ class SupernetTrainer(Trainer):
 class Scorer:
     """Scores members with the weights of a supernet. A score does not depend on the members scored before.
 
-    Each member first gets its own batch-norm statistics from `CALIBRATION_IMAGES` training images. The seed draws
-    these images once for all members. The member is then scored on the validation split.
+    Each member first gets its own batch-norm statistics from up to `CALIBRATION_IMAGES` training images, in batches of
+    equal size. The seed draws these images once for all members. The member is then scored on the validation split.
     """
 
     def __init__(self, model: ElasticRes2Net, data: Data, config: Config, task: Task = CLASSIFICATION) -> None:
@@ -120,7 +121,9 @@ class Scorer:
         """Return the member as an ordinary network in eval mode, with its own batch-norm statistics."""
         model = placed(self.model.extract(arch), self.device)
         size = min(CALIBRATION_BATCH, self.task.eval_batch(self.calibration_images.size))
-        calibrate(model, (x for x, _ in self.calibration_images.batches(size)), self.bf16)
+        # Leave out a shorter last batch: its few images would count as much as any other batch.
+        full = max(1, len(self.calibration_images) // size)
+        calibrate(model, (x for x, _ in itertools.islice(self.calibration_images.batches(size), full)), self.bf16)
         return model
 
 

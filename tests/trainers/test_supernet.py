@@ -3,6 +3,7 @@
 import copy
 import io
 import random
+from collections.abc import Iterable
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from torch import nn
 from res2net import UserError, create
 from res2net.elastic import ElasticRes2Net
 from space import Skeleton, Space
+from trainers import supernet
 from trainers.datasets.data import Data, Split
 from trainers.recipes import Config
 from trainers.supernet import MAX_GRADIENT, Members, Scorer, SupernetTrainer, calibrate
@@ -117,6 +119,19 @@ class TestScoring:
         before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
         trainer.scorer(SPACE.largest())
         assert all(torch.equal(v, before[k]) for k, v in trainer.model.state_dict().items())
+
+    @pytest.mark.parametrize(("images", "sizes"), [(257, [256]), (511, [256]), (512, [256, 256]), (7, [7])])
+    def test_no_batch_of_a_calibration_is_shorter_than_the_others(
+        self, images: int, sizes: list[int], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        found: list[int] = []
+
+        def note(model: nn.Module, batches: Iterable[torch.Tensor], bf16: bool) -> None:
+            found.extend(len(x) for x in batches)
+
+        monkeypatch.setattr(supernet, "calibrate", note)
+        Scorer(ElasticRes2Net(SPACE), data(images), CONFIG).member(SPACE.largest())
+        assert found == sizes
 
     def test_statistics_are_the_mean_of_the_batches(self) -> None:
         model = nn.Sequential(nn.BatchNorm2d(3))
