@@ -244,7 +244,7 @@ def curves_figure(records: Sequence[Record], ledger: Ledger, title: str, setting
     shown = [r for r in records if r.outcome in (SCORED, STOPPED) and r.epochs]
     if shown:
         costs = np.array([ledger.cost(r) for r in shown], float)
-        norm = (LogNorm if objective.log else Normalize)(costs.min(), max(costs.max(), costs.min() + 1))
+        norm = (LogNorm if objective.log else Normalize)(costs.min(), costs.max())
         colours: dict[str, Any] = {"cmap": "viridis", "norm": norm}
         lines = LineCollection(
             [sorted(r.epochs.items()) for r in shown], array=costs, linewidths=1, alpha=0.7, **colours
@@ -258,7 +258,7 @@ def curves_figure(records: Sequence[Record], ledger: Ledger, title: str, setting
                 ax.scatter(x, y, c=price, marker=marker, s=size, label=text, zorder=3, **colours)
         bar = figure.colorbar(lines, ax=ax, label=objective.label, pad=0.01)
         if objective.log:
-            label_counts(bar.ax.yaxis)
+            label_counts(bar.ax.yaxis, objective.format)
         ax.legend(loc="lower right", fontsize=9, **PLATE)
         ax.margins(0.03)
     budget = settings.budget

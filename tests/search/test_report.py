@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -23,7 +24,7 @@ from search.settings import Settings
 from search.study.trials import FAILED, INFEASIBLE, ORPHAN, REPEATED, SCORED, Record
 from search.worker import Job, Report
 from space import Space
-from studies.synthetic import Synthetic
+from studies.synthetic import Synthetic, latency_table
 from trainers.datasets.data import Data
 
 EPOCHS = 4
@@ -172,6 +173,21 @@ def test_a_limit_is_labelled_where_it_is_drawn(make_settings: Callable[..., Sett
     settings = make_settings(epochs=EPOCHS, max_macs=5_000_000)
     figure = page.interactive_front(frame(MANY), books(MANY), "title", settings)
     assert figure.layout.annotations[0].x == pytest.approx(6.699, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("costs", "ends", "label"), [((0.2, 0.35, 0.6), (0.2, 0.6), "0.5"), ((0.3, 0.3), (0.27, 0.33), "0.3")]
+)
+def test_the_colour_bar_of_the_curves_spans_the_costs_and_writes_them(
+    costs: tuple[float, ...], ends: tuple[float, float], label: str, make_settings: Callable[..., Settings]
+) -> None:
+    table = latency_table(make_settings().scope.get_space(10))
+    settings = make_settings(epochs=EPOCHS, objective="latency", latency=table)
+    trials = [replace(record(i, latency=cost), epochs={1: 20.0, EPOCHS: 50.0}) for i, cost in enumerate(costs)]
+    bar = figures.curves_figure(trials, Ledger.of(settings.rules, trials), "title", settings).axes[1]
+    assert bar.get_ylim() == pytest.approx(ends)
+    shown = {t.get_text() for t, at in zip(bar.get_yticklabels(), bar.get_yticks(), strict=True) if at <= ends[1]}
+    assert label in shown
 
 
 def test_the_plotted_front_is_the_front(settings: Settings) -> None:
