@@ -241,6 +241,15 @@ def test_it_overfits_a_few_images(task: Any) -> None:
     assert best > 90  # of four objects, so a single one of them is 25 % of a class or more
 
 
+def test_proposals_are_sampled_by_the_seed_and_the_step() -> None:
+    def drawn(seed: int, step: int) -> int:
+        TASKS["detect"].targets(torch.zeros(1, 3, 8, 8), rows((1, 2, 5, 6, 2, 0)), 8, replace(QUICK, seed=seed), step)
+        return int(torch.randint(2**62, ()))
+
+    assert len({drawn(seed, step) for seed in (0, 1, 2**32 - 1) for step in (0, 1)}) == 6
+    assert drawn(1, 1) == drawn(1, 1)
+
+
 @every_task
 def test_a_resumed_training_is_the_same_bit_by_bit(task: Any) -> None:
     whole, first, second = (trainer(task, QUICK) for _ in range(3))

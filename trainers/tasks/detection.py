@@ -98,8 +98,9 @@ class Detection(Dense):
 
     def targets(self, x: Tensor, labels: Tensor, size: int, config: Config, step: int) -> tuple[Tensor, Any]:
         """Return the batch and the objects that train it. Mixup and CutMix are not applied."""
-        # torchvision samples proposals with the global generator, so seed it here.
-        torch.manual_seed((config.seed << 32) + step)
+        # torchvision samples proposals with the global generator, so seed it here. On a CPU, torch reads only 32 bits
+        # of a seed, so hash the seed and the step into 32 bits.
+        torch.manual_seed(int(np.random.SeedSequence((config.seed, step)).generate_state(1)[0]))
         return x, objects.trained(self.objects(labels))
 
     def loss(self, outputs: Any, targets: Any, config: Config) -> Tensor:
