@@ -38,7 +38,7 @@ def held() -> Iterator[None]:
             signal.raise_signal(caught[0])
 
 
-def _install(handlers: Mapping[int, Any]) -> None:
+def _install(handlers: Mapping[signal.Signals, Any]) -> None:
     """Install handlers by signal number. An interrupt between two of them takes effect once all are installed."""
     late: BaseException | None = None
     while True:
