@@ -22,6 +22,7 @@ Branches on the device type that no test on meta takes. The tests marked `gpu` a
 - search/latency.py: text of an option.
 - search/measure.py: the name of the GPU in the table; `auto`.
 - search/measuring.py: the name of the GPU in a latency table.
+- search/calibration.py: CUDA's cached memory is given back to the workers.
 - search/prepared.py: the device of a latency table that a search measures first.
 - search/execute/pool.py: the GPUs that each worker process sees.
 - search/execute/room.py: the number of GPUs of this machine.
