@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -55,6 +56,10 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print the message in one line and exit with code 2, without argparse's usage text."""
+        wrong = re.fullmatch(r"argument (\S+): invalid (int|float) value: (.+)", message)
+        if wrong:
+            kind = "a whole number" if wrong[2] == "int" else "a number"
+            message = f"{wrong[1]}: {wrong[3]}; accepted: {kind}"
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 
@@ -68,11 +73,18 @@ def run_main(
     argv: the command line without the program. None: the command line of this process.
 
     A `UserError` becomes one line on stderr and exit code 2. Ctrl-C becomes one line on stderr and exit code 130.
+    If the reader of the output has gone (`| head`), the command ends with exit code 141, as after SIGPIPE.
     """
     parser = build()
     args = parser.parse_args(argv)
     try:
-        return body(args) or 0
+        code = body(args) or 0
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # Python flushes stdout at its end, too: there is no reader for it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except UserError as error:
         print(f"{parser.prog}: error: {parser.spelled(' '.join(str(error).split()))}", file=sys.stderr)
         return 2

@@ -266,7 +266,7 @@ class _Session:
                     trials, seconds = self._report(), self._finish(interrupted)
             except KeyboardInterrupt:
                 interrupted = True
-        books = self.driver.ledger
+        books, ended = self.driver.ledger, "the time is up" if self.settings.planned else "all trials are done"
         return Result(
             self.folder,
             self.settings,
@@ -276,7 +276,7 @@ class _Session:
             hypervolume_of(books, self.space, self.settings),
             books,
             seconds,
-            "interrupted" if interrupted else self.driver.why_stopped or "all trials are done",
+            "interrupted" if interrupted else self.driver.why_stopped or ended,
             interrupted,
             _unfinished(self.settings, self.space, books, self.study.records(), self.driver.proposals.exhausted),
         )

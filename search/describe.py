@@ -24,8 +24,9 @@ from res2net.errors import UserError
 from res2net.named import named, names
 from res2net.options import add_options, fields_of, parsed
 from search.baseline import resolved
+from search.evaluators import EVALUATORS
 from search.groups import Budget, Scope, Scoring
-from search.objectives import COSTS, Limits, Objective
+from search.objectives import COSTS, MACS, Limits, Objective
 from search.resources import Resources
 from search.settings import Settings
 from space import Space
@@ -224,7 +225,8 @@ def build_parser() -> Parser:
     )
     add_options(parser.add_argument_group("what is searched"), fields_of(Scope))
     wanted = {f.name: (f, kind) for cls in (Scoring, Budget, Resources) for f, kind in fields_of(cls)}
-    add_options(parser.add_argument_group("the plan (with --time)"), [wanted[name] for name in OPTIONS])
+    plan = parser.add_argument_group("the plan (with --time)")
+    add_options(plan, [wanted[name] for name in OPTIONS], choices={"evaluator": tuple(EVALUATORS)})
     return parser
 
 
@@ -238,6 +240,8 @@ def _main(args: argparse.Namespace) -> int:
     def show(text: str) -> None:
         console.print(text, highlight=False, markup=False, soft_wrap=True)
 
+    if scope.matching.active:
+        raise UserError(f"`match_{MACS.name}`: widths are solved during a search; accepted: a space without it")
     if scope.timed and scope.latency is None:
         raise UserError("`latency`: nothing is measured here; accepted: a file of python -m search.latency")
     form = _form(scope, show) if "data" in values else (None, None)

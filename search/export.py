@@ -15,6 +15,7 @@ from res2net.errors import UserError
 from res2net.folder import check_replaceable
 from search import runs
 from search.export_front import export_front, show
+from search.included import read_training
 from search.int8 import check_int8, int8_of
 from search.model_folder import SHOWN, Extras, export
 from search.objectives import COSTS
@@ -83,6 +84,8 @@ def _main(args: argparse.Namespace) -> None:
         return
     record = choose(args.run, args.pick, under)
     check_replaceable(args.to, "`to`")  # before the test split is read
+    if "source" in read_training(args.to):
+        raise UserError(f"`to`: {str(args.to)!r} holds a network that trainers.fit trained; accepted: another folder")
     extras = _extras(args, record)
     export(args.run, str(record.number), args.to, extras=extras)
     print(

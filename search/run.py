@@ -17,7 +17,8 @@ import psutil
 from rich.console import Console
 
 import trainers.datasets.data
-from res2net.commands import Parser, run_main
+from res2net.commands import Parser, run_main, typed
+from res2net.console import COMMANDS, PROG
 from res2net.errors import UserError
 from res2net.options import HelpAll, add_options, fields_of, parsed, written
 from search import runs
@@ -150,6 +151,8 @@ def show(console: Console, result: Result) -> None:
         units = " and ".join(o.unit for o in settings.scope.costs)
         measured = f"best {books.rules.quality.name} averaged over budgets of {units}"
         console.print(f"hypervolume {result.hypervolume:.2f} % ({measured})", highlight=False)
+    elif settings.planned and not result.interrupted:
+        console.print("no network has a score: the time was too short to train one")
     for name, text in _commands(result):
         console.print(f"{name:>9}: {text}", highlight=False, soft_wrap=True, markup=False)
 
@@ -160,7 +163,8 @@ def _commands(result: Result) -> list[tuple[str, str]]:
     path = str(folder)
     trials = settings.budget.trials
     if trials is None:  # planned: without `--time`, it resumes for the time that is left
-        more = [] if runs.time_left(folder) >= 1 else ["--time", f"{settings.budget.time:.0f}s"]
+        longest = max(session.get("time") or 0.0 for session in runs.read(folder)["sessions"])
+        more = [] if runs.time_left(folder) >= 1 else ["--time", f"{longest:.0f}s"]
     else:
         more = [] if result.unfinished else ["--trials", str(2 * trials)]
     chosen = ("task",) if settings.scope.task != "classification" else ()
@@ -176,9 +180,11 @@ def _commands(result: Result) -> list[tuple[str, str]]:
     return lines
 
 
-def _python(*words: str) -> str:
-    """Return the command that runs a module, quoted for a shell."""
-    return shlex.join(["python", "-m", *words])
+def _python(module: str, *words: str) -> str:
+    """Return the command that runs a module, in the form that the user typed, quoted for a shell."""
+    names = {module: name for name, (module, _) in COMMANDS.items()}
+    first = [PROG, names[module]] if typed("").startswith(PROG) else ["python", "-m", module]
+    return shlex.join([*first, *words])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

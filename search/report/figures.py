@@ -107,7 +107,6 @@ def _draw_panel(
         _draw_attainment(ax, ledger, objective)
         _mark_included(ax, done, objective)
         _draw_front(ax, done.loc[done.front].sort_values(by=objective.name), objective)
-        _name_knee(ax, ledger, objective)
     for name, bound in settings.scope.limits.of(objective).bounds:
         ax.axvline(bound, color="0.3", ls="--", lw=1, label=f"{option(name)} {objective.format(bound)}")
     if objective.log:
@@ -115,6 +114,8 @@ def _draw_panel(
         label_counts(ax.xaxis, objective.format)
     ax.set_xlabel(objective.label)
     tidy(ax)
+    if len(done):
+        _name_knee(ax, ledger, objective)
     if ax.get_legend_handles_labels()[0]:
         ax.legend(loc="lower right", fontsize=9, **PLATE)  # the front rises, so this corner is free
 
@@ -213,19 +214,18 @@ def _draw_front(ax: Axes, best: pd.DataFrame, objective: Objective) -> None:
 
 
 def _name_knee(ax: Axes, ledger: Ledger, objective: Objective) -> None:
+    """Write the name of the knee beside its point. The axes must have their final limits: the text stays inside."""
     top = ledger.knee(ledger.candidates()[0])
     cost = top.attrs[objective.name]
-    places = [objective.axis(r.attrs[objective.name]) for r in ledger.candidates()[0]]
-    is_left = objective.axis(cost) < (min(places) + max(places)) / 2
-    heights = [r.quality or 0.0 for r in ledger.candidates()[0]]
-    # A text below a point of the lowest quarter would leave the axes.
-    is_low = (top.quality or 0.0) < (3 * min(heights) + max(heights)) / 4
+    ax.autoscale_view()
+    place = ax.transData.transform((float(cost), top.quality or 0.0))
+    across, up = ax.transAxes.inverted().transform(place)
     ax.annotate(
         f"knee: {top.attrs['arch']}\n{top.quality:.1f} % at {objective.format(cost)} {objective.unit}",
         (float(cost), top.quality or 0.0),
-        xytext=(14, 10 if is_low else -34),
+        xytext=(14 if across < 0.5 else -14, 10 if up < 0.25 else -34),
         textcoords="offset points",
-        ha="left" if is_left else "right",
+        ha="left" if across < 0.5 else "right",
         fontsize=8,
         arrowprops={"arrowstyle": "-", "color": "0.5", "lw": 0.8},
     )

@@ -181,7 +181,13 @@ def _trials(driver: Driver) -> int:
 def _start(driver: Driver) -> list[str]:
     """Return lines of text about the networks that a search starts from, and about its plan."""
     out = [f"starts with {network.text}" for network in driver.lineage.included]
-    return out if driver.timetable is None else out + plan_lines(driver.timetable, driver.settings)
+    table, left = driver.timetable, driver.seconds_left
+    if table is None:
+        return out
+    if table.started and left is not None:
+        begun = f"{len(table.started)} of {len(table.plan.levels)} trainings have begun"
+        out.append(f"resumes this plan with {format_seconds(max(0.0, left))} left; {begun}")
+    return out + plan_lines(table, driver.settings)
 
 
 def plan_lines(table: Timetable, settings: Settings) -> list[str]:

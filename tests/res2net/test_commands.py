@@ -1,6 +1,8 @@
 """What all commands share: one-line errors, exit codes, and fields spelled as options."""
 
 import argparse
+import subprocess
+import sys
 
 import pytest
 
@@ -51,3 +53,26 @@ def test_wrong_options_are_one_line_and_code_2(argv: list[str], capsys: pytest.C
 
 def test_help_shows_defaults() -> None:
     assert "a limit (default: 3)" in parser().format_help()
+
+
+@pytest.mark.parametrize(("option", "kind"), [("--max-macs", "a whole number"), ("--share", "a number")])
+def test_a_word_for_a_number_is_one_line(option: str, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def build() -> Parser:
+        out = parser()
+        out.add_argument("--share", type=float, default=0.5, help="a share")
+        return out
+
+    with pytest.raises(SystemExit) as left:
+        run_main(lambda args: 0, build, [option, "64px"])
+    assert left.value.code == 2
+    assert option in (error := capsys.readouterr().err)
+    assert error.endswith(f": '64px'; accepted: {kind}\n")
+
+
+def test_a_reader_that_has_gone_ends_a_command_quietly() -> None:
+    command = [sys.executable, "-m", "res2net"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        _, error = process.communicate(timeout=60)
+    assert (process.returncode, error) == (141, "")

@@ -163,6 +163,15 @@ class TestReport:
         assert "whose images cannot be read: [Errno 2] No such file" in text
         assert "images of 32 x 32 pixels" in text
 
+    def test_matched_widths_are_refused(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["--space", "scale_card_depth", "--match-macs", "20M"]) == 2
+        assert "--match-macs: widths are solved during a search" in capsys.readouterr().err
+
+    def test_the_help_names_the_evaluators(self, capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(SystemExit):
+            main(["--help"])
+        assert "scratch, grow" in " ".join(capsys.readouterr().out.split())
+
     @pytest.mark.slow
     def test_with_a_time_it_ends_with_the_plan(self, run: Callable[..., str]) -> None:
         assert "plan: " in run("--time", "60s", "--executor", "local", "--workers", "1")

@@ -146,6 +146,15 @@ class TestFolder:
             assert res2net.load(tmp_path / "model").arch == record.arch
         assert [p.name for p in tmp_path.iterdir()] == ["model"]
 
+    def test_a_network_that_fit_trained_is_not_replaced(
+        self, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        export(run, "best", tmp_path / "model")
+        (tmp_path / "model/training.json").write_text('{"source": "res2net50"}')
+        assert main([str(run), "--to", str(tmp_path / "model")]) == 2
+        assert "holds a network that trainers.fit trained; accepted: another folder" in capsys.readouterr().err
+        assert (tmp_path / "model/training.json").read_text() == '{"source": "res2net50"}'
+
     def test_an_empty_folder_is_filled(self, run: Path, tmp_path: Path) -> None:
         export(run, "best", tmp_path)
         assert (tmp_path / "arch.json").is_file()

@@ -18,6 +18,7 @@ import pytest
 from rich.console import Console
 
 import space
+from res2net.commands import typed_as
 from search import calibration, export, plan, run, runs, supernet
 from search.calibration import OVERHEAD
 from search.evaluators import EVALUATORS
@@ -351,6 +352,16 @@ class TestPlan:
         assert plan < trial
         assert all(line.startswith("  ") for line in lines[plan + 1 : trial])
 
+    def test_a_time_in_which_nothing_was_trained_is_said(
+        self, by_formula: None, options: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    ) -> None:
+        monkeypatch.setattr("search.execute.local.execute", lambda *_: None)
+        assert run.main([*options, "--time", "20s"]) == 0
+        out = capsys.readouterr().out
+        assert "the time is up after " in out
+        assert "no network has a score: the time was too short to train one" in out
+        assert out.endswith("--time 20s\n")
+
     def test_trials_are_kept_to(self, by_formula: None, options: list[str], tmp_path: Path) -> None:
         assert run.main([*options, "--time", "1h", "--trials", "3"]) == 0
         settings = runs.settings_of(tmp_path / "run")
@@ -382,9 +393,11 @@ class TestPlan:
         assert error.startswith(f"python -m search.run: error: {option}: the search in ")
         assert error.endswith("follows a plan; accepted: --time, or a new folder\n")
 
-    def test_the_time_that_is_left_resumes_the_plan(self, used: Path) -> None:
+    def test_the_time_that_is_left_resumes_the_plan(self, used: Path, capsys: pytest.CaptureFixture) -> None:
         runs.note_spent(used, 0, 5.0)
+        capsys.readouterr()
         assert run.main(["--out", str(used)]) == 0
+        assert re.search(r"resumes this plan with 1\d s left; \d+ of \d+ trainings have begun", capsys.readouterr().out)
         first, second = runs.read(used)["sessions"]
         assert second["time"] == pytest.approx(15.0)
         assert second["plan"] == first["plan"]
@@ -394,6 +407,12 @@ class TestPlan:
         first, second = runs.read(used)["sessions"]
         assert (first["plan"]["session"], second["plan"]["session"], second["time"]) == (0, 1, 25.0)
         assert f"resume: python -m search.run --out {used} --time 25s" in capsys.readouterr().out
+
+
+def test_the_next_commands_have_the_form_that_the_user_typed() -> None:
+    assert run._python("search.export", "my runs", "--front") == "python -m search.export 'my runs' --front"
+    with typed_as("res2net-search search"):
+        assert run._python("search.export", "my runs", "--front") == "res2net-search export 'my runs' --front"
 
 
 class TestBase:
