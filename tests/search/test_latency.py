@@ -155,6 +155,14 @@ class TestMake:
         assert table.of(arch, space.image_size) == pytest.approx(2 + 3 * len(sequence(arch, space.image_size)))
         check(table, space)
 
+    @pytest.mark.parametrize("used", [3.0, 60.0])
+    def test_a_busy_processor_is_named(
+        self, used: float, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    ) -> None:
+        monkeypatch.setattr(module.psutil, "cpu_percent", lambda seconds: used)
+        make(spaces.get("scale", "micro"), console=module.Console())
+        assert ("other programs use 60 % of the processor" in capsys.readouterr().out) == (used > 50)
+
     def test_a_bound_measures_fewer_pieces(self, capsys: pytest.CaptureFixture) -> None:
         space = spaces.get("scale_card_depth_width", "micro")
         few = make(space, seconds=60.0, console=module.Console())
