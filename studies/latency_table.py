@@ -34,7 +34,8 @@ from res2net.latency import LatencyTable
 from search.carriers import plan
 from search.latency import FORM, check, load, make
 from search.measuring import Target
-from search.units import parse_seconds
+from search.report.figures import label_counts, tidy
+from search.units import format_ms, parse_seconds
 from space import Space
 from studies.bench import check_positive, first_line
 from studies.rank import kendall
@@ -171,7 +172,10 @@ def plot(found: pd.DataFrame, title: str, path: Path) -> None:
         axes.scatter((rows["first"] + rows["second"]) / 2, rows["predicted"], s=14, label=f"batch {batch}")
     ends = [float(np.min(found["predicted"])), float(np.max(found["predicted"]))]
     axes.plot(ends, ends, color="grey", linewidth=0.8, zorder=0)
-    axes.set(xscale="log", yscale="log", xlabel="measured ms", ylabel="predicted ms", title=title)
+    axes.set(xscale="log", yscale="log", xlabel="measured latency (ms)", ylabel="predicted latency (ms)", title=title)
+    for axis in (axes.xaxis, axes.yaxis):
+        label_counts(axis, format_ms)
+    tidy(axes)
     axes.legend()
     figure.savefig(path, dpi=120)
 
