@@ -99,18 +99,23 @@ def in_full(job: Job) -> float:
     return accuracy(job.arch, job.config.epochs)
 
 
+def noting(jobs: list[Job]) -> Work:
+    """Return a work by formula that appends its jobs to a list."""
+
+    def work(job: Job, data: Data) -> Iterator[Report]:
+        jobs.append(job)
+        yield from Synthetic()(job, data)
+
+    return work
+
+
 @pytest.mark.usefixtures("only_levels")
 class TestLevels:
     def test_are_trained_in_order_for_their_epochs(
         self, run: Callable, make_table: Callable, ladder: list[Member], tmp_path: Path
     ) -> None:
         jobs: list[Job] = []
-
-        def work(job: Job, data: Data) -> Iterator[Report]:
-            jobs.append(job)
-            yield from Synthetic()(job, data)
-
-        driver = run(make_table(), work)
+        driver = run(make_table(), noting(jobs))
         scored = of(tmp_path, SCORED)
         assert places(scored) == [[SESSION, i] for i in range(len(ladder))]
         assert [r.key for r in scored] == [m.arch.key() for m in ladder] == [j.arch.key() for j in jobs]
@@ -531,12 +536,7 @@ class TestSearch:
         self, settings: Settings, loaded: Data, planned: list[float], tmp_path: Path
     ) -> None:
         jobs: list[Job] = []
-
-        def work(job: Job, data: Data) -> Iterator[Report]:
-            jobs.append(job)
-            yield from Synthetic()(job, data)
-
-        search(settings.replace(repeat=2), tmp_path / "run", work=work)
+        search(settings.replace(repeat=2), tmp_path / "run", work=noting(jobs))
         again = of(tmp_path / "run", AGAIN)
         assert LEFT / 2 - 5 < planned[0] < LEFT / 2
         assert again
